@@ -1,0 +1,21 @@
+"""portconv: one `Conv2d` for NumPy, MLX, PyTorch, JAX and every other array API library."""
+
+from .errors import UnsupportedError
+from .functional import array_namespace, conv2d, conv2d_output_shape, plan_conv2d
+from .module import Conv2d
+from .registry import available_backends, get_backend, register_backend, use_backend
+
+__all__ = [
+    "Conv2d",
+    "UnsupportedError",
+    "array_namespace",
+    "available_backends",
+    "conv2d",
+    "conv2d_output_shape",
+    "get_backend",
+    "plan_conv2d",
+    "register_backend",
+    "use_backend",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,134 @@
+"""The protocols: what an array library's adapter offers, and what passes between it, the planner and the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from .spec import Problem
+
+__all__ = ["ArrayInfo", "Backend", "Candidate", "PackedWeight", "Plan"]
+
+
+class ArrayInfo(NamedTuple):
+    """What a backend says of an array: `dtype` by its standard name ("float32"), `device` in the library's own words.
+
+    `traced` is true for an array whose values are not known yet, such as those inside `jax.jit`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    traced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine's offer for a problem: what it would cost, or why it cannot run."""
+
+    engine: str
+    seconds: float = float("inf")  # estimated; "measure" replaces it by what the clock said
+    workspace_bytes: int = 0
+    why_not: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight in the form that one engine reads; `stamp` names the engine and what else the form depends on."""
+
+    stamp: Hashable
+    data: Any
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An engine bound to a problem. It holds no arrays, so one plan serves any number of calls and threads.
+
+    Subclasses give `stamp`, `pack` and `execute`. The planner fills in `candidates` and `chosen_by`.
+    """
+
+    problem: Problem
+    engine: str
+    workspace_bytes: int = 0
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
+    chosen_by: str = field(default="", compare=False)
+
+    @property
+    def stamp(self) -> Hashable:
+        """What a packed weight depends on; plans with equal stamps share packed weights."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, in the problem's layout."""
+        return self.problem.out_shape
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        """The weight, OIHW or (G, O/G, I/G, kh, kw), in the form that `execute` reads."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        """Convolve `x`, which must have the problem's shape, dtype and layout."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+    def check_stamp(self, weight: PackedWeight) -> None:
+        """Refuse a weight that was packed for something else: it would be read as garbage."""
+        if weight.stamp != self.stamp:
+            raise ValueError(f"`weight` was packed for {weight.stamp}, but this plan needs {self.stamp}. Pack it with this plan's `pack`.")
+
+    def explain(self) -> str:
+        """A table of every candidate: its cost, its workspace, and why the losers lost."""
+        return "\n".join([_title(self), *_rows(self.candidates, self.engine)])
+
+
+def _title(plan: Plan) -> str:
+    p = plan.problem
+    options = [f"kernel {p.kernel[0]}x{p.kernel[1]}", f"stride {p.stride}", f"padding {p.padding} {p.padding_mode}"]
+    options += [f"dilation {p.dilation}", f"groups {p.groups}", f"accuracy {p.accuracy}"]
+    sizes = f"{p.x_shape} {p.layout} {p.x_dtype} -> {p.out_shape} {p.dtype} on {p.device}"
+    return f"{sizes}\n{', '.join(options)}; engine chosen by {plan.chosen_by or 'the caller'}"
+
+
+def _rows(candidates: Iterable[Candidate], chosen: str) -> list[str]:
+    ordered = sorted(candidates, key=lambda c: (c.engine != chosen, c.why_not is not None, c.seconds))
+    best = next((c.seconds for c in ordered if c.engine == chosen), 0.0)
+    rows = [f"  {'engine':<8} {'estimated ms':>13} {'workspace MiB':>14}  verdict"]
+    for c in ordered:
+        verdict = c.why_not or ("chosen" if c.engine == chosen else f"{c.seconds / best:.1f} times the cost" if best else "not chosen")
+        cost = "-" if c.why_not else f"{c.seconds * 1e3:.3f}"
+        space = "-" if c.why_not else f"{c.workspace_bytes / 2**20:.1f}"
+        rows.append(f"{'* ' if c.engine == chosen else '  '}{c.engine:<8} {cost:>13} {space:>14}  {verdict}{f' ({c.note})' if c.note else ''}")
+    return rows
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing."""
+
+    @property
+    def name(self) -> str:
+        """What users write as `backend=`; for a library's own adapter the top-level package of its array type."""
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        """Shape, dtype and device of an array of this library; `TypeError` for anything else."""
+
+    def candidates(self, problem: Problem, /) -> Sequence[Candidate]:
+        """Every engine there is, those that cannot run with `why_not`. Cheap and pure: it sees no arrays."""
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        """The plan of a candidate that can run."""
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        """A value that changes whenever the array's contents do, or `None` if they may change unseen."""
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        """A NumPy array as an array of this library, by default of the same dtype and on the default device."""
+
+    def to_numpy(self, x: Any, /) -> Any:
+        """An array of this library as a NumPy array; bfloat16 comes as float32."""
+
+    def synchronize(self, x: Any, /) -> None:
+        """Wait until the values of `x` exist: for clocks."""

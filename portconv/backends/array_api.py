@@ -1,0 +1,231 @@
+"""Any library that follows the array API standard, by portconv's own engines; and what PyTorch, JAX, CuPy and Dask do in ways of their own.
+
+`array_api_compat` gives the namespaces of those that follow the standard nearly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Hashable
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from .. import engines
+from ..backend import ArrayInfo, Candidate, Plan
+from ..cpu.bridge import HostPlan, numpy_problem
+from ..cpu.steps import NumpySteps
+from ..engines.costs import CPU, GENERIC
+from ..spec import Problem
+from ..steps import Steps
+
+__all__ = ["ArrayApiBackend", "backend"]
+
+
+class ArrayApiBackend:
+    """See `portconv.backend.Backend`. `name` is the library's top-level package."""
+
+    namespace: str | None = None  # the module to import, if it is not the package itself
+    writable = True  # whether blocks of a result can be assigned
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._xp: ModuleType = importlib.import_module(self.namespace or name)
+        self._steps: dict[str, Steps] = {}  # by device
+        self._devices: dict[str, Any] = {}  # the library's objects for the names in `ArrayInfo`
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(f"expected an array of {self.name}, but got {type(x).__name__}.")
+        device = array_api_compat.device(x)
+        name = str(device)
+        self._devices.setdefault(name, device)
+        return ArrayInfo(tuple(x.shape), _name_of(x.dtype), name)
+
+    def _steps_on(self, device: str) -> Steps:
+        if device not in self._steps:
+            self._steps[device] = Steps(self._xp, device=self._device(device), writable=self.writable)
+        return self._steps[device]
+
+    def _device(self, name: str) -> Any:
+        """The library's device object: one seen before, or what the library makes of the name."""
+        if name not in self._devices:
+            self._devices[name] = self._new_device(name)
+        return self._devices[name]
+
+    def _new_device(self, name: str) -> Any:
+        for device in self._xp.__array_namespace_info__().devices():
+            if str(device) == name:
+                return device
+        raise ValueError(f"`device` {name!r} is none of {self.name}'s devices.")
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        native = Candidate("native", why_not=f"portconv does not call a convolution of {self.name}'s own yet")
+        return [*engines.candidates(problem, self._steps_on(problem.device), GENERIC), native]
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        return engines.build(problem, engine, self._steps_on(problem.device), GENERIC)
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return None
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        xp = self._xp
+        # a copy: no library may share memory that NumPy's owner can change
+        y = xp.asarray(np.array(x), **({} if device is None else {"device": self._device(device)}))
+        wanted = dtype or np.asarray(x).dtype.name
+        if _name_of(y.dtype) != wanted:
+            y = xp.astype(y, getattr(xp, wanted))
+        if _name_of(y.dtype) != wanted:
+            raise TypeError(f"{self.name} made {_name_of(y.dtype)} of an array that was to be {wanted}.")
+        return y
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        return np.asarray(x)
+
+    def synchronize(self, x: Any, /) -> None:
+        """Libraries that compute at once have nothing to wait for."""
+
+
+def _name_of(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+class TorchBackend(ArrayApiBackend):
+    """PyTorch."""
+
+    namespace = "array_api_compat.torch"
+
+    def _new_device(self, name: str) -> Any:
+        return self._xp.device(name)
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        # a weight that records gradients must be packed anew, so that the packing is part of the graph
+        if weight.requires_grad or weight.is_inference():
+            return None
+        version: int = weight._version
+        return version
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        x = x.detach().cpu()
+        return np.asarray(x.float() if _name_of(x.dtype) == "bfloat16" else x)
+
+    def synchronize(self, x: Any, /) -> None:
+        if x.device.type in ("cuda", "mps", "xpu"):
+            getattr(importlib.import_module("torch"), x.device.type).synchronize()
+
+
+class JaxBackend(ArrayApiBackend):
+    """JAX: eager arrays on a CPU go through NumPy's engines, without a copy on the way in; traced ones and other devices through `jax.numpy`.
+
+    Operations that are not compiled together are compiled one by one in JAX, for every shape; a first call would take seconds.
+    """
+
+    namespace = "jax.numpy"
+    writable = False
+
+    @cached_property
+    def _numpy(self) -> NumpySteps:
+        return NumpySteps()
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        if _is_tracer(x):
+            return ArrayInfo(tuple(x.shape), _name_of(x.dtype), "", traced=True)
+        return super().describe(x)
+
+    def _new_device(self, name: str) -> Any:
+        if not name:  # traced: wherever the compiled function will run
+            return None
+        kind, _, index = name.partition(":")
+        return importlib.import_module("jax").devices(kind)[int(index or 0)]
+
+    def _on_host(self, problem: Problem) -> bool:
+        return not problem.traced and getattr(self._device(problem.device), "platform", "") == "cpu"
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        if self._on_host(problem):
+            native = Candidate("native", why_not="portconv does not call a convolution of jax's own yet")
+            return [*engines.candidates(numpy_problem(problem), self._numpy, CPU), native]
+        return super().candidates(problem)
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        if not self._on_host(problem):
+            return super().build(problem, engine)
+        inner = engines.build(numpy_problem(problem), engine, self._numpy, CPU)
+        return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=self.to_numpy, take=self._take)
+
+    def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
+        return self._xp.asarray(y, dtype=problem.dtype, device=self._device(problem.device))
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return None if _is_tracer(weight) else 0  # JAX arrays cannot change
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        wide = {"float64", "int64", "uint64"}
+        if (dtype or np.asarray(x).dtype.name) in wide and not importlib.import_module("jax").config.jax_enable_x64:
+            raise TypeError(f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. Set `jax_enable_x64` for 64-bit ones.")
+        return super().from_numpy(x, dtype=dtype, device=device)
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        y = np.asarray(x)
+        return y.astype(np.float32) if y.dtype.name == "bfloat16" else y
+
+    def synchronize(self, x: Any, /) -> None:
+        x.block_until_ready()
+
+
+def _is_tracer(x: Any) -> bool:
+    """Whether `x` stands for values that are being traced (`jax.jit`, `jax.grad`, `jax.vmap`)."""
+    return "Tracer" in type(x).__name__
+
+
+class CupyBackend(ArrayApiBackend):
+    """CuPy."""
+
+    namespace = "array_api_compat.cupy"
+
+    def _new_device(self, name: str) -> Any:
+        digits = "".join(ch for ch in name if ch.isdigit())
+        return self._xp.cuda.Device(int(digits or 0))
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        return np.asarray(x.get())
+
+    def synchronize(self, x: Any, /) -> None:
+        x.device.synchronize()
+
+
+class DaskBackend(ArrayApiBackend):
+    """Dask. Its arrays could be assigned to, but every assignment rewrites the graph of the whole array."""
+
+    namespace = "array_api_compat.dask.array"
+    writable = False
+
+    def _new_device(self, name: str) -> Any:
+        return None  # Dask's creation functions know only the CPU
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        return ArrayInfo(tuple(x.shape), _name_of(x.dtype), "cpu")
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return str(weight.name)
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        return np.asarray(x.compute())
+
+    def synchronize(self, x: Any, /) -> None:
+        x.compute()
+
+
+_OWN_WAYS = {"torch": TorchBackend, "jax": JaxBackend, "cupy": CupyBackend, "dask": DaskBackend}
+
+
+def backend(name: str) -> ArrayApiBackend:
+    """The adapter of one library."""
+    return _OWN_WAYS.get(name, ArrayApiBackend)(name)

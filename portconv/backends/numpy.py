@@ -1,0 +1,76 @@
+"""NumPy: portconv's own engines on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .. import engines
+from ..backend import ArrayInfo, Candidate, Plan
+from ..cpu.steps import NumpySteps
+from ..engines.costs import CPU
+from ..spec import Problem
+
+__all__ = ["NumpyBackend", "backend"]
+
+
+class NumpyBackend:
+    """See `portconv.backend.Backend`."""
+
+    name = "numpy"
+
+    @cached_property
+    def _steps(self) -> NumpySteps:
+        return NumpySteps()
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        if type(x) is not np.ndarray:
+            if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+                raise TypeError(
+                    f"numpy.{type(x).__name__} is not supported: its mask or its matrix rules would be lost. Pass `numpy.asarray(x)` "
+                    f"(for a masked array, `x.filled(value)`)."
+                )
+            if not isinstance(x, np.ndarray):
+                raise TypeError(f"expected a NumPy array, but got {type(x).__name__}. Convert it by `numpy.asarray`.")
+        return ArrayInfo(x.shape, x.dtype.name, "cpu")
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        native = Candidate("native", why_not="NumPy has no convolution of its own")
+        return [*engines.candidates(problem, self._steps, CPU), native]
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        return engines.build(problem, engine, self._steps, CPU)
+
+    def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
+        base: Any = weight
+        while isinstance(base, np.ndarray):
+            if base.flags.writeable:
+                return None
+            base = base.base
+        return 0 if base is None else None  # memory of something else may change unseen
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> np.ndarray[Any, Any]:
+        if device not in (None, "cpu"):
+            raise ValueError(f"`device` must be None or 'cpu' for the backend 'numpy', but got {device!r}.")
+        try:
+            wanted = None if dtype is None else np.dtype(dtype)
+        except TypeError:
+            raise TypeError(f"`dtype` {dtype!r} does not exist in NumPy. Use float16 or float32, or another backend.") from None
+        return np.asarray(x, dtype=wanted)
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        return np.asarray(x, dtype=np.float32) if x.dtype.name == "bfloat16" else np.asarray(x)
+
+    def synchronize(self, x: Any, /) -> None:
+        """NumPy computes at once."""
+
+
+_BACKEND = NumpyBackend()
+
+
+def backend(name: str) -> NumpyBackend:
+    """The one NumPy backend."""
+    return _BACKEND

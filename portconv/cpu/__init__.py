@@ -1,0 +1,1 @@
+"""NumPy's steps and threads: what the `numpy` backend runs, and the `mlx` backend on a CPU device."""

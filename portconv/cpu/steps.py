@@ -1,0 +1,76 @@
+"""The steps of `portconv/steps.py` for NumPy: windows filled in place, results written where they belong, tasks on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..layout import FROM_CBHW, reorder
+from ..shapes import AxisSource
+from ..spec import Problem
+from ..steps import Block, Steps
+from . import threads
+
+__all__ = ["NumpySteps"]
+
+T = TypeVar("T")
+Array = np.ndarray[Any, Any]
+
+
+class NumpySteps(Steps):
+    """Steps for NumPy arrays, read-only ones included."""
+
+    def __init__(self) -> None:
+        super().__init__(np, writable=True, workspace_bytes=24 << 20)
+        self.threads = threads.num_threads()
+
+    def _pad(self, x: Array, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Array:
+        x = x[block.channels, block.batch]
+        above, below, before, after = len(rows.lead), len(rows.trail), len(cols.lead), len(cols.trail)
+        if not (above or below or before or after):
+            return x[:, :, rows.inner, cols.inner].astype(dtype, copy=False)
+        if mode != "zeros":
+            return super()._pad(x, Block(slice(None), slice(None), block.rows, block.cols), rows, cols, mode, dtype)
+        height, width = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
+        out = np.empty((*x.shape[:2], height, width), dtype)
+        # only the border is cleared: clearing all of it first would write most elements twice
+        out[:, :, :above] = 0
+        out[:, :, height - below :] = 0
+        middle = out[:, :, above : height - below]
+        middle[..., :before] = 0
+        middle[..., width - after :] = 0
+        middle[..., before : width - after] = x[:, :, rows.inner, cols.inner]
+        return out
+
+    def cast(self, x: Array, dtype: str) -> Array:
+        return x.astype(dtype, copy=False)
+
+    def all_finite(self, x: Array) -> bool:
+        with np.errstate(all="ignore"):
+            return super().all_finite(x)
+
+    def contiguous(self, x: Array) -> Array:
+        return np.ascontiguousarray(x)
+
+    def assemble(
+        self, problem: Problem, bias: Any, tasks: Sequence[T], compute: Callable[[T], Iterable[tuple[Block, Any]]], *, parallel: bool
+    ) -> Array:
+        order = FROM_CBHW[problem.layout]
+        bias = self.bias(bias, problem.compute_dtype)
+        y = np.empty(problem.out_shape, np.dtype(problem.dtype))
+
+        def task_into_y(task: T) -> None:
+            # NaN and Inf are data here, as in every compiled library: no warnings for them. The setting is the thread's own.
+            with np.errstate(all="ignore"):
+                for block, value in compute(task):
+                    target = y[reorder(block, order)]
+                    value = value.transpose(order)
+                    if bias is None:
+                        np.copyto(target, value, casting="same_kind")
+                    else:
+                        np.add(value, bias[block.channels].transpose(order), out=target, casting="same_kind")
+
+        threads.run(task_into_y, list(tasks), self.threads if parallel else 1)
+        return y

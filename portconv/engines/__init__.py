@@ -1,0 +1,36 @@
+"""The algorithms, each written once: `gemm`, `fft`, `direct`. They import no array library; `Steps` hands them one.
+
+Winograd's minimal filtering will be the next room here.
+"""
+
+from __future__ import annotations
+
+from ..backend import Candidate, Plan
+from ..errors import UnsupportedError
+from ..spec import Problem
+from ..steps import Steps
+from . import direct, fft, gemm
+from .costs import Costs
+
+__all__ = ["build", "candidates"]
+
+
+def candidates(problem: Problem, steps: Steps, costs: Costs) -> list[Candidate]:
+    """Every engine's estimate for a problem."""
+    offers = [gemm.candidate(problem, costs), direct.candidate(problem, costs)]
+    if hasattr(steps.xp, "fft"):
+        offers.append(fft.candidate(problem, costs, steps.workspace_bytes))
+    else:
+        offers.append(Candidate(fft.NAME, why_not="the library's namespace has no `fft` extension"))
+    return offers
+
+
+def build(problem: Problem, engine: str, steps: Steps, costs: Costs) -> Plan:
+    """The plan of one engine."""
+    if engine == gemm.NAME:
+        return gemm.plan(problem, steps)
+    if engine == fft.NAME:
+        return fft.plan(problem, steps, costs)
+    if engine == direct.NAME:
+        return direct.plan(problem, steps, costs)
+    raise UnsupportedError(f"`engine` {engine!r} is none of portconv's own engines: gemm, fft, direct.")

@@ -1,0 +1,332 @@
+"""Convolution by fast Fourier transforms, overlap-save in blocks.
+
+The image is cut into overlapping tiles. A tile's transform times the conjugate of the kernel's is the transform of their circular
+cross-correlation, of which the part that does not wrap around is a block of the result. Transforms are real (`rfftn`), so float32 stays float32
+and nothing is computed twice. A stride makes the phases of the image into channels (`taps.py`); a dilation is a kernel stuffed with zeros.
+
+Sources: Stockham, "High-speed convolution and correlation", AFIPS 1966 (overlap-save); Mathieu, Henaff, LeCun, "Fast training of
+convolutional networks through FFTs", arXiv 1312.5851 (channels summed in the transform domain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ..backend import Candidate, PackedWeight, Plan
+from ..shapes import fft_operations, ranges, smooth_sizes
+from ..spec import Pair, Problem
+from ..steps import Block, Steps, accumulate
+from . import gemm
+from .costs import Costs
+from .taps import group_window, phase, taps
+
+__all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
+
+NAME = "fft"
+
+MAX_TILE = 512
+MAX_SPECTRUM_BYTES = 128 << 20  # a packed weight beyond this is kept as it is and transformed part by part in every call
+MAX_TERMS = 128  # products summed in one go, as in gemm.py: the sum at frequency zero is as delicate as there
+TASK_BYTES = 4 << 20
+
+
+class Tiling(NamedTuple):
+    """How a problem is cut; all counts are per task. `size` is the transform's, `valid` the outputs of a tile."""
+
+    size: Pair
+    valid: Pair
+    phases: tuple[Pair, ...]
+    groups: int
+    outputs: int  # per group
+    inputs: int  # per group, summed up within the task
+    batch: int
+    tiles: int  # side by side
+    pointwise: bool  # few channels: products element by element; else a matrix product for every frequency
+    transformed: bool  # the packed weight is its spectrum
+    workspace_bytes: int
+    operations: float  # of transforms
+    products: float  # complex multiplications
+    moved: float  # elements copied or combined
+
+
+class Task(NamedTuple):
+    """A row of tiles of some images, for some groups and outputs."""
+
+    groups: slice
+    outputs: slice
+    batch: slice
+    row: int
+    cols: tuple[int, ...]
+
+
+def _phases(p: Problem) -> tuple[tuple[Pair, ...], Pair]:
+    """The phases of the stride that taps read, and the extent of the kernel within a phase."""
+    every = taps(p.kernel, p.stride, p.dilation)
+    return tuple(sorted({tap.phase for tap in every})), (1 + max(t.row for t in every), 1 + max(t.col for t in every))
+
+
+def _sizes(kernel: int, outputs: int) -> list[int]:
+    """Transform lengths worth a try along one axis, at most ten."""
+    whole = kernel + outputs - 1
+    sizes = smooth_sizes(kernel, min(whole, max(MAX_TILE, 2 * kernel)))
+    if len(sizes) > 10:
+        sizes = tuple(sizes[round(i * (len(sizes) - 1) / 9)] for i in range(10))
+    return [n for n in sizes if n >= kernel]
+
+
+@lru_cache(maxsize=1024)
+def tiling(problem: Problem, costs: Costs, workspace_bytes: int) -> Tiling:
+    """The cheapest tile size, and how much of the problem one task takes on."""
+    _, kernel = _phases(problem)
+    oh, ow = problem.out_size
+    tilings = [_cut(problem, (bh, bw), workspace_bytes) for bh in _sizes(kernel[0], oh) for bw in _sizes(kernel[1], ow)]
+    return min(tilings, key=lambda t: (t.workspace_bytes > workspace_bytes, _seconds(problem, t, costs)))
+
+
+def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
+    phases, kernel = _phases(p)
+    oh, ow = p.out_size
+    valid = (min(size[0] - kernel[0] + 1, oh), min(size[1] - kernel[1] + 1, ow))
+    group_inputs, group_outputs = p.in_channels // p.groups, p.out_channels // p.groups
+    tiles_down, tiles_across = -(-oh // valid[0]), -(-ow // valid[1])
+    frequencies = size[0] * (size[1] // 2 + 1)
+    spectrum = 2 * p.itemsize * frequencies  # bytes of one channel's
+    depth = len(phases)
+    pointwise = group_inputs * depth <= 4 or group_inputs * depth * group_outputs <= 64
+    transformed = spectrum * p.out_channels * group_inputs * depth <= MAX_SPECTRUM_BYTES
+
+    def task_bytes(inputs: int, outputs: int, images: int) -> int:
+        """Window, its spectrum in two orders of axes; products in two orders, their inverse; the weight's spectrum."""
+        kept = 0 if transformed else 2 * inputs * depth * outputs
+        return spectrum * ((3 * inputs * depth + 3 * outputs) * images + kept)
+
+    inputs, outputs = group_inputs, group_outputs
+    while task_bytes(inputs, outputs, 1) > workspace_bytes // 2 and max(inputs, outputs) > 1:
+        if inputs >= outputs:
+            inputs = -(-inputs // 2)
+        else:
+            outputs = -(-outputs // 2)
+    one = task_bytes(inputs, outputs, 1)
+    images = max(1, min(TASK_BYTES // one, tiles_across * max(p.batch, 1)))
+    tiles = min(images, tiles_across)
+    batch = max(1, min(images // tiles, p.batch)) if tiles == tiles_across else 1
+    groups = max(1, min(TASK_BYTES // task_bytes(inputs, outputs, tiles * batch), p.groups))
+    if outputs < group_outputs or inputs < group_inputs:
+        groups = 1
+
+    n_tiles = max(p.batch, 1) * tiles_down * tiles_across
+    repeats = -(-group_outputs // outputs)  # every part of the outputs transforms the image anew
+    operations = n_tiles * (p.in_channels * depth * repeats + p.out_channels) * fft_operations(*size)
+    products = float(n_tiles * p.out_channels * group_inputs * depth * frequencies)
+    moved = n_tiles * (p.in_channels * depth * repeats + p.out_channels) * frequencies * (2.0 if pointwise else 6.0)
+    if not transformed:
+        operations += -(-n_tiles // (tiles * batch)) * p.out_channels * group_inputs * depth * fft_operations(*size)
+    return Tiling(
+        size, valid, phases, groups, outputs, inputs, batch, tiles, pointwise, transformed,
+        2 * groups * task_bytes(inputs, outputs, tiles * batch), operations, products, moved,
+    )  # fmt: skip
+
+
+def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
+    oh, ow = p.out_size
+    tasks = (-(-oh // t.valid[0]) * -(-ow // t.valid[1]) * max(p.batch, 1) / (t.tiles * t.batch)) * (p.groups / t.groups)
+    tasks *= -(-(p.out_channels // p.groups) // t.outputs)
+    threads = min(costs.threads, max(tasks, 1))
+    terms = t.inputs * len(t.phases)
+    if t.pointwise:
+        product = t.products * 8 * costs.element / threads
+        calls = terms * 2
+    else:
+        # the weight's spectrum is read once for every task: with few tiles that, not the arithmetic, takes the time
+        reads = t.products / (t.tiles * t.batch) * 4 * costs.element
+        product = t.products * 8 * costs.gemm_flop * 2 + reads
+        calls = 10
+    idle = costs.threads / threads
+    return (
+        t.operations * costs.fft_flop * idle
+        + t.moved * costs.element * 2 / threads
+        + product
+        + tasks * (costs.task * 2 + (calls + 4 * t.tiles) * costs.call)
+    )
+
+
+def candidate(problem: Problem, costs: Costs, workspace_bytes: int) -> Candidate:
+    """The estimate, or why transforms cannot be trusted with the problem."""
+    if problem.accuracy == "elementwise":
+        return Candidate(NAME, why_not="its error depends on the largest values of a tile; accuracy='elementwise' excludes that")
+    if problem.traced:
+        return Candidate(NAME, why_not="while tracing it cannot see, and keep in its place, an input that is not finite")
+    t = tiling(problem, costs, workspace_bytes)
+    return Candidate(NAME, _seconds(problem, t, costs), t.workspace_bytes, note=f"tiles {t.size[0]}x{t.size[1]}")
+
+
+def plan(problem: Problem, steps: Steps, costs: Costs) -> FftPlan:
+    """Bind the engine to a problem."""
+    t = tiling(problem, costs, steps.workspace_bytes)
+    return FftPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=tuple(_tasks(problem, t)))
+
+
+def _tasks(p: Problem, t: Tiling) -> Iterator[Task]:
+    oh, ow = p.out_size
+    rows, cols = range(0, oh, t.valid[0]), range(0, ow, t.valid[1])
+    for groups in ranges(p.groups, t.groups):
+        for outputs in ranges(p.out_channels // p.groups, t.outputs):
+            for batch in ranges(p.batch, t.batch):
+                for row in rows:
+                    for some in ranges(len(cols), t.tiles):
+                        yield Task(groups, outputs, batch, row, tuple(cols[some]))
+
+
+class _Data(NamedTuple):
+    spectrum: Any  # None where the weight is not finite: then gemm does all the work
+    weight: Any  # (G, O/G, I/G, kh, kw) where the spectrum is made in parts
+    exact: PackedWeight  # gemm's, for the tiles with values that are not finite
+
+
+@dataclass(frozen=True)
+class FftPlan(Plan):
+    """See the module."""
+
+    steps: Steps = None  # type: ignore[assignment]
+    tiling: Tiling = None  # type: ignore[assignment]
+    tasks: tuple[Task, ...] = ()
+
+    @property
+    def stamp(self) -> Hashable:
+        t, p = self.tiling, self.problem
+        return (NAME, p.weight_shape, p.compute_dtype, p.stride, p.dilation, t.size, t.pointwise, t.transformed)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        steps, p, t = self.steps, self.problem, self.tiling
+        exact = gemm.pack(weight, p, steps)
+        weight = steps.xp.reshape(steps.cast(weight, p.compute_dtype), p.weight_shape)
+        spectrum = None
+        if finite := steps.all_finite(exact.data):
+            spectrum = self._spectrum(weight) if t.transformed else weight
+            finite = steps.all_finite(spectrum)
+        data = _Data(spectrum if finite else None, weight, exact)
+        spectrum_bytes = p.out_channels * (p.in_channels // p.groups) * len(t.phases) * t.size[0] * (t.size[1] // 2 + 1) * 2 * p.itemsize
+        return PackedWeight(self.stamp, data, exact.nbytes + (spectrum_bytes if t.transformed else 0))
+
+    def _spectrum(self, weight: Any) -> Any:
+        """Conjugate transform of (g, o, i, kh, kw): (g, o, i * phases, Fh, Fw), or frequencies first for matrix products."""
+        steps, p, t = self.steps, self.problem, self.tiling
+        xp = steps.xp
+        g, o, i = weight.shape[:3]
+        parts = _phase_kernels(weight, p, t, steps)
+        spectrum = xp.conj(xp.fft.rfftn(parts, s=t.size, axes=(-2, -1)))
+        spectrum = xp.reshape(spectrum, (g, o, i * len(t.phases), *spectrum.shape[-2:]))
+        return spectrum if t.pointwise else steps.contiguous(xp.permute_dims(spectrum, (3, 4, 0, 1, 2)))
+
+    def _weight_spectrum(self, data: _Data, task: Task, inputs: slice) -> Any:
+        depth = len(self.tiling.phases)
+        if not self.tiling.transformed:
+            return self._spectrum(data.weight[task.groups, task.outputs, inputs, :, :])
+        terms = slice(inputs.start * depth, inputs.stop * depth)
+        if self.tiling.pointwise:
+            return data.spectrum[task.groups, task.outputs, terms, :, :]
+        return data.spectrum[:, :, task.groups, task.outputs, terms]
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        p, steps, t = self.problem, self.steps, self.tiling
+        x = steps.cbhw(x, p.layout)
+        data: _Data = weight.data
+
+        def compute(task: Task) -> Iterator[tuple[Block, Any]]:
+            images = task.batch.stop - task.batch.start
+            value = None if data.spectrum is None else self._tiles(x, data, task)
+            for n, col in enumerate(task.cols):
+                block = _block(p, t, task, col)
+                part = None if value is None else value[:, n * images : (n + 1) * images, ...]
+                # An input that is not finite reaches every output of the tile; an overflow within the transforms, some of them.
+                if part is None or not steps.all_finite(part):
+                    yield from gemm.values(x, data.exact.data, block, p, steps)
+                else:
+                    yield block, part[:, :, : block.rows.stop - block.rows.start, : block.cols.stop - block.cols.start]
+
+        return steps.assemble(p, bias, self.tasks, compute, parallel=True)
+
+    def _tiles(self, x: Any, data: _Data, task: Task) -> Any:
+        """The circular correlations of a task's tiles, (O, tiles * B, valid rows, valid columns)."""
+        p, steps, t, xp = self.problem, self.steps, self.tiling, self.steps.xp
+        group_inputs = p.in_channels // p.groups
+
+        def terms() -> Iterator[Any]:
+            for inputs in ranges(group_inputs, t.inputs):
+                image = self._image_spectrum(x, task, inputs)
+                weight = self._weight_spectrum(data, task, inputs)
+                count = image.shape[1]
+                if t.pointwise:
+                    for k in range(count):
+                        yield image[:, None, k, ...] * weight[:, :, k, None, ...]
+                else:
+                    image = steps.contiguous(xp.permute_dims(image, (3, 4, 0, 1, 2)))
+                    for part in ranges(count, -(-count // -(-count // MAX_TERMS))):
+                        yield xp.matmul(weight[..., part], image[..., part, :])
+
+        spectrum = accumulate(terms())
+        if not t.pointwise:
+            spectrum = steps.contiguous(xp.permute_dims(spectrum, (2, 3, 4, 0, 1)))
+        spectrum = xp.reshape(spectrum, (-1, *spectrum.shape[2:]))
+        return xp.fft.irfftn(spectrum, s=t.size, axes=(-2, -1))[:, :, : t.valid[0], : t.valid[1]]
+
+    def _image_spectrum(self, x: Any, task: Task, inputs: slice) -> Any:
+        """Transforms of a task's tiles, (g, i * phases, tiles * B, Fh, Fw)."""
+        p, steps, t, xp = self.problem, self.steps, self.tiling, self.steps.xp
+        (sh, sw), (bh, bw) = p.stride, t.size
+        row = task.row * sh - p.padding[0]
+        windows = []
+        for col in task.cols:
+            first = col * sw - p.padding[2]
+            rows, cols = slice(row, row + bh * sh), slice(first, first + bw * sw)
+            windows.append(group_window(x, task.groups, inputs, task.batch, rows, cols, p, steps))
+        window = windows[0] if len(windows) == 1 else xp.concat(windows, axis=2)
+        views = [phase(window, p.stride, which) for which in t.phases]
+        stack = views[0] if len(views) == 1 else xp.stack(views, axis=2)
+        stack = xp.reshape(stack, (window.shape[0], window.shape[1] * len(views), window.shape[2], bh, bw))
+        return xp.fft.rfftn(stack, s=t.size, axes=(-2, -1))
+
+
+def _block(p: Problem, t: Tiling, task: Task, col: int) -> Block:
+    oh, ow = p.out_size
+    group_outputs = p.out_channels // p.groups
+    first = task.groups.start * group_outputs + task.outputs.start
+    count = (task.groups.stop - task.groups.start) * (task.outputs.stop - task.outputs.start)
+    rows, cols = slice(task.row, min(task.row + t.valid[0], oh)), slice(col, min(col + t.valid[1], ow))
+    return Block(slice(first, first + count), task.batch, rows, cols)
+
+
+def _phase_kernels(weight: Any, p: Problem, t: Tiling, steps: Steps) -> Any:
+    """The kernel as its phases see it: (g, o, i, phases, rows, cols), zeros between dilated taps."""
+    xp = steps.xp
+    for axis, (dilation, stride) in enumerate(zip(p.dilation, p.stride, strict=True), start=3):
+        weight = _stuff(weight, axis, dilation, steps)
+        short = -weight.shape[axis] % stride
+        weight = _append_zeros(weight, axis, short, steps)
+    g, o, i, height, width = weight.shape
+    (sh, sw), (rows, cols) = p.stride, (height // p.stride[0], width // p.stride[1])
+    split = xp.permute_dims(xp.reshape(weight, (g, o, i, rows, sh, cols, sw)), (0, 1, 2, 4, 6, 3, 5))
+    return xp.stack([split[:, :, :, a, b, :, :] for a, b in t.phases], axis=3)
+
+
+def _stuff(weight: Any, axis: int, dilation: int, steps: Steps) -> Any:
+    """`dilation - 1` zeros after every tap but the last."""
+    if dilation == 1:
+        return weight
+    shape = weight.shape
+    apart = steps.xp.reshape(weight, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
+    apart = _append_zeros(apart, axis + 1, dilation - 1, steps)
+    stuffed = steps.xp.reshape(apart, (*shape[:axis], shape[axis] * dilation, *shape[axis + 1 :]))
+    keep = dilation * (shape[axis] - 1) + 1
+    return stuffed[..., :keep, :] if axis == 3 else stuffed[..., :keep]
+
+
+def _append_zeros(weight: Any, axis: int, count: int, steps: Steps) -> Any:
+    if count == 0:
+        return weight
+    shape = [count if a == axis else size for a, size in enumerate(weight.shape)]
+    return steps.xp.concat([weight, steps.xp.zeros(tuple(shape), dtype=weight.dtype, **steps.device)], axis=axis)

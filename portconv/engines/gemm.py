@@ -1,0 +1,242 @@
+"""Convolution as matrix products, block by block, without an im2col matrix of the image.
+
+A block of the result is a sum over the taps of the kernel, `y = sum_t W[t] x[t]`, where `x[t]` is the block's window shifted by the tap. There are
+two ways to do it:
+
+* **gather**: the shifted windows are stacked, so that one product serves many taps. For few channels (long inner products), small images and batches.
+* **shift**: the window lies flat in memory, so a shift is an offset, and each tap is a product without any copy. Each row then has a few columns too
+  many at its end, which are cut off. For many channels and wide rows.
+
+1x1 kernels are the gather of one tap: a product of the weight with the image as it lies.
+
+Sources: Chellapilla et al., "High performance convolutional neural networks for document processing" (2006), for the product; Anderson et al.,
+"Low-memory GEMM-based convolution algorithms for deep neural networks", arXiv 1709.03395, for the shifted form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend import Candidate, PackedWeight, Plan
+from ..shapes import ranges
+from ..spec import Pair, Problem
+from ..steps import Block, Steps, accumulate
+from .costs import Costs
+from .taps import Tap, group_window, input_block, phase, taps
+
+__all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "plan", "values"]
+
+NAME = "gemm"
+
+# Products sum up to so many terms in one go before their results are added in pairs. A BLAS adds its terms one after the other; on
+# constant data (a clear sky under a box filter) its rounding errors add up, and 192 terms were seen to give 19 eps c, 32 terms 3.2 eps c.
+MAX_TERMS = {"normwise": 192, "elementwise": 32}
+BLOCK_BYTES = 3 << 19  # 1.5 MiB: a block's operands stay in the second-level cache
+MIN_COLUMNS = 128  # narrower products waste the BLAS kernels
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a problem is cut: the form, and the largest block."""
+
+    form: str  # "gather" or "shift"
+    batch: int
+    rows: int
+    cols: int
+    channels: int  # input channels per group that a window holds at a time
+    workspace_bytes: int
+
+    def tasks(self, problem: Problem) -> tuple[Block, ...]:
+        """The blocks of the result."""
+        oh, ow = problem.out_size
+        everything = slice(0, problem.out_channels)
+        return tuple(
+            Block(everything, batch, rows, cols)
+            for batch in ranges(problem.batch, self.batch)
+            for rows in ranges(oh, self.rows)
+            for cols in ranges(ow, self.cols)
+        )
+
+
+def _even(total: int, limit: int) -> int:
+    """The size of the parts when `total` is cut into as few equal parts of at most `limit` as possible."""
+    return -(-total // -(-total // max(limit, 1)))
+
+
+def _halo(problem: Problem) -> tuple[int, int]:
+    """Rows and columns of a phase beyond those of the block."""
+    every = taps(problem.kernel, problem.stride, problem.dilation)
+    return max(tap.row for tap in every), max(tap.col for tap in every)
+
+
+def tiling(problem: Problem, block_bytes: int = BLOCK_BYTES) -> Tiling:
+    """Choose form and block sizes: blocks that fit the cache, windows that fit the workspace."""
+    p = problem
+    oh, ow = p.out_size
+    group_inputs = p.in_channels // p.groups
+    n_taps = p.kernel[0] * p.kernel[1]
+    halo_rows, halo_cols = _halo(p)
+    waste = (ow + halo_cols) / ow
+    form = "shift" if n_taps > 1 and group_inputs >= 32 and waste < 1.2 else "gather"
+
+    operand = p.in_channels * (n_taps if form == "gather" else 1)  # elements per output column
+    column_bytes = p.itemsize * (operand + 2 * p.out_channels)
+    columns = max(block_bytes // column_bytes, MIN_COLUMNS)
+    cols = _even(ow, columns)
+    rows = _even(oh, max(columns // cols, 1)) if cols == ow else 1
+    batch = 1
+    if form == "gather" and rows == oh and cols == ow:
+        batch = _even(max(p.batch, 1), max(columns // (rows * cols), 1))
+
+    phases = p.stride[0] * p.stride[1] if form == "shift" else 1
+    window = batch * (rows + halo_rows + 1) * (cols + halo_cols) * p.itemsize * phases  # bytes per input channel
+    channels = group_inputs
+    if form == "shift":
+        limit = max(8 * block_bytes // (window * p.groups), 1)
+        if limit < group_inputs:
+            channels = _even(group_inputs, max(limit, MAX_TERMS[p.accuracy]))
+    workspace = window * channels * p.groups + batch * rows * (cols + halo_cols) * p.itemsize * (
+        (operand if form == "gather" else 0) + 2 * p.out_channels
+    )
+    return Tiling(form, batch, rows, cols, channels, workspace)
+
+
+def candidate(problem: Problem, costs: Costs) -> Candidate:
+    """The estimate for any problem: this engine runs everything."""
+    p, t = problem, tiling(problem)
+    oh, ow = p.out_size
+    outputs = p.batch * oh * ow
+    n_taps, group_inputs = p.kernel[0] * p.kernel[1], p.in_channels // p.groups
+    n_tasks = -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
+    products = -(-group_inputs * n_taps // MAX_TERMS[p.accuracy]) if t.form == "gather" else n_taps * -(-group_inputs // MAX_TERMS[p.accuracy])
+    waste = (ow + _halo(p)[1]) / ow if t.form == "shift" else 1.0
+    thin = max(1.0, 24 / (p.out_channels // p.groups))  # a product of few rows is bound by memory, not by arithmetic
+    copied = outputs * p.in_channels * n_taps if t.form == "gather" and n_taps > 1 else 0
+    seconds = (
+        p.flops * waste * thin * costs.gemm_flop
+        + (copied + outputs * p.out_channels * (products + 1)) * costs.element
+        + n_tasks * (costs.task + (products * p.groups + n_taps) * costs.call)
+    )
+    return Candidate(NAME, seconds, t.workspace_bytes, note=t.form)
+
+
+def plan(problem: Problem, steps: Steps) -> GemmPlan:
+    """Bind the engine to a problem."""
+    t = tiling(problem)
+    return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=t.tasks(problem))
+
+
+def stamp(problem: Problem) -> Hashable:
+    """The packed weight is the weight with its channels last: it depends on nothing but the weight and the dtype."""
+    return (NAME, problem.weight_shape, problem.compute_dtype)
+
+
+def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
+    """`(G, O/G, kh kw I/G)`: a row holds the taps one after the other, each with all its channels."""
+    g, o, i, kh, kw = problem.weight_shape
+    xp = steps.xp
+    data = xp.reshape(steps.cast(weight, problem.compute_dtype), (g, o, i, kh * kw))
+    data = xp.reshape(xp.permute_dims(data, (0, 1, 3, 2)), (g, o, kh * kw * i))
+    return PackedWeight(stamp(problem), steps.contiguous(data), problem.itemsize * g * o * i * kh * kw)
+
+
+@dataclass(frozen=True)
+class GemmPlan(Plan):
+    """See the module."""
+
+    steps: Steps = None  # type: ignore[assignment]
+    tiling: Tiling = None  # type: ignore[assignment]
+    tasks: tuple[Block, ...] = ()
+
+    @property
+    def stamp(self) -> Hashable:
+        return stamp(self.problem)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return pack(weight, self.problem, self.steps)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        p, steps = self.problem, self.steps
+        x = steps.cbhw(x, p.layout)
+
+        def compute(block: Block) -> Iterator[tuple[Block, Any]]:
+            yield block, block_value(x, weight.data, block, p, self.tiling, steps)
+
+        # not in parallel: the products themselves use all threads
+        return steps.assemble(p, bias, self.tasks, compute, parallel=False)
+
+
+def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) -> Iterator[tuple[Block, Any]]:
+    """The outputs `block`, of any size, for an engine that could not compute them; in blocks of this engine's."""
+    t = tiling(problem)
+    for rows in ranges(block.rows.stop - block.rows.start, t.rows):
+        for cols in ranges(block.cols.stop - block.cols.start, t.cols):
+            part = Block(
+                slice(0, problem.out_channels),
+                block.batch,
+                slice(block.rows.start + rows.start, block.rows.start + rows.stop),
+                slice(block.cols.start + cols.start, block.cols.start + cols.stop),
+            )
+            for image in range(block.batch.start, block.batch.stop):
+                one = part._replace(batch=slice(image, image + 1))
+                value = block_value(x, weight, one, problem, t, steps)
+                yield one._replace(channels=block.channels), value[block.channels]
+
+
+def block_value(x: Any, weight: Any, block: Block, problem: Problem, tiling: Tiling, steps: Steps) -> Any:
+    """The outputs `block`, (O, B, H, W), without the bias."""
+    p, xp = problem, steps.xp
+    b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
+    if tiling.form == "gather":
+        total = accumulate(_gathered(x, weight, block, p, steps))
+        return xp.reshape(total, (p.out_channels, b, h, w))
+    total = accumulate(_shifted(x, weight, block, p, tiling.channels, steps))
+    return xp.reshape(total, (p.out_channels, b, h, w + _halo(p)[1]))[:, :, :, :w]
+
+
+def _gathered(x: Any, weight: Any, block: Block, p: Problem, steps: Steps) -> Iterator[Any]:
+    """Products over a stack of shifted windows, `MAX_TERMS` of its rows at a time."""
+    xp = steps.xp
+    b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
+    window = steps.window(x, input_block(p, block, slice(0, p.in_channels)), p)
+    window = xp.reshape(window, (p.groups, p.in_channels // p.groups, *window.shape[1:]))
+    views = [_shift(phase(window, p.stride, tap.phase), tap, h, w) for tap in taps(p.kernel, p.stride, p.dilation)]
+    stack = views[0] if len(views) == 1 else xp.stack(views, axis=1)
+    terms = weight.shape[2]
+    stack = xp.reshape(stack, (p.groups, terms, b * h * w))
+    for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
+        yield xp.matmul(weight[:, :, part], stack[:, part, :])
+
+
+def _shift(window: Any, tap: Tap, rows: int, cols: int) -> Any:
+    return window[..., tap.row : tap.row + rows, tap.col : tap.col + cols]
+
+
+def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps: Steps) -> Iterator[Any]:
+    """Products of each tap with the flat window at the tap's offset."""
+    xp = steps.xp
+    group_inputs = p.in_channels // p.groups
+    halo_rows, halo_cols = _halo(p)
+    h, w = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start + halo_cols
+    top, _, left, _ = p.padding
+    (sh, sw) = p.stride
+    row, col = block.rows.start * sh - top, block.cols.start * sw - left
+    # one row more than the taps read: the last tap's run ends `halo_cols` elements into it
+    rows, cols = slice(row, row + (h + halo_rows + 1) * sh), slice(col, col + w * sw)
+    for chunk in ranges(group_inputs, channels):
+        size = chunk.stop - chunk.start
+        window = group_window(x, slice(0, p.groups), chunk, block.batch, rows, cols, p, steps)
+        flat: dict[Pair, Any] = {}
+        for tap in taps(p.kernel, p.stride, p.dilation):
+            if tap.phase not in flat:
+                flat[tap.phase] = xp.reshape(phase(window, p.stride, tap.phase), (p.groups, size, (h + halo_rows + 1) * w))
+            offset = tap.row * w + tap.col
+            for part in ranges(size, _even(size, MAX_TERMS[p.accuracy])):
+                first = tap.index * group_inputs + chunk.start
+                columns = weight[:, :, first + part.start : first + part.stop]
+                yield xp.matmul(columns, flat[tap.phase][:, part, offset : offset + h * w])
+
+

@@ -1,0 +1,35 @@
+"""The error types of portconv and the sentences that several modules share.
+
+Every message names the argument in backticks, says what was expected and what came, and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["UnsupportedError", "choices", "describe_shapes", "missing_library"]
+
+
+class UnsupportedError(ValueError):
+    """An engine or backend that the user named cannot run this problem; the message says why."""
+
+
+def choices(names: Iterable[str]) -> str:
+    """`'a', 'b' or 'c'`, for messages that list what an argument may be."""
+    quoted = [repr(name) for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def describe_shapes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str) -> str:
+    """The line that ends a message about sizes: both shapes in full, with their layouts."""
+    weight_layout = "(G, O/G, I/G, kh, kw)" if len(weight_shape) == 5 else "OIHW"
+    return f"x.shape = {x_shape} {layout}, weight.shape = {weight_shape} {weight_layout}."
+
+
+def missing_library(name: str, extra: str | None, cause: BaseException | None = None) -> ImportError:
+    """The error for a library that is not installed, or is installed and cannot be imported."""
+    how = f"pip install 'portconv[{extra}]'" if extra else f"pip install {name}"
+    why = f" ({cause})" if cause is not None else ""
+    error = ImportError(f"`backend` {name!r} needs a library that cannot be imported{why}. Install it with: {how}")
+    error.__cause__ = cause
+    return error

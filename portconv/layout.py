@@ -1,0 +1,37 @@
+"""Memory layouts as permutations of axes.
+
+Inside the engines a window is (C, B, H, W) and a result (O, B, H, W): with the batch after the channels, one matrix product
+serves all images of a block, and NCHW and NHWC arrays are both just views of it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+__all__ = ["FROM_CBHW", "LAYOUTS", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "TO_CBHW", "reorder", "shape_of", "sizes"]
+
+T = TypeVar("T")
+Permutation = tuple[int, int, int, int]
+
+LAYOUTS = ("NCHW", "NHWC")
+
+TO_CBHW: dict[str, Permutation] = {"NCHW": (1, 0, 2, 3), "NHWC": (3, 0, 1, 2)}
+FROM_CBHW: dict[str, Permutation] = {"NCHW": (1, 0, 2, 3), "NHWC": (1, 2, 3, 0)}
+NHWC_FROM_NCHW: Permutation = (0, 2, 3, 1)
+NCHW_FROM_NHWC: Permutation = (0, 3, 1, 2)
+
+
+def reorder(items: tuple[T, ...], permutation: Permutation) -> tuple[T, ...]:
+    """The items (sizes, slices) as `permute_dims` would order the axes that they belong to."""
+    return tuple([items[axis] for axis in permutation])
+
+
+def sizes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
+    """`(N, C, H, W)` of an array of `shape` in `layout`."""
+    n, a, b, c = shape
+    return (n, a, b, c) if layout == "NCHW" else (n, c, a, b)
+
+
+def shape_of(n: int, c: int, h: int, w: int, layout: str) -> tuple[int, int, int, int]:
+    """Shape of an array with these sizes in `layout`."""
+    return (n, c, h, w) if layout == "NCHW" else (n, h, w, c)

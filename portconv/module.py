@@ -1,0 +1,430 @@
+"""`Conv2d`: a convolution with its parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import planner, registry
+from .backend import ArrayInfo, Backend, PackedWeight, Plan
+from .functional import plan_conv2d
+from .spec import Conv2dSpec, Padding, Pair, dtype_name, flag, integer, make_problem, pair
+
+__all__ = ["Conv2d"]
+
+MAX_BOUND = 64  # problems (sizes, libraries, devices) that a module remembers
+
+
+class _Bound(NamedTuple):
+    """What a call needs once sizes, library and device are known."""
+
+    plan: Plan
+    weight: PackedWeight
+    bias: Any
+
+
+class Conv2d:
+    """Two-dimensional convolution layer with MegEngine's semantics, for arrays of any library.
+
+    The result follows the image: its library, its device, its layout. The module holds one master copy of its parameters; for an image of another
+    library it converts them once and keeps the converted and packed copy until they change.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the image and of the result.
+    kernel_size
+        An int, or a pair (height, width).
+    stride, padding, dilation, groups
+        As in `portconv.conv2d`.
+    bias
+        Whether there is a bias (a truth value).
+    conv_mode, compute_mode, padding_mode
+        As in `portconv.conv2d`.
+    name
+        Any string, for the user's own use.
+    dtype
+        Dtype of the parameters, by name: ``"float32"``, ``"float16"``, ``"bfloat16"`` (where the library has it) or ``"float64"``.
+    backend, device
+        Library and device of the master parameters; images may come from any other.
+    layout, engine, accuracy, strategy
+        As in `portconv.conv2d`.
+    rng
+        Seed or `numpy.random.Generator` for the initial weights.
+
+    Attributes
+    ----------
+    weight
+        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any library, to change it. NumPy
+        parameters are handed out read-only; a library that can change arrays in place should not be used for that here.
+    bias
+        ``(1, O, 1, 1)`` or None.
+
+    Raises
+    ------
+    TypeError
+        For the wrong kind of argument.
+    ValueError
+        For values that are not allowed.
+
+    Notes
+    -----
+    Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when grouped, and the bias is zero: MegEngine's
+    ``Conv2d.reset_parameters``.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> conv = portconv.Conv2d(3, 8, 3, stride=2, padding=1, rng=0)
+    >>> conv
+    Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+    >>> conv.weight.shape, conv.bias.shape
+    ((8, 3, 3, 3), (1, 8, 1, 1))
+    >>> conv(np.ones((1, 3, 32, 32), np.float32)).shape
+    (1, 8, 16, 16)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: Any = True,
+        conv_mode: str = "cross_correlation",
+        compute_mode: str = "default",
+        padding_mode: str = "zeros",
+        *,
+        name: str | None = None,
+        dtype: Any = "float32",
+        backend: Any = "numpy",
+        device: str | None = None,
+        layout: str = "NCHW",
+        engine: str = "auto",
+        accuracy: str = "normwise",
+        strategy: str = "heuristic",
+        rng: Any = None,
+    ) -> None:
+        self._in_channels = integer("in_channels", in_channels, 1)
+        self._out_channels = integer("out_channels", out_channels, 1)
+        self._kernel_size = pair("kernel_size", kernel_size, 1)
+        self._spec = Conv2dSpec.normalise(
+            stride, padding, dilation, groups, conv_mode, compute_mode,
+            padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+        )  # fmt: skip
+        for what, channels in (("in_channels", self._in_channels), ("out_channels", self._out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"`groups` must divide `{what}`, but {channels} is no multiple of {self.groups}.")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"`name` must be a string or None, but got {type(name).__name__}.")
+        self.name = name
+        self._dtype = dtype_name(dtype)
+        self._home: Backend = registry.get_backend(backend)
+        self._device = device
+        self._has_bias = flag("bias", bias)
+        self._weight: Any = None
+        self._bias: Any = None
+        self._forget_copies()
+        self.reset_parameters(rng)
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the image."""
+        return self._in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self._out_channels
+
+    @property
+    def kernel_size(self) -> Pair:
+        """Kernel height and width."""
+        return self._kernel_size
+
+    @property
+    def stride(self) -> Pair:
+        """Stride, (height, width)."""
+        return self._spec.stride
+
+    @property
+    def padding(self) -> Padding:
+        """Padding: (height, width), ((top, bottom), (left, right)) where the sides differ, or "same"."""
+        return self._spec.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """Dilation, (height, width)."""
+        return self._spec.dilation
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self._spec.groups
+
+    @property
+    def conv_mode(self) -> str:
+        """"cross_correlation"."""
+        return self._spec.conv_mode
+
+    @property
+    def compute_mode(self) -> str:
+        """"default" or "float32"."""
+        return self._spec.compute_mode
+
+    @property
+    def padding_mode(self) -> str:
+        """What stands in the padding."""
+        return self._spec.padding_mode
+
+    @property
+    def layout(self) -> str:
+        """Layout of image and result."""
+        return self._spec.layout
+
+    @property
+    def engine(self) -> str:
+        """The engine asked for."""
+        return self._spec.engine
+
+    @property
+    def accuracy(self) -> str:
+        """The accuracy asked for."""
+        return self._spec.accuracy
+
+    @property
+    def strategy(self) -> str:
+        """How the engine is chosen."""
+        return self._spec.strategy
+
+    def __repr__(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        for what, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
+            if (value := getattr(self, what)) != default:
+                parts.append(f"{what}={value!r}")
+        if not self._has_bias:
+            parts.append("bias=False")
+        return f"Conv2d({', '.join(parts)})"
+
+    # --- parameters -------------------------------------------------------------------------------------------------
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        o, i, g = self.out_channels, self.in_channels, self.groups
+        return (o, i, *self.kernel_size) if g == 1 else (g, o // g, i // g, *self.kernel_size)
+
+    @property
+    def weight(self) -> Any:
+        """The master weight."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        self._weight = self._parameter("weight", value, [self._weight_shape])
+        self._forget_copies()
+
+    @property
+    def bias(self) -> Any:
+        """The master bias, or None."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, value: Any) -> None:
+        if value is None and not self._has_bias:
+            return
+        self._bias = self._checked_bias(value)
+        self._forget_copies()
+
+    def _checked_bias(self, value: Any) -> Any:
+        if not self._has_bias:
+            raise ValueError("`bias` cannot be set: this module was made with bias=False.")
+        return self._parameter("bias", value, [(1, self.out_channels, 1, 1), (self.out_channels,)])
+
+    def _parameter(self, name: str, value: Any, shapes: list[tuple[int, ...]]) -> Any:
+        """`value`, of any library, as a parameter: in the master's library, dtype and first of the shapes."""
+        if registry.library_of(value) is None:
+            raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
+        source = registry.get_backend(value)
+        info = source.describe(value)
+        if info.shape not in shapes:
+            raise ValueError(f"`{name}` must have shape {' or '.join(str(s) for s in shapes)}, but got {info.shape}.")
+        return self._master(source.to_numpy(value).reshape(shapes[0]))
+
+    def _master(self, value: np.ndarray[Any, Any]) -> Any:
+        array = self._home.from_numpy(np.array(value), dtype=self._dtype, device=self._device)
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False  # else a change in place would leave packed copies behind, unseen
+        return array
+
+    def _forget_copies(self) -> None:
+        self._copies: dict[tuple[Backend, str], tuple[Any, Any]] = {}  # parameters, by library and device
+        self._bound: dict[tuple[Backend, ArrayInfo], _Bound] = {}
+        self._tokens: dict[tuple[Backend, ArrayInfo], tuple[Any, Any]] = {}
+
+    def reset_parameters(self, rng: Any = None) -> None:
+        """Draw new initial weights, and set the bias to zero; `rng` is a seed or a `numpy.random.Generator`."""
+        try:
+            generator = np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}") from None
+        kh, kw = self.kernel_size
+        std = math.sqrt(1 / (kh * kw * self.in_channels))
+        weight = self._master(generator.standard_normal(self._weight_shape) * std)
+        bias = self._master(np.zeros((1, self.out_channels, 1, 1))) if self._has_bias else None
+        self._weight, self._bias = weight, bias
+        self._forget_copies()
+
+    def parameters(self) -> Iterator[Any]:
+        """The bias, if there is one, and the weight."""
+        return (value for _, value in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Names and arrays of the parameters, in MegEngine's order: bias, weight."""
+        if self._bias is not None:
+            yield "bias", self._bias
+        yield "weight", self._weight
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The parameters as NumPy arrays (copies; bfloat16 as float32), keyed ``bias`` and ``weight``."""
+        return {name: np.array(self._home.to_numpy(value)) for name, value in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Take the parameters from a mapping of arrays of any library. When it fails, the module is as it was.
+
+        Raises
+        ------
+        TypeError
+            If `state` is no mapping, or a value no array.
+        ValueError
+            For a wrong shape; with `strict`, also for missing and unexpected keys.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"`state` must be a mapping of names to arrays, but got {type(state).__name__}.")
+        expected = dict(self.named_parameters())
+        missing, unexpected = sorted(expected.keys() - state.keys()), sorted(str(k) for k in state.keys() - expected.keys())
+        if strict and (missing or unexpected):
+            raise ValueError(
+                f"`state` must have exactly the keys {sorted(expected)}, but it lacks {missing} and has {unexpected} besides. "
+                f"With strict=False what is missing stays and what is unexpected is passed over."
+            )
+        weight = self._parameter("weight", state["weight"], [self._weight_shape]) if "weight" in state else self._weight
+        bias = self._checked_bias(state["bias"]) if "bias" in state and self._has_bias else self._bias
+        self._weight, self._bias = weight, bias
+        self._forget_copies()
+
+    def to(self, backend: Any, device: str | None = None) -> Conv2d:
+        """Move the master parameters to another library or device; returns the module."""
+        return self._move(registry.get_backend(backend), device, self._dtype)
+
+    def astype(self, dtype: Any) -> Conv2d:
+        """Convert the master parameters to another floating dtype; returns the module."""
+        return self._move(self._home, self._device, dtype_name(dtype))
+
+    def _move(self, home: Backend, device: str | None, dtype: str) -> Conv2d:
+        before = self._home, self._device, self._dtype
+        weight = self._home.to_numpy(self._weight)
+        bias = None if self._bias is None else self._home.to_numpy(self._bias)
+        self._home, self._device, self._dtype = home, device, dtype
+        try:
+            moved = self._master(weight), None if bias is None else self._master(bias)
+        except BaseException:
+            self._home, self._device, self._dtype = before
+            raise
+        self._weight, self._bias = moved
+        self._forget_copies()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound", "_tokens")}
+        # backends hold modules and devices: the name says the same in another process
+        return state | {"_home": self._home.name, "_weight": self.state_dict()["weight"], "_bias": self.state_dict().get("bias")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._home = registry.get_backend(state["_home"])
+        self._weight = self._master(state["_weight"])
+        self._bias = None if state["_bias"] is None else self._master(state["_bias"])
+        self._forget_copies()
+
+    # --- what it does -----------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Any) -> Any:
+        """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
+        library = registry.resolve(x)
+        info = library.describe(x)
+        key = (library, info)
+        bound = self._bound.get(key)
+        if bound is None or self._tokens[key] != self._token(library):
+            bound = self._bind(library, info)
+        return bound.plan.execute(x, bound.weight, bound.bias)
+
+    forward = __call__
+
+    def _token(self, library: Backend) -> Any:
+        """Changes when the parameters that `library` reads may have changed.
+
+        Converted copies are the module's own. Of the masters, which users hold too, only those of PyTorch can tell of a change in place; the others are
+        taken to change by assignment alone.
+        """
+        return library.cache_token(self._weight) if library is self._home else 0
+
+    def _bind(self, library: Backend, info: ArrayInfo) -> _Bound:
+        """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept."""
+        weight, bias = self._parameters_for(library, info)
+        weight_info = library.describe(weight)
+        dtypes = (info.dtype, weight_info.dtype, None if bias is None else weight_info.dtype)
+        bias_shape = None if bias is None else (1, self.out_channels, 1, 1)
+        traced = info.traced or weight_info.traced
+        problem = make_problem(self._spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced)
+        plan = planner.plan(library, problem, self._spec.engine, self._spec.strategy)
+        packed = next((b.weight for (lib, _), b in self._bound.items() if lib is library and b.plan.stamp == plan.stamp and b.plan.problem.device == info.device), None)
+        token = self._token(library)
+        bound = _Bound(plan, packed or plan.pack(weight), bias)
+        # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
+        if not (traced or getattr(weight, "requires_grad", False)):
+            if len(self._bound) >= MAX_BOUND:
+                self._bound, self._tokens = {}, {}
+            self._tokens[library, info] = token
+            self._bound[library, info] = bound
+        return bound
+
+    def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:
+        """Weight and bias in the library and on the device of the image."""
+        if library is self._home and (info.traced or library.describe(self._weight).device == info.device):
+            return self._weight, self._bias
+        key = (library, info.device)
+        if key not in self._copies:
+            device = info.device or None
+            weight, bias = (
+                None if value is None else library.from_numpy(self._home.to_numpy(value), dtype=self._dtype, device=device)
+                for value in (self._weight, self._bias)
+            )
+            if info.traced:
+                return weight, bias
+            self._copies[key] = weight, bias
+        return self._copies[key]
+
+    def output_shape(self, input_shape: Any) -> tuple[int, ...]:
+        """Shape of the result for an image of this shape, in the module's layout."""
+        return self.plan(input_shape).output_shape
+
+    def plan(self, x_or_shape: Any) -> Plan:
+        """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
+        arrays = registry.library_of(x_or_shape) is not None
+        return plan_conv2d(
+            x_or_shape, self._weight_shape, self._has_bias, self.stride, self.padding, self.dilation, self.groups, self.conv_mode, self.compute_mode,
+            padding_mode=self.padding_mode, layout=self.layout, engine=self.engine, accuracy=self.accuracy, strategy=self.strategy,
+            dtype=self._dtype, backend=None if arrays else self._home, device=None if arrays else self._device,
+        )  # fmt: skip
+
+    def explain(self, x_or_shape: Any) -> str:
+        """A table of the engines that could compute an image, or one of this shape: their costs, and why the losers lost."""
+        return self.plan(x_or_shape).explain()

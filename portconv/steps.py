@@ -1,0 +1,183 @@
+"""The memory-bound steps of the engines, written against the array API standard.
+
+An engine is an algorithm: it decides what to multiply with what, block by block. How a window is cut out and padded, and how the
+blocks become one result, is a step. This file's steps serve every conforming library; `cpu/steps.py` replaces those that NumPy can do
+without a copy, or on several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+from .layout import FROM_CBHW, TO_CBHW, reorder
+from .shapes import AxisSource, axis_source
+from .spec import Problem
+
+__all__ = ["Block", "Steps", "accumulate"]
+
+T = TypeVar("T")
+
+
+class Block(NamedTuple):
+    """A part of the result, in the engines' order of axes (O, B, H, W)."""
+
+    channels: slice
+    batch: slice
+    rows: slice
+    cols: slice
+
+
+class Steps:
+    """Steps for the namespace `xp` of an array API library, on one device.
+
+    Parameters
+    ----------
+    xp
+        Array API namespace.
+    device
+        What the namespace's creation functions take as `device=`; `None` leaves it out.
+    writable
+        Whether arrays can be assigned to. If not, blocks are concatenated.
+    workspace_bytes
+        What an engine may use for its scratch arrays.
+    """
+
+    threads = 1
+
+    def __init__(self, xp: ModuleType, *, device: Any = None, writable: bool = False, workspace_bytes: int = 32 << 20) -> None:
+        self.xp = xp
+        self.device = {} if device is None else {"device": device}
+        self.writable = writable
+        self.workspace_bytes = workspace_bytes
+
+    def dtype(self, name: str) -> Any:
+        """The namespace's dtype object of a standard name."""
+        return getattr(self.xp, name)
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        """`x` in the dtype of this name; `x` itself if it has it."""
+        wanted = self.dtype(dtype)
+        return x if x.dtype == wanted else self.xp.astype(x, wanted)
+
+    def cbhw(self, x: Any, layout: str) -> Any:
+        """The image as (C, B, H, W)."""
+        return self.xp.permute_dims(x, TO_CBHW[layout])
+
+    def window(self, x: Any, block: Block, problem: Problem, dtype: str | None = None) -> Any:
+        """The part `block` of the padded image, in the dtype of the computation unless another is named.
+
+        `x` is the whole image as (C, B, H, W). Rows and columns count from the first pixel: padding has negative ones.
+        """
+        p = problem
+        top, bottom, left, right = p.padding
+        rows = axis_source(block.rows.start, block.rows.stop, p.height, top, bottom, p.padding_mode)
+        cols = axis_source(block.cols.start, block.cols.stop, p.width, left, right, p.padding_mode)
+        return self._pad(x, block, rows, cols, p.padding_mode, dtype or p.compute_dtype)
+
+    def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
+        x = x[block.channels, block.batch, :, :]
+        # cut before casting: a block of a photograph becomes float, never the whole of it
+        for axis, source in ((2, rows), (3, cols)):
+            pieces = [self._outside(x, source.lead, axis), self._cut(x, source.inner, axis), self._outside(x, source.trail, axis)]
+            pieces = [piece for piece in pieces if piece is not None]
+            x = pieces[0] if len(pieces) == 1 else self.xp.concat(pieces, axis=axis)
+        return self.cast(x, dtype)
+
+    @staticmethod
+    def _cut(x: Any, inner: slice, axis: int) -> Any:
+        if inner.start == inner.stop:
+            return None
+        return x[:, :, inner, :] if axis == 2 else x[:, :, :, inner]
+
+    def _outside(self, x: Any, sources: tuple[int | None, ...], axis: int) -> Any:
+        """Elements in the padding: zeros, or copies of the elements that `sources` lists."""
+        if not sources:
+            return None
+        if sources[0] is None:  # zero padding is all zeros: `axis_source` mixes no modes
+            shape = [len(sources) if a == axis else size for a, size in enumerate(x.shape)]
+            return self.xp.zeros(tuple(shape), dtype=x.dtype, **self.device)
+        return self.xp.take(x, self.xp.asarray(sources, **self.device), axis=axis)
+
+    def contiguous(self, x: Any) -> Any:
+        """`x`, in an order of memory that products read fast; only a library that lets strides show needs to act."""
+        return x
+
+    def all_finite(self, x: Any) -> bool:
+        """Whether `x`, real or complex, has neither NaN nor infinity. For huge values, whose sum overflows, it may say no."""
+        return bool(self.xp.isfinite(self.xp.sum(x)))
+
+    def bias(self, bias: Any, dtype: str) -> Any:
+        """The bias as (O, 1, 1, 1) in the dtype of the computation."""
+        return None if bias is None else self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
+
+    def assemble(
+        self, problem: Problem, bias: Any, tasks: Sequence[T], compute: Callable[[T], Iterable[tuple[Block, Any]]], *, parallel: bool
+    ) -> Any:
+        """The result, from `compute(task)` for every task, which gives blocks (O, B, H, W) of it; adds the bias.
+
+        `parallel` says that the tasks gain from several threads, because what they call uses only one.
+        """
+        xp, order = self.xp, FROM_CBHW[problem.layout]
+        bias = self.bias(bias, problem.compute_dtype)
+
+        def finished() -> Iterator[tuple[tuple[slice, ...], Any]]:
+            for task in tasks:
+                for block, value in compute(task):
+                    total = value if bias is None else value + bias[block.channels, ...]
+                    yield reorder(block, order), xp.permute_dims(self.cast(total, problem.dtype), order)
+
+        if 0 in problem.out_shape:
+            return xp.zeros(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
+        if not self.writable:
+            return _concatenate(xp, dict((tuple(s.start for s in index), value) for index, value in finished()), axis=0)
+        y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
+        for index, value in finished():
+            y[index] = value
+        return y
+
+
+def _concatenate(xp: ModuleType, parts: dict[tuple[int, ...], Any], axis: int) -> Any:
+    """One array from parts that are keyed by the position of their first element."""
+    if axis == 4:
+        (value,) = parts.values()
+        return value
+    starts = sorted({key[axis] for key in parts})
+    pieces = [_concatenate(xp, {k: v for k, v in parts.items() if k[axis] == start}, axis + 1) for start in starts]
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
+
+
+def accumulate(terms: Iterable[Any], leaf: int = 8) -> Any:
+    """Sum of arrays: `leaf` of them one after the other, then in pairs, so that rounding errors grow with the logarithm of their number.
+
+    Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms may be
+    overwritten; the arrays alive at a time are as many as the logarithm of the terms.
+    """
+    sums: list[tuple[int, Any]] = []  # (level, partial sum), levels falling, as the digits of a binary counter
+    current, count = None, 0
+    for term in terms:
+        if current is None:
+            current = term
+        else:
+            current += term
+        count += 1
+        if count == leaf:
+            _carry(sums, current)
+            current, count = None, 0
+    if current is None:
+        _, current = sums.pop()
+    while sums:
+        _, left = sums.pop()
+        left += current
+        current = left
+    return current
+
+
+def _carry(sums: list[tuple[int, Any]], value: Any) -> None:
+    level = 0
+    while sums and sums[-1][0] == level:
+        _, left = sums.pop()
+        left += value
+        value, level = left, level + 1
+    sums.append((level, value))
