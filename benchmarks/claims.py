@@ -67,7 +67,7 @@ def _speed(
         if own["best_ms"] / times[best] > worst:
             worst, where = own["best_ms"] / times[best], f"{layer.id}, {best}"
     # A limit below one is a promise to be faster, and reads better as a speed-up.
-    figure = f"{worst:.2f} times as long" if limit >= 1 else f"{1 / worst:.1f} times faster"
+    figure = f"{worst:.2f} times as long" if limit >= 1 else f"{1 / worst:.2f} times as fast"
     return Verdict(claim, f"at worst {figure} ({where})", "pass" if worst <= limit else "FAIL")
 
 

@@ -157,9 +157,7 @@ def main() -> int:
 
     print("\nMilliseconds, steady state with packed weights; * the fastest; pack, first: of portconv-numpy\n")
     print(layer_table(layers, installed, results))
-    print(
-        "\nTime relative to the fastest library, geometric mean; the sum counts a layer as often as a forward pass has it\n"
-    )
+    print("\nTime relative to the fastest library, geometric mean; `count` is how often a forward pass has the layer\n")
     print(suite_table(layers, installed, results))
     for library in jobs:
         if library not in installed:

@@ -254,12 +254,14 @@ def contact_sheet(pictures, caption_height=28, margin=8, least_side=320):
 
 
 def make_table(rows):
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("filter", "backend", "device", "engine"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("filter", no_wrap=True)
+    table.add_column("backend", overflow="fold")
+    table.add_column("device", no_wrap=True, max_width=12)
+    table.add_column("engine", no_wrap=True)
     for heading in ("ms", "error", "bound"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row, next_row in zip_longest(rows, rows[1:]):
         table.add_row(
             row.filter,

@@ -77,7 +77,10 @@ class Plan:
     def check_stamp(self, weight: PackedWeight) -> None:
         """Refuse a weight that was packed for something else: it would be read as garbage."""
         if weight.stamp != self.stamp:
-            raise ValueError(f"`weight` was packed for {weight.stamp}, but this plan needs {self.stamp}. Pack it with this plan's `pack`.")
+            raise ValueError(
+                f"`weight` was packed for {weight.stamp}, but this plan needs {self.stamp}. "
+                f"Pack it with this plan's `pack`."
+            )
 
     def explain(self) -> str:
         """A table of every candidate: its cost, its workspace, and why the losers lost."""
@@ -97,16 +100,21 @@ def _rows(candidates: Iterable[Candidate], chosen: str) -> list[str]:
     best = next((c.seconds for c in ordered if c.engine == chosen), 0.0)
     rows = [f"  {'engine':<8} {'estimated ms':>13} {'workspace MiB':>14}  verdict"]
     for c in ordered:
-        verdict = c.why_not or ("chosen" if c.engine == chosen else f"{c.seconds / best:.1f} times the cost" if best else "not chosen")
+        verdict = c.why_not or (
+            "chosen" if c.engine == chosen else f"{c.seconds / best:.1f} times the cost" if best else "not chosen"
+        )
         cost = "-" if c.why_not else f"{c.seconds * 1e3:.3f}"
         space = "-" if c.why_not else f"{c.workspace_bytes / 2**20:.1f}"
-        rows.append(f"{'* ' if c.engine == chosen else '  '}{c.engine:<8} {cost:>13} {space:>14}  {verdict}{f' ({c.note})' if c.note else ''}")
+        mark, note = "* " if c.engine == chosen else "  ", f" ({c.note})" if c.note else ""
+        rows.append(f"{mark}{c.engine:<8} {cost:>13} {space:>14}  {verdict}{note}")
     return rows
 
 
 @runtime_checkable
 class Backend(Protocol):
     """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def name(self) -> str:

@@ -37,30 +37,34 @@ def conv2d(
     strategy: str = "heuristic",
     backend: Any = None,
 ) -> Any:
-    """Two-dimensional convolution (cross-correlation) of an array of any library; the result is one of the same, on the same device.
+    """Two-dimensional convolution (cross-correlation) of an array of any library.
+
+    The result is an array of the same library, on the same device.
 
     The semantics and the order of the arguments are those of ``megengine.functional.conv2d``.
 
     Parameters
     ----------
     x
-        Image, ``(N, C, H, W)``, or ``(N, H, W, C)`` with ``layout="NHWC"``. Floating, integer or boolean; integers and booleans are converted to
-        the weight's dtype.
+        Image, ``(N, C, H, W)``, or ``(N, H, W, C)`` with ``layout="NHWC"``. Floating, integer or boolean; integers and
+        booleans are converted to the weight's dtype.
     weight
-        ``(O, C/groups, kh, kw)`` in either layout, or ``(groups, O/groups, C/groups, kh, kw)``. Floating, of the same library as `x`.
+        ``(O, C/groups, kh, kw)`` in either layout, or ``(groups, O/groups, C/groups, kh, kw)``. Floating, of the same
+        library as `x`.
     bias
         ``(1, O, 1, 1)`` or ``(O,)``, or None.
     stride, dilation
         An int, or a pair (height, width), in pixels.
     padding
-        An int, a pair (height, width), ``((top, bottom), (left, right))``, ``"valid"`` (none), or ``"same"``: as much as makes the result
-        ``ceil(size / stride)``, the odd pixel at the bottom and right, as XLA and Keras do.
+        An int, a pair (height, width), ``((top, bottom), (left, right))``, ``"valid"`` (none), or ``"same"``: as much
+        as makes the result ``ceil(size / stride)``, the odd pixel at the bottom and right, as XLA and Keras do.
     groups
         Groups of channels that are convolved apart; it divides `C` and `O`.
     conv_mode
         Only ``"cross_correlation"``.
     compute_mode
-        ``"default"`` or ``"float32"``. It concerns float16 alone in MegEngine; here float16 and bfloat16 are always summed in float32.
+        ``"default"`` or ``"float32"``. It concerns float16 alone in MegEngine; here float16 and bfloat16 are always
+        summed in float32.
     padding_mode
         What stands in the padding, here of 2 around ``1234``: ``"zeros"`` ``00123400``, ``"reflect"`` ``32123432``,
         ``"replicate"`` ``11123444``, ``"circular"`` ``34123412``.
@@ -70,8 +74,8 @@ def conv2d(
         ``"auto"``, or one of ``"native"``, ``"gemm"``, ``"fft"``, ``"direct"``.
     accuracy
         With ``c = sum |x| |w|`` over the receptive field and ``eps`` of the dtype of the sums: ``"normwise"`` keeps
-        ``|error| <= 8 eps c + 24 eps max(c)``, the maximum over the image; ``"elementwise"`` keeps ``8 eps c`` at every output and leaves out the
-        engines that cannot.
+        ``|error| <= 8 eps c + 24 eps max(c)``, the maximum over the image; ``"elementwise"`` keeps ``8 eps c`` at every
+        output and leaves out the engines that cannot.
     strategy
         ``"heuristic"`` picks the engine by estimates, ``"measure"`` by timing the candidates once in this process.
     backend
@@ -81,8 +85,8 @@ def conv2d(
     -------
     array
         ``(N, O, oh, ow)``, or ``(N, oh, ow, O)`` with ``layout="NHWC"``, with
-        ``oh = floor((H + top + bottom - dilation * (kh - 1) - 1) / stride) + 1``. Its dtype is that to which the floating dtypes among `x`, `weight`
-        and `bias` promote.
+        ``oh = floor((H + top + bottom - dilation * (kh - 1) - 1) / stride) + 1``. Its dtype is that to which the
+        floating dtypes among `x`, `weight` and `bias` promote.
 
     Raises
     ------
@@ -121,12 +125,20 @@ def _describe_like(library: Backend, x: Any, info: ArrayInfo, name: str, array: 
     """`array` described, if it is of the library and on the device of `x`."""
     mine, other = registry.library_of(x), registry.library_of(array)
     if other is None:
-        raise TypeError(f"`{name}` must be an array, but got {type(array).__name__}. Lists and numbers become arrays by `numpy.asarray`.")
+        raise TypeError(
+            f"`{name}` must be an array, but got {type(array).__name__}. "
+            f"Lists and numbers become arrays by `numpy.asarray`."
+        )
     if mine != other:
-        raise TypeError(f"`x` is an array of {mine}, but `{name}` is one of {other}. Convert one of them; portconv moves no data unasked.")
+        raise TypeError(
+            f"`x` is an array of {mine}, but `{name}` is one of {other}. "
+            f"Convert one of them; portconv moves no data unasked."
+        )
     described = library.describe(array)
     if described.device != info.device and not (described.traced or info.traced):
-        raise ValueError(f"`x` is on the device {info.device}, but `{name}` is on {described.device}. Move one of them.")
+        raise ValueError(
+            f"`x` is on the device {info.device}, but `{name}` is on {described.device}. Move one of them."
+        )
     return described
 
 
@@ -143,7 +155,9 @@ class PackCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes, self.nbytes = limit_bytes, 0
-        self._entries: OrderedDict[tuple[int, Hashable], tuple[weakref.ref[Any], Hashable, PackedWeight]] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, Hashable], tuple[weakref.ref[Any], Hashable, PackedWeight]] = (
+            OrderedDict()
+        )
         self._lock = Lock()
 
     def get(self, weight: Any, token: Hashable, plan: Plan) -> PackedWeight:
@@ -200,7 +214,10 @@ def plan_conv2d(
     backend: Any = None,
     device: str | None = None,
 ) -> Plan:
-    """How `conv2d` would compute this: a plan with ``engine``, ``workspace_bytes``, ``explain()``, ``pack(weight)`` and ``execute(x, packed, bias)``.
+    """How `conv2d` would compute this, without computing it.
+
+    The plan has ``engine``, ``workspace_bytes``, ``output_shape``, ``explain()``, ``pack(weight)`` and
+    ``execute(x, packed, bias)``.
 
     Parameters
     ----------
@@ -238,8 +255,13 @@ def plan_conv2d(
     name = dtype_name(dtype)
     if device is None:
         # an array of one element shows where the library puts what names no device
-        device = library.describe(arrays[0] if arrays else library.from_numpy(np.ones(1, np.float32), dtype=name)).device
-    infos = [_info(library, what, a, name, device) for what, a in (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape))]
+        device = library.describe(
+            arrays[0] if arrays else library.from_numpy(np.ones(1, np.float32), dtype=name)
+        ).device
+    infos = [
+        _info(library, what, a, name, device)
+        for what, a in (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape))
+    ]
     if registry.library_of(bias) is not None:
         infos.append(library.describe(bias))
     elif bias:
@@ -300,7 +322,8 @@ def array_namespace(*arrays: Any) -> ModuleType:
     Raises
     ------
     TypeError
-        If there is no array among the arguments, or arrays of several libraries. None and Python numbers are passed over.
+        If there is no array among the arguments, or arrays of several libraries. None and Python numbers are passed
+        over.
 
     Examples
     --------
@@ -314,7 +337,7 @@ def array_namespace(*arrays: Any) -> ModuleType:
     if libraries == ["mlx"]:
         import mlx.core as mx
 
-        return mx  # type: ignore[no-any-return]
+        return mx
     if "mlx" in libraries:
         raise TypeError(f"arrays of several libraries have no namespace in common: {', '.join(libraries)}.")
-    return array_api_compat.array_namespace(*present)  # type: ignore[no-any-return]
+    return array_api_compat.array_namespace(*present)

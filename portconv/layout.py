@@ -1,7 +1,7 @@
 """Memory layouts as permutations of axes.
 
-Inside the engines a window is (C, B, H, W) and a result (O, B, H, W): with the batch after the channels, one matrix product
-serves all images of a block, and NCHW and NHWC arrays are both just views of it.
+Inside the engines a window is (C, B, H, W) and a result (O, B, H, W): with the batch after the channels, one matrix
+product serves all images of a block, and NCHW and NHWC arrays are both just views of it.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ class _Bound(NamedTuple):
 class Conv2d:
     """Two-dimensional convolution layer with MegEngine's semantics, for arrays of any library.
 
-    The result follows the image: its library, its device, its layout. The module holds one master copy of its parameters; for an image of another
-    library it converts them once and keeps the converted and packed copy until they change.
+    The result follows the image: its library, its device, its layout. The module holds one master copy of its
+    parameters; for an image of another library it converts them once and keeps the converted and packed copy until they
+    change.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ class Conv2d:
     name
         Any string, for the user's own use.
     dtype
-        Dtype of the parameters, by name: ``"float32"``, ``"float16"``, ``"bfloat16"`` (where the library has it) or ``"float64"``.
+        Dtype of the parameters, by name: ``"float32"``, ``"float16"``, ``"bfloat16"`` (where the library has it) or
+        ``"float64"``.
     backend, device
         Library and device of the master parameters; images may come from any other.
     layout, engine, accuracy, strategy
@@ -58,8 +60,9 @@ class Conv2d:
     Attributes
     ----------
     weight
-        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any library, to change it. NumPy
-        parameters are handed out read-only; a library that can change arrays in place should not be used for that here.
+        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any
+        library, to change it. NumPy parameters are handed out read-only; a library that can change arrays in place
+        should not be used for that here.
     bias
         ``(1, O, 1, 1)`` or None.
 
@@ -72,8 +75,8 @@ class Conv2d:
 
     Notes
     -----
-    Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when grouped, and the bias is zero: MegEngine's
-    ``Conv2d.reset_parameters``.
+    Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when
+    grouped, and the bias is zero: MegEngine's ``Conv2d.reset_parameters``.
 
     Examples
     --------
@@ -172,12 +175,12 @@ class Conv2d:
 
     @property
     def conv_mode(self) -> str:
-        """"cross_correlation"."""
+        """The mode, always "cross_correlation"."""
         return self._spec.conv_mode
 
     @property
     def compute_mode(self) -> str:
-        """"default" or "float32"."""
+        """The mode, "default" or "float32"."""
         return self._spec.compute_mode
 
     @property
@@ -274,7 +277,9 @@ class Conv2d:
         try:
             generator = np.random.default_rng(rng)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}") from None
+            raise type(error)(
+                f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}"
+            ) from None
         kh, kw = self.kernel_size
         std = math.sqrt(1 / (kh * kw * self.in_channels))
         weight = self._master(generator.standard_normal(self._weight_shape) * std)
@@ -309,11 +314,14 @@ class Conv2d:
         if not isinstance(state, Mapping):
             raise TypeError(f"`state` must be a mapping of names to arrays, but got {type(state).__name__}.")
         expected = dict(self.named_parameters())
-        missing, unexpected = sorted(expected.keys() - state.keys()), sorted(str(k) for k in state.keys() - expected.keys())
+        missing, unexpected = (
+            sorted(expected.keys() - state.keys()),
+            sorted(str(k) for k in state.keys() - expected.keys()),
+        )
         if strict and (missing or unexpected):
             raise ValueError(
-                f"`state` must have exactly the keys {sorted(expected)}, but it lacks {missing} and has {unexpected} besides. "
-                f"With strict=False what is missing stays and what is unexpected is passed over."
+                f"`state` must have exactly the keys {sorted(expected)}, but it lacks {missing} and has {unexpected} "
+                f"besides. With strict=False what is missing stays and what is unexpected is passed over."
             )
         weight = self._parameter("weight", state["weight"], [self._weight_shape]) if "weight" in state else self._weight
         bias = self._checked_bias(state["bias"]) if "bias" in state and self._has_bias else self._bias
@@ -345,7 +353,11 @@ class Conv2d:
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound", "_tokens")}
         # backends hold modules and devices: the name says the same in another process
-        return state | {"_home": self._home.name, "_weight": self.state_dict()["weight"], "_bias": self.state_dict().get("bias")}
+        return state | {
+            "_home": self._home.name,
+            "_weight": self.state_dict()["weight"],
+            "_bias": self.state_dict().get("bias"),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -371,8 +383,8 @@ class Conv2d:
     def _token(self, library: Backend) -> Any:
         """Changes when the parameters that `library` reads may have changed.
 
-        Converted copies are the module's own. Of the masters, which users hold too, only those of PyTorch can tell of a change in place; the others are
-        taken to change by assignment alone.
+        Converted copies are the module's own. Of the masters, which users hold too, only those of PyTorch can tell of a
+        change in place; the others are taken to change by assignment alone.
         """
         return library.cache_token(self._weight) if library is self._home else 0
 
@@ -385,7 +397,14 @@ class Conv2d:
         traced = info.traced or weight_info.traced
         problem = make_problem(self._spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced)
         plan = planner.plan(library, problem, self._spec.engine, self._spec.strategy)
-        packed = next((b.weight for (lib, _), b in self._bound.items() if lib is library and b.plan.stamp == plan.stamp and b.plan.problem.device == info.device), None)
+        packed = next(
+            (
+                b.weight
+                for (lib, _), b in self._bound.items()
+                if lib is library and b.plan.stamp == plan.stamp and b.plan.problem.device == info.device
+            ),
+            None,
+        )
         token = self._token(library)
         bound = _Bound(plan, packed or plan.pack(weight), bias)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
@@ -404,7 +423,9 @@ class Conv2d:
         if key not in self._copies:
             device = info.device or None
             weight, bias = (
-                None if value is None else library.from_numpy(self._home.to_numpy(value), dtype=self._dtype, device=device)
+                None
+                if value is None
+                else library.from_numpy(self._home.to_numpy(value), dtype=self._dtype, device=device)
                 for value in (self._weight, self._bias)
             )
             if info.traced:
@@ -420,11 +441,12 @@ class Conv2d:
         """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
         arrays = registry.library_of(x_or_shape) is not None
         return plan_conv2d(
-            x_or_shape, self._weight_shape, self._has_bias, self.stride, self.padding, self.dilation, self.groups, self.conv_mode, self.compute_mode,
-            padding_mode=self.padding_mode, layout=self.layout, engine=self.engine, accuracy=self.accuracy, strategy=self.strategy,
-            dtype=self._dtype, backend=None if arrays else self._home, device=None if arrays else self._device,
+            x_or_shape, self._weight_shape, self._has_bias, self.stride, self.padding, self.dilation, self.groups,
+            self.conv_mode, self.compute_mode, padding_mode=self.padding_mode, layout=self.layout, engine=self.engine,
+            accuracy=self.accuracy, strategy=self.strategy, dtype=self._dtype, backend=None if arrays else self._home,
+            device=None if arrays else self._device,
         )  # fmt: skip
 
     def explain(self, x_or_shape: Any) -> str:
-        """A table of the engines that could compute an image, or one of this shape: their costs, and why the losers lost."""
+        """A table of the engines for an image, or one of this shape: their costs, and why the losers lost."""
         return self.plan(x_or_shape).explain()

@@ -34,7 +34,9 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
     able = [c for c in candidates if c.why_not is None]
     if not able:
         reasons = "; ".join(f"{c.engine}: {c.why_not}" for c in candidates)
-        raise UnsupportedError(f"No engine of the backend {backend.name!r} can run this on {problem.device}. {reasons}.")
+        raise UnsupportedError(
+            f"No engine of the backend {backend.name!r} can run this on {problem.device}. {reasons}."
+        )
     if strategy == "measure" and not problem.traced and problem.batch:
         able = _measured(backend, problem, able)
         candidates = (*able, *(c for c in candidates if c.why_not is not None))
@@ -50,7 +52,9 @@ def _named(backend: Backend, candidates: Sequence[Candidate], engine: str) -> Ca
     for c in candidates:
         if c.engine == engine:
             if c.why_not is not None:
-                raise UnsupportedError(f"`engine` {engine!r} cannot run this with the backend {backend.name!r}: {c.why_not}.")
+                raise UnsupportedError(
+                    f"`engine` {engine!r} cannot run this with the backend {backend.name!r}: {c.why_not}."
+                )
             return c
     offered = ", ".join(c.engine for c in candidates)
     raise UnsupportedError(f"`engine` {engine!r} is not offered by the backend {backend.name!r}; it has {offered}.")
@@ -63,7 +67,11 @@ def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> 
     x_dtype = p.x_dtype if p.x_dtype != "bool_" else "bool"
     x = backend.from_numpy((rng.random(p.x_shape) * 4).astype("float32"), dtype=x_dtype, device=p.device)
     weight = backend.from_numpy(rng.standard_normal(p.weight_shape).astype("float32"), dtype=p.dtype, device=p.device)
-    bias = backend.from_numpy(np.zeros((1, p.out_channels, 1, 1), "float32"), dtype=p.dtype, device=p.device) if p.has_bias else None
+    bias = (
+        backend.from_numpy(np.zeros((1, p.out_channels, 1, 1), "float32"), dtype=p.dtype, device=p.device)
+        if p.has_bias
+        else None
+    )
     least = min(c.seconds for c in able)
     timed = []
     for c in able:

@@ -1,7 +1,7 @@
 """Which backend serves an array, found by the type's name; no array library is imported to decide.
 
-Looked up in this order: the `backend` argument, `use_backend`, the libraries that portconv knows, `register_backend`, the entry points of
-the group `portconv.backends`, and last any library that follows the array API standard.
+Looked up in this order: the `backend` argument, `use_backend`, the libraries that portconv knows, `register_backend`,
+the entry points of the group `portconv.backends`, and last any library that follows the array API standard.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _override: ContextVar[Backend | None] = ContextVar("portconv_backend", default=N
 
 
 def library_of(x: object) -> str | None:
-    """The array library that `x` belongs to, by the first class of its type that one is known for; `None` if it is no array."""
+    """The array library of `x`, by the first class of its type that one is known for; `None` if it is no array."""
     kind = type(x)
     try:
         return _library_of_type[kind]
@@ -83,7 +83,7 @@ def _load(name: str) -> Backend:
 
 
 def _plugin(name: str) -> EntryPoint | None:
-    """The plug-in for the array library `name`, or the one whose backend calls itself so (for a library that portconv knows)."""
+    """The plug-in for the array library `name`, or the one, for a library that portconv knows, of that name."""
     entries = _entry_points()
     for entry in entries:
         if entry.name == name and name not in _KNOWN:
@@ -98,7 +98,9 @@ def _from_entry_point(entry: EntryPoint) -> Backend:
     found = entry.load()
     backend = found() if isinstance(found, type) else found
     if not isinstance(backend, Backend):
-        raise TypeError(f"The entry point {entry.name!r} of {ENTRY_POINT_GROUP!r} ({entry.value}) is no portconv backend.")
+        raise TypeError(
+            f"The entry point {entry.name!r} of {ENTRY_POINT_GROUP!r} ({entry.value}) is no portconv backend."
+        )
     return backend
 
 
@@ -161,7 +163,9 @@ def resolve(x: Any, backend: Any = None) -> Backend:
         return chosen
     library = library_of(x)
     if library is None:
-        raise TypeError(f"`x` must be an array, but got {type(x).__name__}. Lists and numbers become arrays by `numpy.asarray`.")
+        raise TypeError(
+            f"`x` must be an array, but got {type(x).__name__}. Lists and numbers become arrays by `numpy.asarray`."
+        )
     return _loaded.get(library) or _load(library)
 
 
@@ -173,7 +177,8 @@ def register_backend(name: str, backend: Backend, /) -> None:
     Parameters
     ----------
     name
-        Top-level package of the array type, such as ``"mylib"`` for ``mylib.core.Array``; also what users write as ``backend=``.
+        Top-level package of the array type, such as ``"mylib"`` for ``mylib.core.Array``; also what users write as
+        ``backend=``.
     backend
         An object with the members of `portconv.backend.Backend`. `portconv.testing.check_backend` verifies one.
 
@@ -189,9 +194,14 @@ def register_backend(name: str, backend: Backend, /) -> None:
     if not isinstance(backend, Backend):
         members = ("name", "describe", "candidates", "build", "cache_token", "from_numpy", "to_numpy", "synchronize")
         missing = [member for member in members if not hasattr(backend, member)]
-        raise TypeError(f"`backend` must have the members of portconv.backend.Backend; {type(backend).__name__} lacks {', '.join(missing)}.")
+        raise TypeError(
+            f"`backend` must have the members of portconv.backend.Backend; "
+            f"{type(backend).__name__} lacks {', '.join(missing)}."
+        )
     if name in _KNOWN or name in _registered:
-        raise ValueError(f"`name` {name!r} is taken. Pass the backend itself as `backend=`, or register it under another name.")
+        raise ValueError(
+            f"`name` {name!r} is taken. Pass the backend itself as `backend=`, or register it under another name."
+        )
     _registered[name] = backend
     _loaded.pop(name, None)  # a plug-in or the generic adapter may have served the library so far
     _library_of_type.clear()

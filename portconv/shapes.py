@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["AxisSource", "axis_source", "dilated", "fft_operations", "output_size", "ranges", "same_padding", "smooth_sizes"]
+__all__ = [
+    "AxisSource",
+    "axis_source",
+    "dilated",
+    "fft_operations",
+    "output_size",
+    "ranges",
+    "same_padding",
+    "smooth_sizes",
+]
 
 
 def dilated(kernel: int, dilation: int) -> int:
@@ -16,7 +25,7 @@ def dilated(kernel: int, dilation: int) -> int:
 
 
 def output_size(size: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> int:
-    """`floor((size + before + after - dilation * (kernel - 1) - 1) / stride) + 1`; 0 or less: the kernel does not fit."""
+    """`floor((size + before + after - dilation * (kernel - 1) - 1) / stride) + 1`; below 1 the kernel does not fit."""
     return (size + before + after - dilated(kernel, dilation)) // stride + 1
 
 
@@ -46,8 +55,8 @@ class AxisSource(NamedTuple):
 def axis_source(start: int, stop: int, size: int, before: int, after: int, mode: str) -> AxisSource:
     """Sources of the window `[start, stop)` of an axis of `size` elements, padded by `before` and `after`.
 
-    Coordinates count from the first element of `x`, so padding has negative ones. A window may reach beyond the padding,
-    where an engine computes outputs that it throws away; any value serves there.
+    Coordinates count from the first element of `x`, so padding has negative ones. A window may reach beyond the
+    padding, where an engine computes outputs that it throws away; any value serves there.
     """
 
     def source(i: int) -> int | None:

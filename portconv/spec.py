@@ -1,7 +1,7 @@
-"""What a convolution is: the user's arguments, normalised and checked once, and the problem that they make of given sizes.
+"""What a convolution is: the user's arguments, normalised and checked once, and the problem that they make with sizes.
 
-The rules are those of MegEngine 1.13's `Conv2d`; what is accepted beyond it stands in `portconv.conv2d`'s docstring. A `TypeError` answers the
-wrong kind of thing, a `ValueError` the wrong value, before any array library is called.
+The rules are those of MegEngine 1.13's `Conv2d`; what is accepted beyond it stands in `portconv.conv2d`'s docstring. A
+`TypeError` answers the wrong kind of thing, a `ValueError` the wrong value, before any array library is called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ from . import layout as layouts
 from .errors import choices, describe_shapes
 from .shapes import dilated, output_size, same_padding
 
-__all__ = ["FLOATING", "Conv2dSpec", "Padding", "Pair", "Problem", "compute_dtype", "dtype_name", "flag", "integer", "make_problem", "pair", "promote"]
+__all__ = [
+    "FLOATING",
+    "Conv2dSpec",
+    "Padding",
+    "Pair",
+    "Problem",
+    "compute_dtype",
+    "dtype_name",
+    "flag",
+    "integer",
+    "make_problem",
+    "pair",
+    "promote",
+]
 
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
@@ -73,7 +86,9 @@ def pair(name: str, value: object, minimum: int) -> Pair:
         single = integer(name, value, minimum)
         return single, single
     if len(items) != 2:
-        raise ValueError(f"`{name}` must be an int or a pair of ints (height, width), but got {len(items)} values: {value!r}.")
+        raise ValueError(
+            f"`{name}` must be an int or a pair of ints (height, width), but got {len(items)} values: {value!r}."
+        )
     return integer(f"{name}[0]", items[0], minimum), integer(f"{name}[1]", items[1], minimum)
 
 
@@ -158,7 +173,9 @@ class Conv2dSpec:
             integer("groups", groups, 1),
             # MegEngine compares its modes in lower case
             _one_of("conv_mode", conv_mode.lower() if isinstance(conv_mode, str) else conv_mode, CONV_MODES),
-            _one_of("compute_mode", compute_mode.lower() if isinstance(compute_mode, str) else compute_mode, COMPUTE_MODES),
+            _one_of(
+                "compute_mode", compute_mode.lower() if isinstance(compute_mode, str) else compute_mode, COMPUTE_MODES
+            ),
             _one_of("padding_mode", padding_mode, PADDING_MODES),
             _one_of("layout", layout, layouts.LAYOUTS),
             _one_of("engine", engine, ENGINES),
@@ -182,7 +199,7 @@ class Conv2dSpec:
 
 
 def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None) -> str:
-    """The result's dtype: floating inputs promote as in the array API standard, integer and boolean images take the weight's.
+    """The result's dtype: floating inputs promote as in the array API standard, other images take the weight's.
 
     float16 with bfloat16, which the standard leaves open, gives float32, as in PyTorch and JAX.
     """
@@ -194,11 +211,11 @@ def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None) -> str:
     present = {dtype for dtype in (x_dtype, weight_dtype, bias_dtype) if dtype in FLOATING}
     if "float64" in present:
         return "float64"
-    return present.pop() if len(present) == 1 else "float32"  # type: ignore[return-value]
+    return present.pop() if len(present) == 1 else "float32"
 
 
 def dtype_name(dtype: object) -> str:
-    """The standard name of a floating dtype given as a name, a scalar type or a library's dtype object; None is float32."""
+    """The standard name of a floating dtype: of a name, a scalar type or a library's dtype object; None is float32."""
     if dtype is None:
         return "float32"
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
@@ -285,7 +302,9 @@ class Problem:
         return 2.0 * self.batch * self.out_channels * oh * ow * (self.in_channels // self.groups) * kh * kw
 
 
-def _weight_sizes(spec: Conv2dSpec, x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def _weight_sizes(
+    spec: Conv2dSpec, x_shape: tuple[int, ...], weight_shape: tuple[int, ...]
+) -> tuple[int, int, int, int]:
     """`(O, I/G, kh, kw)`, whichever of the two forms the weight has."""
     if len(weight_shape) == 5:
         if weight_shape[0] != spec.groups:
@@ -293,13 +312,13 @@ def _weight_sizes(spec: Conv2dSpec, x_shape: tuple[int, ...], weight_shape: tupl
                 f"`weight` with 5 axes is (G, O/G, I/G, kh, kw), so its first size must be `groups` = {spec.groups}, "
                 f"but got {weight_shape[0]}.\n{describe_shapes(x_shape, weight_shape, spec.layout)}"
             )
-        return weight_shape[0] * weight_shape[1], *weight_shape[2:]  # type: ignore[return-value]
+        return weight_shape[0] * weight_shape[1], *weight_shape[2:]
     if len(weight_shape) != 4:
         raise ValueError(
             f"`weight` must have 4 axes (O, I/G, kh, kw), or 5 when grouped (G, O/G, I/G, kh, kw), "
             f"but got {len(weight_shape)}.\n{describe_shapes(x_shape, weight_shape, spec.layout)}"
         )
-    return weight_shape  # type: ignore[return-value]
+    return weight_shape
 
 
 def _check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
@@ -348,9 +367,13 @@ def make_problem(
     if min(out_channels, kh, kw) < 1:
         raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
     if in_channels % spec.groups:
-        raise ValueError(f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}.\n{shapes}")
+        raise ValueError(
+            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}.\n{shapes}"
+        )
     if out_channels % spec.groups:
-        raise ValueError(f"`groups` must divide the output channels, but {out_channels} is no multiple of {spec.groups}.\n{shapes}")
+        raise ValueError(
+            f"`groups` must divide the output channels, but {out_channels} is no multiple of {spec.groups}.\n{shapes}"
+        )
     if group_inputs != in_channels // spec.groups:
         raise ValueError(
             f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
@@ -361,7 +384,8 @@ def make_problem(
     _check_padding(spec, sides, height, width)
     problem = Problem(
         n, in_channels, height, width, out_channels, (kh, kw), spec.stride, sides, spec.dilation, spec.groups,
-        spec.padding_mode, bias_shape is not None, dtypes[0], promote(*dtypes), spec.layout, spec.accuracy, device, traced,
+        spec.padding_mode, bias_shape is not None, dtypes[0], promote(*dtypes), spec.layout,
+        spec.accuracy, device, traced,
     )  # fmt: skip
     _check_sizes(problem, shapes)
     return problem
@@ -373,13 +397,18 @@ def _check_sizes(problem: Problem, shapes: str) -> None:
     extent = (dilated(problem.kernel[0], problem.dilation[0]), dilated(problem.kernel[1], problem.dilation[1]))
     if extent[0] > padded[0] or extent[1] > padded[1]:
         raise ValueError(
-            f"The kernel does not fit: with `dilation` {problem.dilation} it covers {extent[0]} x {extent[1]} pixels, but the "
-            f"image with its `padding` is {padded[0]} x {padded[1]}. Use a smaller kernel or dilation, or more padding.\n{shapes}"
+            f"The kernel does not fit: with `dilation` {problem.dilation} it covers {extent[0]} x {extent[1]} pixels, "
+            f"but the image with its `padding` is {padded[0]} x {padded[1]}. Use a smaller kernel or dilation, or more "
+            f"padding.\n{shapes}"
         )
     oh, ow = problem.out_size
-    for what, rows, cols, channels in (("result", oh, ow, problem.out_channels), ("padded image", *padded, problem.in_channels)):
+    for what, rows, cols, channels in (
+        ("result", oh, ow, problem.out_channels),
+        ("padded image", *padded, problem.in_channels),
+    ):
         if max(rows, cols, problem.batch, channels) > MAX_SIZE or problem.batch * channels * rows * cols > MAX_ELEMENTS:
             raise ValueError(
-                f"The {what} would be {problem.batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 elements or "
-                f"2**31 - 1 along one axis. Check `padding` {problem.padding} (top, bottom, left, right).\n{shapes}"
+                f"The {what} would be {problem.batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
+                f"elements or 2**31 - 1 along one axis. Check `padding` {problem.padding} (top, bottom, left, right).\n"
+                f"{shapes}"
             )

@@ -1,8 +1,8 @@
 """The memory-bound steps of the engines, written against the array API standard.
 
-An engine is an algorithm: it decides what to multiply with what, block by block. How a window is cut out and padded, and how the
-blocks become one result, is a step. This file's steps serve every conforming library; `cpu/steps.py` replaces those that NumPy can do
-without a copy, or on several threads.
+An engine is an algorithm: it decides what to multiply with what, block by block. How a window is cut out and padded,
+and how the blocks become one result, is a step. This file's steps serve every conforming library; `cpu/steps.py`
+replaces those that NumPy can do without a copy, or on several threads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Steps:
 
     threads = 1
 
-    def __init__(self, xp: ModuleType, *, device: Any = None, writable: bool = False, workspace_bytes: int = 32 << 20) -> None:
+    def __init__(
+        self, xp: ModuleType, *, device: Any = None, writable: bool = False, workspace_bytes: int = 32 << 20
+    ) -> None:
         self.xp = xp
         self.device = {} if device is None else {"device": device}
         self.writable = writable
@@ -80,7 +82,11 @@ class Steps:
         x = x[block.channels, block.batch, :, :]
         # cut before casting: a block of a photograph becomes float, never the whole of it
         for axis, source in ((2, rows), (3, cols)):
-            pieces = [self._outside(x, source.lead, axis), self._cut(x, source.inner, axis), self._outside(x, source.trail, axis)]
+            pieces = [
+                self._outside(x, source.lead, axis),
+                self._cut(x, source.inner, axis),
+                self._outside(x, source.trail, axis),
+            ]
             pieces = [piece for piece in pieces if piece is not None]
             x = pieces[0] if len(pieces) == 1 else self.xp.concat(pieces, axis=axis)
         return self.cast(x, dtype)
@@ -105,7 +111,7 @@ class Steps:
         return x
 
     def all_finite(self, x: Any) -> bool:
-        """Whether `x`, real or complex, has neither NaN nor infinity. For huge values, whose sum overflows, it may say no."""
+        """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
         return bool(self.xp.isfinite(self.xp.sum(x)))
 
     def bias(self, bias: Any, dtype: str) -> Any:
@@ -113,7 +119,13 @@ class Steps:
         return None if bias is None else self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
 
     def assemble(
-        self, problem: Problem, bias: Any, tasks: Sequence[T], compute: Callable[[T], Iterable[tuple[Block, Any]]], *, parallel: bool
+        self,
+        problem: Problem,
+        bias: Any,
+        tasks: Sequence[T],
+        compute: Callable[[T], Iterable[tuple[Block, Any]]],
+        *,
+        parallel: bool,
     ) -> Any:
         """The result, from `compute(task)` for every task, which gives blocks (O, B, H, W) of it; adds the bias.
 
@@ -131,7 +143,7 @@ class Steps:
         if 0 in problem.out_shape:
             return xp.zeros(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
         if not self.writable:
-            return _concatenate(xp, dict((tuple(s.start for s in index), value) for index, value in finished()), axis=0)
+            return _concatenate(xp, {tuple(s.start for s in index): value for index, value in finished()}, axis=0)
         y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
         for index, value in finished():
             y[index] = value
@@ -149,10 +161,10 @@ def _concatenate(xp: ModuleType, parts: dict[tuple[int, ...], Any], axis: int) -
 
 
 def accumulate(terms: Iterable[Any], leaf: int = 8) -> Any:
-    """Sum of arrays: `leaf` of them one after the other, then in pairs, so that rounding errors grow with the logarithm of their number.
+    """Sum of arrays: `leaf` of them one after the other, then in pairs, which keeps rounding errors small.
 
-    Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms may be
-    overwritten; the arrays alive at a time are as many as the logarithm of the terms.
+    Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms
+    may be overwritten; the arrays alive at a time are as many as the logarithm of the terms.
     """
     sums: list[tuple[int, Any]] = []  # (level, partial sum), levels falling, as the digits of a binary counter
     current, count = None, 0

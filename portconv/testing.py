@@ -1,4 +1,4 @@
-"""What tests of convolutions need, portconv's own and those of third parties: a float64 oracle, the bound, and a check of a backend.
+"""What tests of convolutions need, portconv's own and others': a float64 oracle, the bound, the check of a backend.
 
 The oracle shares no code with the engines: it is a sum over the taps of a padded copy of the image, in float64.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from . import registry
 from .backend import Backend
-from .functional import conv2d
+from .functional import conv2d, plan_conv2d
 from .spec import Conv2dSpec
 
 __all__ = ["CheckResult", "assert_close", "check_backend", "error_bound", "reference_conv2d"]
@@ -79,10 +79,10 @@ def _direct_sum(x: Array, weight: Array, spec: Conv2dSpec) -> Array:
 
 
 def error_bound(c: Array, dtype: str, accuracy: str = "normwise") -> Array:
-    """The largest error that portconv allows itself at every output, for float64 `c` of shape (N, ...), one image along the first axis.
+    """The largest error that portconv allows itself at every output, for `c` of `reference_conv2d`.
 
-    ``8 eps c``, and with ``accuracy="normwise"`` ``24 eps max(c)`` besides, the maximum over each image. `eps` is that of float32 for float16 and
-    bfloat16, whose own rounding is not included: see `assert_close`.
+    ``8 eps c``, and with ``accuracy="normwise"`` ``24 eps max(c)`` besides, the maximum over each image. `eps` is that
+    of float32 for float16 and bfloat16, whose own rounding is not included: see `assert_close`.
     """
     eps = _EPS.get(dtype, _EPS32)
     bound = 8 * eps * c
@@ -91,8 +91,10 @@ def error_bound(c: Array, dtype: str, accuracy: str = "normwise") -> Array:
     return np.asarray(bound)
 
 
-def assert_close(actual: Array, expected: Array, c: Array, *, dtype: str | None = None, accuracy: str = "normwise") -> float:
-    """Raise `AssertionError` unless `actual` is within the bound of `expected` at every output; return the largest share of the bound used.
+def assert_close(
+    actual: Array, expected: Array, c: Array, *, dtype: str | None = None, accuracy: str = "normwise"
+) -> float:
+    """Raise `AssertionError` unless `actual` is within the bound at every output; return the largest share of it used.
 
     Parameters
     ----------
@@ -110,9 +112,13 @@ def assert_close(actual: Array, expected: Array, c: Array, *, dtype: str | None 
         raise AssertionError(f"shape {actual.shape}, expected {expected.shape}")
     finite = np.isfinite(expected)
     got = actual.astype(np.float64)
-    if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(got[~finite], expected[~finite], equal_nan=True):
+    if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(
+        got[~finite], expected[~finite], equal_nan=True
+    ):
         wrong = int(np.sum(finite != np.isfinite(got)))
-        raise AssertionError(f"{wrong} outputs are finite in one of the two and not in the other, or infinite values differ")
+        raise AssertionError(
+            f"{wrong} outputs are finite in one of the two and not in the other, or infinite values differ"
+        )
     bound = error_bound(np.where(np.isfinite(c), c, 0), name, accuracy)
     if name in _ROUNDING:
         bound = bound + np.abs(expected) * _ROUNDING[name] + _SMALLEST[name]
@@ -122,8 +128,8 @@ def assert_close(actual: Array, expected: Array, c: Array, *, dtype: str | None 
     if worst > 1:
         where = tuple(int(i) for i in np.unravel_index(int(np.argmax(share)), share.shape))
         raise AssertionError(
-            f"at {where}: got {got[where]!r}, expected {float(expected[where])!r}; the error {error[where]:.3g} is {worst:.3g} times the bound "
-            f"{bound[where]:.3g} ({accuracy}, {name})"
+            f"at {where}: got {float(got[where])!r}, expected {float(expected[where])!r}; the error {error[where]:.3g} "
+            f"is {worst:.3g} times the bound {bound[where]:.3g} ({accuracy}, {name})"
         )
     return worst
 
@@ -220,9 +226,9 @@ def _check_protocol(library: Backend) -> None:
     raise AssertionError("describe() of a string raised no TypeError")
 
 
-def _check_problem(library: Backend, dtype: str, x: Array, weight: Array, bias: Array, options: dict[str, Any]) -> list[CheckResult]:
-    from .functional import plan_conv2d
-
+def _check_problem(
+    library: Backend, dtype: str, x: Array, weight: Array, bias: Array, options: dict[str, Any]
+) -> list[CheckResult]:
     def convert(value: Array) -> Any:
         return library.from_numpy(value, dtype=dtype)
 

@@ -1,1 +1,1 @@
-"""One adapter a library. A module has `backend(name)`, and importing it imports the library; nobody but the registry does that."""
+"""One adapter a library. A module has `backend(name)`; importing it imports the library, as only the registry does."""

@@ -1,4 +1,6 @@
-"""Any library that follows the array API standard, by portconv's own engines; and what PyTorch, JAX, CuPy and Dask do in ways of their own.
+"""Any library that follows the array API standard, by portconv's own engines.
+
+PyTorch, JAX, CuPy and Dask do some things in ways of their own.
 
 `array_api_compat` gives the namespaces of those that follow the standard nearly.
 """
@@ -19,8 +21,9 @@ from ..backend import ArrayInfo, Candidate, Plan
 from ..cpu.bridge import HostPlan, numpy_problem
 from ..cpu.steps import NumpySteps
 from ..engines.costs import CPU, GENERIC
+from ..shapes import AxisSource
 from ..spec import Problem
-from ..steps import Steps
+from ..steps import Block, Steps
 
 __all__ = ["ArrayApiBackend", "backend"]
 
@@ -59,6 +62,10 @@ class ArrayApiBackend:
             self._devices[name] = self._new_device(name)
         return self._devices[name]
 
+    def _place(self, device: str) -> dict[str, Any]:
+        """The keyword that puts a new array on the device."""
+        return {"device": self._device(device)}
+
     def _new_device(self, name: str) -> Any:
         for device in self._xp.__array_namespace_info__().devices():
             if str(device) == name:
@@ -78,7 +85,7 @@ class ArrayApiBackend:
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         xp = self._xp
         # a copy: no library may share memory that NumPy's owner can change
-        y = xp.asarray(np.array(x), **({} if device is None else {"device": self._device(device)}))
+        y = xp.asarray(np.array(x), **({} if device is None else self._place(device)))
         wanted = dtype or np.asarray(x).dtype.name
         if _name_of(y.dtype) != wanted:
             y = xp.astype(y, getattr(xp, wanted))
@@ -122,9 +129,10 @@ class TorchBackend(ArrayApiBackend):
 
 
 class JaxBackend(ArrayApiBackend):
-    """JAX: eager arrays on a CPU go through NumPy's engines, without a copy on the way in; traced ones and other devices through `jax.numpy`.
+    """JAX: NumPy's engines for eager arrays on a CPU, seen without a copy; `jax.numpy` for all others.
 
-    Operations that are not compiled together are compiled one by one in JAX, for every shape; a first call would take seconds.
+    Operations that are not compiled together are compiled one by one in JAX, for every shape; a first call would take
+    seconds.
     """
 
     namespace = "jax.numpy"
@@ -161,7 +169,9 @@ class JaxBackend(ArrayApiBackend):
         return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=self.to_numpy, take=self._take)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
-        return self._xp.asarray(y, dtype=problem.dtype, device=self._device(problem.device))
+        # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
+        taken = importlib.import_module("jax").device_put(y, self._device(problem.device))
+        return taken if y.dtype.name == problem.dtype else taken.astype(problem.dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None if _is_tracer(weight) else 0  # JAX arrays cannot change
@@ -169,7 +179,10 @@ class JaxBackend(ArrayApiBackend):
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         wide = {"float64", "int64", "uint64"}
         if (dtype or np.asarray(x).dtype.name) in wide and not importlib.import_module("jax").config.jax_enable_x64:
-            raise TypeError(f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. Set `jax_enable_x64` for 64-bit ones.")
+            raise TypeError(
+                f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. "
+                f"Set `jax_enable_x64` for 64-bit ones."
+            )
         return super().from_numpy(x, dtype=dtype, device=device)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
@@ -201,17 +214,27 @@ class CupyBackend(ArrayApiBackend):
         x.device.synchronize()
 
 
+class _DaskSteps(Steps):
+    """Windows of one chunk: Dask transforms no axis that is cut into several."""
+
+    def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
+        return super()._pad(x, block, rows, cols, mode, dtype).rechunk(-1)
+
+
 class DaskBackend(ArrayApiBackend):
     """Dask. Its arrays could be assigned to, but every assignment rewrites the graph of the whole array."""
 
     namespace = "array_api_compat.dask.array"
     writable = False
 
-    def _new_device(self, name: str) -> Any:
-        return None  # Dask's creation functions know only the CPU
+    def _steps_on(self, device: str) -> Steps:
+        return _DaskSteps(self._xp)  # Dask's creation functions know no device
+
+    def _place(self, device: str) -> dict[str, Any]:
+        return {}
 
     def describe(self, x: Any, /) -> ArrayInfo:
-        return ArrayInfo(tuple(x.shape), _name_of(x.dtype), "cpu")
+        return super().describe(x)._replace(device="cpu")
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return str(weight.name)

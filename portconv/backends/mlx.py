@@ -1,7 +1,7 @@
 """MLX: `mx.conv2d` on GPUs, and on a CPU device portconv's NumPy engines over MLX's own memory.
 
-MLX computes in NHWC with OHWI weights. An NCHW array is handed over as a transposed view, and an NCHW result is a view of NHWC memory, so a chain of
-layers transposes nothing.
+MLX computes in NHWC with OHWI weights. An NCHW array is handed over as a transposed view, and an NCHW result is a view
+of NHWC memory, so a chain of layers transposes nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..cpu.bridge import numpy_problem
 from ..cpu.steps import NumpySteps
 from ..engines.costs import CPU
-from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..errors import UnsupportedError
+from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..spec import Problem
 from ..steps import Block, Steps
 
@@ -90,7 +90,9 @@ def _dtype(name: str) -> Any:
 def _native_candidate(p: Problem) -> Candidate:
     """Offered only where MLX is known to be right."""
     why_not = None
-    padded = p.batch * p.in_channels * (p.height + p.padding[0] + p.padding[1]) * (p.width + p.padding[2] + p.padding[3])
+    padded = (
+        p.batch * p.in_channels * (p.height + p.padding[0] + p.padding[1]) * (p.width + p.padding[2] + p.padding[3])
+    )
     if p.dtype == "float64":
         why_not = "mx.conv2d computes float64 in float32"
     elif p.accuracy == "elementwise":
@@ -173,8 +175,8 @@ class _Bridge(NamedTuple):
 class BridgePlan(Plan):
     """One of portconv's engines behind an `mx.custom_function`.
 
-    MLX cannot see through NumPy: without a rule of its own a gradient would silently be zero. The rule is the gradient of `mx.conv2d`. Where arrays have
-    no values (`mx.compile`, `mx.vmap`) `mx.conv2d` does the work itself.
+    MLX cannot see through NumPy: without a rule of its own a gradient would silently be zero. The rule is the gradient
+    of `mx.conv2d`. Where arrays have no values (`mx.compile`, `mx.vmap`) `mx.conv2d` does the work itself.
     """
 
     inner: Plan = None  # type: ignore[assignment]
@@ -217,7 +219,9 @@ class BridgePlan(Plan):
     def _native(self, x: Any, weight: Any, bias: Any = None) -> Any:
         """The same convolution by MLX, weight and all, for transformations of functions."""
         if self.problem.dtype == "float64":
-            raise UnsupportedError("float64 cannot go through mx.grad, mx.vjp, mx.compile or mx.vmap: mx.conv2d computes it in float32.")
+            raise UnsupportedError(
+                "float64 cannot go through mx.grad, mx.vjp, mx.compile or mx.vmap: mx.conv2d computes it in float32."
+            )
         return self.native.convolve(x, self.native.ohwi(weight), bias)
 
     def _vjp(self, primals: Any, cotangent: Any, output: Any) -> Any:
@@ -233,6 +237,6 @@ def _check_tracing(error: ValueError) -> None:
 _BACKEND = MlxBackend()
 
 
-def backend(name: str) -> MlxBackend:
+def backend(_name: str) -> MlxBackend:
     """The one MLX backend."""
     return _BACKEND

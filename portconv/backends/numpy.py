@@ -30,8 +30,8 @@ class NumpyBackend:
         if type(x) is not np.ndarray:
             if isinstance(x, (np.ma.MaskedArray, np.matrix)):
                 raise TypeError(
-                    f"numpy.{type(x).__name__} is not supported: its mask or its matrix rules would be lost. Pass `numpy.asarray(x)` "
-                    f"(for a masked array, `x.filled(value)`)."
+                    f"numpy.{type(x).__name__} is not supported: its mask or its matrix rules would be lost. "
+                    f"Pass `numpy.asarray(x)` (for a masked array, `x.filled(value)`)."
                 )
             if not isinstance(x, np.ndarray):
                 raise TypeError(f"expected a NumPy array, but got {type(x).__name__}. Convert it by `numpy.asarray`.")
@@ -58,7 +58,9 @@ class NumpyBackend:
         try:
             wanted = None if dtype is None else np.dtype(dtype)
         except TypeError:
-            raise TypeError(f"`dtype` {dtype!r} does not exist in NumPy. Use float16 or float32, or another backend.") from None
+            raise TypeError(
+                f"`dtype` {dtype!r} does not exist in NumPy. Use float16 or float32, or another backend."
+            ) from None
         return np.asarray(x, dtype=wanted)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
@@ -71,6 +73,6 @@ class NumpyBackend:
 _BACKEND = NumpyBackend()
 
 
-def backend(name: str) -> NumpyBackend:
+def backend(_name: str) -> NumpyBackend:
     """The one NumPy backend."""
     return _BACKEND

@@ -20,7 +20,7 @@ def numpy_problem(p: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class HostPlan(Plan):
-    """A NumPy plan between two conversions: `view` shows the library's array to NumPy, `take` makes one of NumPy's result."""
+    """A NumPy plan between two conversions: `view` shows an array to NumPy, `take` makes one of NumPy's result."""
 
     inner: Plan = None  # type: ignore[assignment]
     view: Callable[[Any], Any] = None  # type: ignore[assignment]
@@ -36,4 +36,6 @@ class HostPlan(Plan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
         inner = replace(weight, stamp=self.inner.stamp)
-        return self.take(self.inner.execute(self.view(x), inner, None if bias is None else self.view(bias)), self.problem)
+        return self.take(
+            self.inner.execute(self.view(x), inner, None if bias is None else self.view(bias)), self.problem
+        )

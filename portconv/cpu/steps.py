@@ -1,4 +1,4 @@
-"""The steps of `portconv/steps.py` for NumPy: windows filled in place, results written where they belong, tasks on several threads."""
+"""The steps of `portconv/steps.py` for NumPy: windows filled in place, results written where they belong, threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NumpySteps(Steps):
         x = x[block.channels, block.batch]
         above, below, before, after = len(rows.lead), len(rows.trail), len(cols.lead), len(cols.trail)
         if not (above or below or before or after):
-            return x[:, :, rows.inner, cols.inner].astype(dtype, copy=False)
+            return self.cast(x[:, :, rows.inner, cols.inner], dtype)
         if mode != "zeros":
             return super()._pad(x, Block(slice(None), slice(None), block.rows, block.cols), rows, cols, mode, dtype)
         height, width = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
@@ -45,7 +45,8 @@ class NumpySteps(Steps):
         return out
 
     def cast(self, x: Array, dtype: str) -> Array:
-        return x.astype(dtype, copy=False)
+        cast: Array = x.astype(dtype, copy=False)
+        return cast
 
     def all_finite(self, x: Array) -> bool:
         with np.errstate(all="ignore"):
@@ -55,14 +56,21 @@ class NumpySteps(Steps):
         return np.ascontiguousarray(x)
 
     def assemble(
-        self, problem: Problem, bias: Any, tasks: Sequence[T], compute: Callable[[T], Iterable[tuple[Block, Any]]], *, parallel: bool
+        self,
+        problem: Problem,
+        bias: Any,
+        tasks: Sequence[T],
+        compute: Callable[[T], Iterable[tuple[Block, Any]]],
+        *,
+        parallel: bool,
     ) -> Array:
         order = FROM_CBHW[problem.layout]
         bias = self.bias(bias, problem.compute_dtype)
         y = np.empty(problem.out_shape, np.dtype(problem.dtype))
 
         def task_into_y(task: T) -> None:
-            # NaN and Inf are data here, as in every compiled library: no warnings for them. The setting is the thread's own.
+            # NaN and Inf are data here, as in every compiled library: no warnings for them. The setting is the thread's
+            # own.
             with np.errstate(all="ignore"):
                 for block, value in compute(task):
                     target = y[reorder(block, order)]

@@ -18,7 +18,7 @@ _inside = local()  # a task that runs tasks of its own runs them itself: waiting
 
 
 def num_threads() -> int:
-    """Threads that this process may use: its cores, or `OMP_NUM_THREADS` where that is lower, as BLAS libraries take it."""
+    """Threads that this process may use: its cores, or `OMP_NUM_THREADS` where that is lower, as in BLAS libraries."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores, int(limit))) if limit.isdigit() else cores
@@ -66,7 +66,7 @@ class _SharedIterator(Iterator[T]):
 
 
 def run(task: Callable[[T], None], items: list[T], threads: int) -> None:
-    """Call `task` on every item, on up to `threads` threads; the calling thread works too. Raises what a task raised."""
+    """Call `task` on every item, on up to `threads` threads, the calling one among them. Raises what a task raised."""
     threads = min(threads, len(items))
     if threads < 2 or getattr(_inside, "busy", False):
         for item in items:

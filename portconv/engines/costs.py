@@ -1,6 +1,7 @@
 """What an operation costs, by kind of device: the constants of the candidates' estimates.
 
-Each is a time for a count that an engine knows from the sizes alone. They rank candidates; they do not promise milliseconds.
+Each is a time for a count that an engine knows from the sizes alone. They rank candidates; they do not promise
+milliseconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The direct sum, tap by tap, in strips that stay in cache: for depthwise layers and few channels.
 
-Each term is one shifted window times one weight per channel. No copy of the image is made beyond the strip, and no sum is longer than eight terms
-before it is added to others in pairs, so this is also the most accurate engine.
+Each term is one shifted window times one weight per channel. No copy of the image is made beyond the strip, and no sum
+is longer than eight terms before it is added to others in pairs, so this is also the most accurate engine.
 """
 
 from __future__ import annotations
@@ -126,4 +126,4 @@ class DirectPlan(Plan):
                 parts[tap.phase] = steps.contiguous(phase(window, p.stride, tap.phase))
             shifted = parts[tap.phase][..., tap.row : tap.row + h, tap.col : tap.col + w]
             for i in range(size):
-                yield shifted[:, None, i, ...] * weight[task.groups, :, i, tap.index, ...]
+                yield shifted[:, None, i, ...] * weight[task.groups, :, i, tap.position, ...]

@@ -1,11 +1,12 @@
 """Convolution by fast Fourier transforms, overlap-save in blocks.
 
-The image is cut into overlapping tiles. A tile's transform times the conjugate of the kernel's is the transform of their circular
-cross-correlation, of which the part that does not wrap around is a block of the result. Transforms are real (`rfftn`), so float32 stays float32
-and nothing is computed twice. A stride makes the phases of the image into channels (`taps.py`); a dilation is a kernel stuffed with zeros.
+The image is cut into overlapping tiles. A tile's transform times the conjugate of the kernel's is the transform of
+their circular cross-correlation, of which the part that does not wrap around is a block of the result. Transforms are
+real (`rfftn`), so float32 stays float32 and nothing is computed twice. A stride makes the phases of the image into channels
+(`taps.py`); a dilation is a kernel stuffed with zeros.
 
-Sources: Stockham, "High-speed convolution and correlation", AFIPS 1966 (overlap-save); Mathieu, Henaff, LeCun, "Fast training of
-convolutional networks through FFTs", arXiv 1312.5851 (channels summed in the transform domain).
+Sources: Stockham, "High-speed convolution and correlation", AFIPS 1966 (overlap-save); Mathieu, Henaff, LeCun, "Fast
+training of convolutional networks through FFTs", arXiv 1312.5851 (channels summed in the transform domain).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ __all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
 NAME = "fft"
 
 MAX_TILE = 512
-MAX_SPECTRUM_BYTES = 128 << 20  # a packed weight beyond this is kept as it is and transformed part by part in every call
+MAX_SPECTRUM_BYTES = (
+    128 << 20
+)  # a packed weight beyond this is kept as it is and transformed part by part in every call
 MAX_TERMS = 128  # products summed in one go, as in gemm.py: the sum at frequency zero is as delicate as there
 TASK_BYTES = 4 << 20
 
@@ -82,7 +85,15 @@ def tiling(problem: Problem, costs: Costs, workspace_bytes: int) -> Tiling:
     """The cheapest tile size, and how much of the problem one task takes on."""
     _, kernel = _phases(problem)
     oh, ow = problem.out_size
-    tilings = [_cut(problem, (bh, bw), workspace_bytes) for bh in _sizes(kernel[0], oh) for bw in _sizes(kernel[1], ow)]
+    pairs = [(bh, bw) for bh in _sizes(kernel[0], oh) for bw in _sizes(kernel[1], ow)]
+
+    def arithmetic(size: Pair) -> float:
+        """Work per channel: a first sieve, since the full estimate takes its time and each new problem pays for it."""
+        tiles = -(-oh // (size[0] - kernel[0] + 1)) * -(-ow // (size[1] - kernel[1] + 1))
+        return tiles * (fft_operations(*size) + 200.0)
+
+    tried = [*sorted(pairs, key=arithmetic)[:6], min(pairs)]
+    tilings = [_cut(problem, size, workspace_bytes) for size in tried]
     return min(tilings, key=lambda t: (t.workspace_bytes > workspace_bytes, _seconds(problem, t, costs)))
 
 
@@ -132,7 +143,9 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
 
 def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
     oh, ow = p.out_size
-    tasks = (-(-oh // t.valid[0]) * -(-ow // t.valid[1]) * max(p.batch, 1) / (t.tiles * t.batch)) * (p.groups / t.groups)
+    tasks = (-(-oh // t.valid[0]) * -(-ow // t.valid[1]) * max(p.batch, 1) / (t.tiles * t.batch)) * (
+        p.groups / t.groups
+    )
     tasks *= -(-(p.out_channels // p.groups) // t.outputs)
     threads = min(costs.threads, max(tasks, 1))
     terms = t.inputs * len(t.phases)
@@ -156,9 +169,13 @@ def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
 def candidate(problem: Problem, costs: Costs, workspace_bytes: int) -> Candidate:
     """The estimate, or why transforms cannot be trusted with the problem."""
     if problem.accuracy == "elementwise":
-        return Candidate(NAME, why_not="its error depends on the largest values of a tile; accuracy='elementwise' excludes that")
+        return Candidate(
+            NAME, why_not="its error depends on the largest values of a tile; accuracy='elementwise' excludes that"
+        )
     if problem.traced:
-        return Candidate(NAME, why_not="while tracing it cannot see, and keep in its place, an input that is not finite")
+        return Candidate(
+            NAME, why_not="while tracing it cannot see, and keep in its place, an input that is not finite"
+        )
     t = tiling(problem, costs, workspace_bytes)
     return Candidate(NAME, _seconds(problem, t, costs), t.workspace_bytes, note=f"tiles {t.size[0]}x{t.size[1]}")
 
@@ -208,11 +225,19 @@ class FftPlan(Plan):
             spectrum = self._spectrum(weight) if t.transformed else weight
             finite = steps.all_finite(spectrum)
         data = _Data(spectrum if finite else None, weight, exact)
-        spectrum_bytes = p.out_channels * (p.in_channels // p.groups) * len(t.phases) * t.size[0] * (t.size[1] // 2 + 1) * 2 * p.itemsize
+        spectrum_bytes = (
+            p.out_channels
+            * (p.in_channels // p.groups)
+            * len(t.phases)
+            * t.size[0]
+            * (t.size[1] // 2 + 1)
+            * 2
+            * p.itemsize
+        )
         return PackedWeight(self.stamp, data, exact.nbytes + (spectrum_bytes if t.transformed else 0))
 
     def _spectrum(self, weight: Any) -> Any:
-        """Conjugate transform of (g, o, i, kh, kw): (g, o, i * phases, Fh, Fw), or frequencies first for matrix products."""
+        """Conjugate transform of (g, o, i, kh, kw): (g, o, i * phases, Fh, Fw), or frequencies first for products."""
         steps, p, t = self.steps, self.problem, self.tiling
         xp = steps.xp
         g, o, i = weight.shape[:3]
@@ -242,7 +267,8 @@ class FftPlan(Plan):
             for n, col in enumerate(task.cols):
                 block = _block(p, t, task, col)
                 part = None if value is None else value[:, n * images : (n + 1) * images, ...]
-                # An input that is not finite reaches every output of the tile; an overflow within the transforms, some of them.
+                # An input that is not finite reaches every output of the tile; an overflow within the transforms, some
+                # of them.
                 if part is None or not steps.all_finite(part):
                     yield from gemm.values(x, data.exact.data, block, p, steps)
                 else:

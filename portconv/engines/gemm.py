@@ -1,16 +1,18 @@
 """Convolution as matrix products, block by block, without an im2col matrix of the image.
 
-A block of the result is a sum over the taps of the kernel, `y = sum_t W[t] x[t]`, where `x[t]` is the block's window shifted by the tap. There are
-two ways to do it:
+A block of the result is a sum over the taps of the kernel, `y = sum_t W[t] x[t]`, where `x[t]` is the block's window
+shifted by the tap. There are two ways to do it:
 
-* **gather**: the shifted windows are stacked, so that one product serves many taps. For few channels (long inner products), small images and batches.
-* **shift**: the window lies flat in memory, so a shift is an offset, and each tap is a product without any copy. Each row then has a few columns too
-  many at its end, which are cut off. For many channels and wide rows.
+* **gather**: the shifted windows are stacked, so that one product serves many taps. For few channels (long inner
+  products), small images and batches.
+* **shift**: the window lies flat in memory, so a shift is an offset, and each tap is a product without any copy. Each
+  row then has a few columns too many at its end, which are cut off. For many channels and wide rows.
 
 1x1 kernels are the gather of one tap: a product of the weight with the image as it lies.
 
-Sources: Chellapilla et al., "High performance convolutional neural networks for document processing" (2006), for the product; Anderson et al.,
-"Low-memory GEMM-based convolution algorithms for deep neural networks", arXiv 1709.03395, for the shifted form.
+Sources: Chellapilla et al., "High performance convolutional neural networks for document processing" (2006), for the
+product; Anderson et al., "Low-memory GEMM-based convolution algorithms for deep neural networks", arXiv 1709.03395, for
+the shifted form.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ __all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "pl
 
 NAME = "gemm"
 
-# Products sum up to so many terms in one go before their results are added in pairs. A BLAS adds its terms one after the other; on
-# constant data (a clear sky under a box filter) its rounding errors add up, and 192 terms were seen to give 19 eps c, 32 terms 3.2 eps c.
+# Products sum up to so many terms in one go before their results are added in pairs. A BLAS adds its terms one after
+# the other; on constant data (a clear sky under a box filter) its rounding errors add up, and 192 terms were seen to
+# give 19 eps c, 32 terms 3.2 eps c.
 MAX_TERMS = {"normwise": 192, "elementwise": 32}
 BLOCK_BYTES = 3 << 19  # 1.5 MiB: a block's operands stay in the second-level cache
 MIN_COLUMNS = 128  # narrower products waste the BLAS kernels
@@ -110,7 +113,11 @@ def candidate(problem: Problem, costs: Costs) -> Candidate:
     outputs = p.batch * oh * ow
     n_taps, group_inputs = p.kernel[0] * p.kernel[1], p.in_channels // p.groups
     n_tasks = -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
-    products = -(-group_inputs * n_taps // MAX_TERMS[p.accuracy]) if t.form == "gather" else n_taps * -(-group_inputs // MAX_TERMS[p.accuracy])
+    products = (
+        -(-group_inputs * n_taps // MAX_TERMS[p.accuracy])
+        if t.form == "gather"
+        else n_taps * -(-group_inputs // MAX_TERMS[p.accuracy])
+    )
     waste = (ow + _halo(p)[1]) / ow if t.form == "shift" else 1.0
     thin = max(1.0, 24 / (p.out_channels // p.groups))  # a product of few rows is bound by memory, not by arithmetic
     copied = outputs * p.in_channels * n_taps if t.form == "gather" and n_taps > 1 else 0
@@ -232,11 +239,11 @@ def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps
         flat: dict[Pair, Any] = {}
         for tap in taps(p.kernel, p.stride, p.dilation):
             if tap.phase not in flat:
-                flat[tap.phase] = xp.reshape(phase(window, p.stride, tap.phase), (p.groups, size, (h + halo_rows + 1) * w))
+                flat[tap.phase] = xp.reshape(
+                    phase(window, p.stride, tap.phase), (p.groups, size, (h + halo_rows + 1) * w)
+                )
             offset = tap.row * w + tap.col
             for part in ranges(size, _even(size, MAX_TERMS[p.accuracy])):
-                first = tap.index * group_inputs + chunk.start
+                first = tap.position * group_inputs + chunk.start
                 columns = weight[:, :, first + part.start : first + part.stop]
                 yield xp.matmul(columns, flat[tap.phase][:, part, offset : offset + h * w])
-
-

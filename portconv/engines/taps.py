@@ -1,7 +1,8 @@
 """Strides and dilation, reduced to windows of unit stride.
 
-A window cut at a stride s has s phases along each axis: the rows 0, s, 2s, ..., the rows 1, s + 1, and so on. Every tap of the kernel reads
-one phase, shifted by whole elements. So the engines know shifts only, and read memory in runs whatever the stride.
+A window cut at a stride s has s phases along each axis: the rows 0, s, 2s, ..., the rows 1, s + 1, and so on. Every tap
+of the kernel reads one phase, shifted by whole elements. So the engines know shifts only, and read memory in runs
+whatever the stride.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["Tap", "group_window", "input_block", "phase", "taps"]
 class Tap(NamedTuple):
     """One kernel position: output (r, c) reads element (r + row, c + col) of the phase."""
 
-    index: int  # i * kw + j
+    position: int  # i * kw + j
     phase: Pair
     row: int
     col: int
