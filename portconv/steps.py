@@ -42,21 +42,33 @@ class Steps:
         Whether arrays can be assigned to. If not, blocks are concatenated.
     workspace_bytes
         What an engine may use for its scratch arrays.
+    block_bytes
+        What the operands of one matrix product may take: on a CPU, what its caches hold.
     """
 
     threads = 1
 
     def __init__(
-        self, xp: ModuleType, *, device: Any = None, writable: bool = False, workspace_bytes: int = 32 << 20
+        self,
+        xp: ModuleType,
+        *,
+        device: Any = None,
+        writable: bool = False,
+        workspace_bytes: int = 32 << 20,
+        block_bytes: int = 8 << 20,
     ) -> None:
         self.xp = xp
         self.device = {} if device is None else {"device": device}
         self.writable = writable
         self.workspace_bytes = workspace_bytes
+        self.block_bytes = block_bytes
 
     def dtype(self, name: str) -> Any:
         """The namespace's dtype object of a standard name."""
-        return getattr(self.xp, name)
+        try:
+            return getattr(self.xp, name)
+        except AttributeError:
+            raise TypeError(f"`dtype` {name!r} does not exist in {self.xp.__name__}.") from None
 
     def cast(self, x: Any, dtype: str) -> Any:
         """`x` in the dtype of this name; `x` itself if it has it."""
@@ -79,8 +91,9 @@ class Steps:
         return self._pad(x, block, rows, cols, p.padding_mode, dtype or p.compute_dtype)
 
     def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
-        x = x[block.channels, block.batch, :, :]
-        # cut before casting: a block of a photograph becomes float, never the whole of it
+        # cut before padding and casting: only the block of a photograph is copied and becomes float
+        needed, cols = _needed(cols)
+        x = x[block.channels, block.batch, :, needed]
         for axis, source in ((2, rows), (3, cols)):
             pieces = [
                 self._outside(x, source.lead, axis),
@@ -148,6 +161,24 @@ class Steps:
         for index, value in finished():
             y[index] = value
         return y
+
+
+def _needed(source: AxisSource) -> tuple[slice, AxisSource]:
+    """The stretch of the axis that a window reads, and the window's sources within that stretch."""
+    read = [i for i in (*source.lead, *source.trail) if i is not None]
+    if source.inner.start < source.inner.stop:
+        read += [source.inner.start, source.inner.stop - 1]
+    if not read:
+        return slice(0, 1), source
+    first = min(read)
+
+    def moved(indices: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return tuple(None if i is None else i - first for i in indices)
+
+    inner = slice(source.inner.start - first, source.inner.stop - first)
+    if inner.start == inner.stop:
+        inner = slice(0, 0)
+    return slice(first, max(read) + 1), AxisSource(moved(source.lead), inner, moved(source.trail))
 
 
 def _concatenate(xp: ModuleType, parts: dict[tuple[int, ...], Any], axis: int) -> Any:

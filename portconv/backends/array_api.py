@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Hashable
-from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -18,9 +17,8 @@ import numpy as np
 
 from .. import engines
 from ..backend import ArrayInfo, Candidate, Plan
-from ..cpu.bridge import HostPlan, numpy_problem
-from ..cpu.steps import NumpySteps
-from ..engines.costs import CPU, GENERIC
+from ..cpu.bridge import host_candidates, host_plan
+from ..engines.costs import GENERIC
 from ..shapes import AxisSource
 from ..spec import Problem
 from ..steps import Block, Steps
@@ -88,7 +86,7 @@ class ArrayApiBackend:
         y = xp.asarray(np.array(x), **({} if device is None else self._place(device)))
         wanted = dtype or np.asarray(x).dtype.name
         if _name_of(y.dtype) != wanted:
-            y = xp.astype(y, getattr(xp, wanted))
+            y = xp.astype(y, self._steps_on(str(array_api_compat.device(y))).dtype(wanted))
         if _name_of(y.dtype) != wanted:
             raise TypeError(f"{self.name} made {_name_of(y.dtype)} of an array that was to be {wanted}.")
         return y
@@ -138,10 +136,6 @@ class JaxBackend(ArrayApiBackend):
     namespace = "jax.numpy"
     writable = False
 
-    @cached_property
-    def _numpy(self) -> NumpySteps:
-        return NumpySteps()
-
     def describe(self, x: Any, /) -> ArrayInfo:
         if _is_tracer(x):
             return ArrayInfo(tuple(x.shape), _name_of(x.dtype), "", traced=True)
@@ -159,14 +153,13 @@ class JaxBackend(ArrayApiBackend):
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         if self._on_host(problem):
             native = Candidate("native", why_not="portconv does not call a convolution of jax's own yet")
-            return [*engines.candidates(numpy_problem(problem), self._numpy, CPU), native]
+            return [*host_candidates(problem), native]
         return super().candidates(problem)
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         if not self._on_host(problem):
             return super().build(problem, engine)
-        inner = engines.build(numpy_problem(problem), engine, self._numpy, CPU)
-        return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=self.to_numpy, take=self._take)
+        return host_plan(problem, engine, view=self.to_numpy, take=self._take)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
         # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
@@ -218,7 +211,13 @@ class _DaskSteps(Steps):
     """Windows of one chunk: Dask transforms no axis that is cut into several."""
 
     def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
-        return super()._pad(x, block, rows, cols, mode, dtype).rechunk(-1)
+        return self.contiguous(super()._pad(x, block, rows, cols, mode, dtype))
+
+    def contiguous(self, x: Any) -> Any:
+        return x.rechunk(-1)
+
+    def dtype(self, name: str) -> Any:
+        return np.dtype(name)
 
 
 class DaskBackend(ArrayApiBackend):

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from .. import engines
 from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
-from ..cpu.bridge import numpy_problem
-from ..cpu.steps import NumpySteps
-from ..engines.costs import CPU
+from ..cpu.bridge import host_candidates, numpy_plan
 from ..errors import UnsupportedError
 from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..spec import Problem
@@ -36,10 +32,6 @@ class MlxBackend:
 
     name = "mlx"
 
-    @cached_property
-    def _numpy(self) -> NumpySteps:
-        return NumpySteps()
-
     def describe(self, x: Any, /) -> ArrayInfo:
         if not isinstance(x, mx.array):
             raise TypeError(f"expected an mlx.core.array, but got {type(x).__name__}.")
@@ -48,7 +40,7 @@ class MlxBackend:
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         offers = [_native_candidate(problem)]
         if problem.device == "cpu":
-            return [*offers, *engines.candidates(numpy_problem(problem), self._numpy, CPU)]
+            return [*offers, *host_candidates(problem)]
         why_not = "portconv's own engines run on MLX's CPU device only; use `mx.set_default_device(mx.cpu)`"
         return [*offers, *(Candidate(engine, why_not=why_not) for engine in ("gemm", "fft", "direct"))]
 
@@ -56,7 +48,7 @@ class MlxBackend:
         native = NativePlan(problem, "native", 0)
         if engine == "native":
             return native
-        inner = engines.build(numpy_problem(problem), engine, self._numpy, CPU)
+        inner = numpy_plan(problem, engine)
         return BridgePlan(problem, engine, inner.workspace_bytes, inner=inner, native=native)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .. import engines
 from ..backend import ArrayInfo, Candidate, Plan
-from ..cpu.steps import NumpySteps
-from ..engines.costs import CPU
+from ..cpu.bridge import host_candidates, numpy_plan
 from ..spec import Problem
 
 __all__ = ["NumpyBackend", "backend"]
@@ -21,10 +18,6 @@ class NumpyBackend:
     """See `portconv.backend.Backend`."""
 
     name = "numpy"
-
-    @cached_property
-    def _steps(self) -> NumpySteps:
-        return NumpySteps()
 
     def describe(self, x: Any, /) -> ArrayInfo:
         if type(x) is not np.ndarray:
@@ -39,10 +32,10 @@ class NumpyBackend:
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         native = Candidate("native", why_not="NumPy has no convolution of its own")
-        return [*engines.candidates(problem, self._steps, CPU), native]
+        return [*host_candidates(problem), native]
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
-        return engines.build(problem, engine, self._steps, CPU)
+        return numpy_plan(problem, engine)
 
     def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
         base: Any = weight

@@ -1,26 +1,72 @@
-"""NumPy's engines for a library whose CPU arrays NumPy can see without a copy."""
+"""NumPy's engines for any library whose CPU arrays NumPy can see without a copy.
+
+A backend, a third party's too, gets all of portconv's engines from here in two lines:
+
+    def candidates(self, problem):
+        return host_candidates(problem)
+
+    def build(self, problem, engine):
+        return host_plan(problem, engine, view=self.to_numpy, take=self._from_result)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from ..backend import PackedWeight, Plan
+from .. import engines
+from ..backend import Candidate, PackedWeight, Plan
+from ..engines.costs import CPU
 from ..spec import Problem
+from .steps import NumpySteps
 
-__all__ = ["HostPlan", "numpy_problem"]
+__all__ = ["HostPlan", "host_candidates", "host_plan", "numpy_plan"]
 
 
-def numpy_problem(p: Problem) -> Problem:
+@lru_cache(maxsize=1)
+def _steps() -> NumpySteps:
+    return NumpySteps()
+
+
+def _numpy_problem(p: Problem) -> Problem:
     """The problem as NumPy gets it: bfloat16, which it has not, comes as float32 and goes back as bfloat16."""
     x_dtype = {"bfloat16": "float32", "bool_": "bool"}.get(p.x_dtype, p.x_dtype)
     return replace(p, x_dtype=x_dtype, dtype="float32" if p.dtype == "bfloat16" else p.dtype)
 
 
+def host_candidates(problem: Problem) -> list[Candidate]:
+    """The estimates of portconv's engines on NumPy."""
+    return engines.candidates(_numpy_problem(problem), _steps(), CPU)
+
+
+def numpy_plan(problem: Problem, engine: str) -> Plan:
+    """A plan for NumPy arrays."""
+    return engines.build(_numpy_problem(problem), engine, _steps(), CPU)
+
+
+def host_plan(
+    problem: Problem, engine: str, *, view: Callable[[Any], Any], take: Callable[[Any, Problem], Any]
+) -> HostPlan:
+    """A plan for another library's arrays.
+
+    Parameters
+    ----------
+    problem, engine
+        As in `Backend.build`.
+    view
+        Shows one of the library's arrays to NumPy; bfloat16 as float32.
+    take
+        Makes the library's array, of ``problem.dtype`` on ``problem.device``, of NumPy's result.
+    """
+    inner = numpy_plan(problem, engine)
+    return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
+
+
 @dataclass(frozen=True)
 class HostPlan(Plan):
-    """A NumPy plan between two conversions: `view` shows an array to NumPy, `take` makes one of NumPy's result."""
+    """A NumPy plan between two conversions."""
 
     inner: Plan = None  # type: ignore[assignment]
     view: Callable[[Any], Any] = None  # type: ignore[assignment]
@@ -36,6 +82,5 @@ class HostPlan(Plan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
         inner = replace(weight, stamp=self.inner.stamp)
-        return self.take(
-            self.inner.execute(self.view(x), inner, None if bias is None else self.view(bias)), self.problem
-        )
+        y = self.inner.execute(self.view(x), inner, None if bias is None else self.view(bias))
+        return self.take(y, self.problem)

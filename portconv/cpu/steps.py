@@ -23,7 +23,7 @@ class NumpySteps(Steps):
     """Steps for NumPy arrays, read-only ones included."""
 
     def __init__(self) -> None:
-        super().__init__(np, writable=True, workspace_bytes=24 << 20)
+        super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=3 << 20)
         self.threads = threads.num_threads()
 
     def _pad(self, x: Array, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Array:
@@ -32,7 +32,9 @@ class NumpySteps(Steps):
         if not (above or below or before or after):
             return self.cast(x[:, :, rows.inner, cols.inner], dtype)
         if mode != "zeros":
-            return super()._pad(x, Block(slice(None), slice(None), block.rows, block.cols), rows, cols, mode, dtype)
+            whole = Block(slice(None), slice(None), block.rows, block.cols)
+            padded: Array = super()._pad(x, whole, rows, cols, mode, dtype)
+            return padded
         height, width = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
         out = np.empty((*x.shape[:2], height, width), dtype)
         # only the border is cleared: clearing all of it first would write most elements twice
@@ -45,8 +47,7 @@ class NumpySteps(Steps):
         return out
 
     def cast(self, x: Array, dtype: str) -> Array:
-        cast: Array = x.astype(dtype, copy=False)
-        return cast
+        return x.astype(np.dtype(dtype), copy=False)
 
     def all_finite(self, x: Array) -> bool:
         with np.errstate(all="ignore"):

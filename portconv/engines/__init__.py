@@ -17,7 +17,7 @@ __all__ = ["build", "candidates"]
 
 def candidates(problem: Problem, steps: Steps, costs: Costs) -> list[Candidate]:
     """Every engine's estimate for a problem."""
-    offers = [gemm.candidate(problem, costs), direct.candidate(problem, costs)]
+    offers = [gemm.candidate(problem, costs, steps.block_bytes), direct.candidate(problem, costs)]
     if hasattr(steps.xp, "fft"):
         offers.append(fft.candidate(problem, costs, steps.workspace_bytes))
     else:

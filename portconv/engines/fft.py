@@ -2,8 +2,8 @@
 
 The image is cut into overlapping tiles. A tile's transform times the conjugate of the kernel's is the transform of
 their circular cross-correlation, of which the part that does not wrap around is a block of the result. Transforms are
-real (`rfftn`), so float32 stays float32 and nothing is computed twice. A stride makes the phases of the image into channels
-(`taps.py`); a dilation is a kernel stuffed with zeros.
+real (`rfftn`), so float32 stays float32 and nothing is computed twice. A stride makes the phases of the image into
+channels (`taps.py`); a dilation is a kernel stuffed with zeros.
 
 Sources: Stockham, "High-speed convolution and correlation", AFIPS 1966 (overlap-save); Mathieu, Henaff, LeCun, "Fast
 training of convolutional networks through FFTs", arXiv 1312.5851 (channels summed in the transform domain).
@@ -241,7 +241,7 @@ class FftPlan(Plan):
         steps, p, t = self.steps, self.problem, self.tiling
         xp = steps.xp
         g, o, i = weight.shape[:3]
-        parts = _phase_kernels(weight, p, t, steps)
+        parts = steps.contiguous(_phase_kernels(weight, p, t, steps))
         spectrum = xp.conj(xp.fft.rfftn(parts, s=t.size, axes=(-2, -1)))
         spectrum = xp.reshape(spectrum, (g, o, i * len(t.phases), *spectrum.shape[-2:]))
         return spectrum if t.pointwise else steps.contiguous(xp.permute_dims(spectrum, (3, 4, 0, 1, 2)))

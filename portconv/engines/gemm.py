@@ -3,8 +3,8 @@
 A block of the result is a sum over the taps of the kernel, `y = sum_t W[t] x[t]`, where `x[t]` is the block's window
 shifted by the tap. There are two ways to do it:
 
-* **gather**: the shifted windows are stacked, so that one product serves many taps. For few channels (long inner
-  products), small images and batches.
+* **gather**: shifted windows are copied, those of several taps into one stack where the channels are few, and each
+  stack is a product. For few channels, small images and batches.
 * **shift**: the window lies flat in memory, so a shift is an offset, and each tap is a product without any copy. Each
   row then has a few columns too many at its end, which are cut off. For many channels and wide rows.
 
@@ -36,7 +36,6 @@ NAME = "gemm"
 # the other; on constant data (a clear sky under a box filter) its rounding errors add up, and 192 terms were seen to
 # give 19 eps c, 32 terms 3.2 eps c.
 MAX_TERMS = {"normwise": 192, "elementwise": 32}
-BLOCK_BYTES = 3 << 19  # 1.5 MiB: a block's operands stay in the second-level cache
 MIN_COLUMNS = 128  # narrower products waste the BLAS kernels
 
 
@@ -49,6 +48,7 @@ class Tiling:
     rows: int
     cols: int
     channels: int  # input channels per group that a window holds at a time
+    stacked: int  # taps that one product serves
     workspace_bytes: int
 
     def tasks(self, problem: Problem) -> tuple[Block, ...]:
@@ -74,50 +74,41 @@ def _halo(problem: Problem) -> tuple[int, int]:
     return max(tap.row for tap in every), max(tap.col for tap in every)
 
 
-def tiling(problem: Problem, block_bytes: int = BLOCK_BYTES) -> Tiling:
+def tiling(problem: Problem, block_bytes: int) -> Tiling:
     """Choose form and block sizes: blocks that fit the cache, windows that fit the workspace."""
     p = problem
     oh, ow = p.out_size
     group_inputs = p.in_channels // p.groups
     n_taps = p.kernel[0] * p.kernel[1]
     halo_rows, halo_cols = _halo(p)
-    waste = (ow + halo_cols) / ow
-    form = "shift" if n_taps > 1 and group_inputs >= 32 and waste < 1.2 else "gather"
+    form = "shift" if n_taps > 1 and group_inputs >= 32 and (ow + halo_cols) / ow < 1.2 else "gather"
+    stacked = 1 if form == "shift" else min(n_taps, max(1, MAX_TERMS[p.accuracy] // group_inputs))
 
-    operand = p.in_channels * (n_taps if form == "gather" else 1)  # elements per output column
-    column_bytes = p.itemsize * (operand + 2 * p.out_channels)
-    columns = max(block_bytes // column_bytes, MIN_COLUMNS)
+    operand = p.in_channels * stacked  # elements per output column
+    columns = max(block_bytes // (p.itemsize * (operand + 2 * p.out_channels)), MIN_COLUMNS)
     cols = _even(ow, columns)
     rows = _even(oh, max(columns // cols, 1)) if cols == ow else 1
     batch = 1
     if form == "gather" and rows == oh and cols == ow:
         batch = _even(max(p.batch, 1), max(columns // (rows * cols), 1))
 
-    phases = p.stride[0] * p.stride[1] if form == "shift" else 1
+    phases = p.stride[0] * p.stride[1]
     window = batch * (rows + halo_rows + 1) * (cols + halo_cols) * p.itemsize * phases  # bytes per input channel
     channels = group_inputs
-    if form == "shift":
-        limit = max(8 * block_bytes // (window * p.groups), 1)
-        if limit < group_inputs:
-            channels = _even(group_inputs, max(limit, MAX_TERMS[p.accuracy]))
-    workspace = window * channels * p.groups + batch * rows * (cols + halo_cols) * p.itemsize * (
-        (operand if form == "gather" else 0) + 2 * p.out_channels
-    )
-    return Tiling(form, batch, rows, cols, channels, workspace)
+    if n_taps > 1 and stacked == 1 and (limit := max(8 * block_bytes // (window * p.groups), 1)) < group_inputs:
+        channels = _even(group_inputs, max(limit, MAX_TERMS[p.accuracy]))
+    results = batch * rows * (cols + halo_cols) * p.itemsize * (operand * (form == "gather") + 2 * p.out_channels)
+    return Tiling(form, batch, rows, cols, channels, stacked, window * channels * p.groups + results)
 
 
-def candidate(problem: Problem, costs: Costs) -> Candidate:
+def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
     """The estimate for any problem: this engine runs everything."""
-    p, t = problem, tiling(problem)
+    p, t = problem, tiling(problem, block_bytes)
     oh, ow = p.out_size
     outputs = p.batch * oh * ow
     n_taps, group_inputs = p.kernel[0] * p.kernel[1], p.in_channels // p.groups
     n_tasks = -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
-    products = (
-        -(-group_inputs * n_taps // MAX_TERMS[p.accuracy])
-        if t.form == "gather"
-        else n_taps * -(-group_inputs // MAX_TERMS[p.accuracy])
-    )
+    products = -(-n_taps // t.stacked) * -(-group_inputs * t.stacked // MAX_TERMS[p.accuracy])
     waste = (ow + _halo(p)[1]) / ow if t.form == "shift" else 1.0
     thin = max(1.0, 24 / (p.out_channels // p.groups))  # a product of few rows is bound by memory, not by arithmetic
     copied = outputs * p.in_channels * n_taps if t.form == "gather" and n_taps > 1 else 0
@@ -131,7 +122,7 @@ def candidate(problem: Problem, costs: Costs) -> Candidate:
 
 def plan(problem: Problem, steps: Steps) -> GemmPlan:
     """Bind the engine to a problem."""
-    t = tiling(problem)
+    t = tiling(problem, steps.block_bytes)
     return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=t.tasks(problem))
 
 
@@ -178,7 +169,7 @@ class GemmPlan(Plan):
 
 def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) -> Iterator[tuple[Block, Any]]:
     """The outputs `block`, of any size, for an engine that could not compute them; in blocks of this engine's."""
-    t = tiling(problem)
+    t = tiling(problem, steps.block_bytes)
     for rows in ranges(block.rows.stop - block.rows.start, t.rows):
         for cols in ranges(block.cols.stop - block.cols.start, t.cols):
             part = Block(
@@ -198,24 +189,33 @@ def block_value(x: Any, weight: Any, block: Block, problem: Problem, tiling: Til
     p, xp = problem, steps.xp
     b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
     if tiling.form == "gather":
-        total = accumulate(_gathered(x, weight, block, p, steps))
+        total = accumulate(_gathered(x, weight, block, p, tiling, steps))
         return xp.reshape(total, (p.out_channels, b, h, w))
     total = accumulate(_shifted(x, weight, block, p, tiling.channels, steps))
     return xp.reshape(total, (p.out_channels, b, h, w + _halo(p)[1]))[:, :, :, :w]
 
 
-def _gathered(x: Any, weight: Any, block: Block, p: Problem, steps: Steps) -> Iterator[Any]:
-    """Products over a stack of shifted windows, `MAX_TERMS` of its rows at a time."""
+def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: Steps) -> Iterator[Any]:
+    """Products over stacks of shifted windows; a stack of several taps holds all channels of each."""
     xp = steps.xp
     b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
-    window = steps.window(x, input_block(p, block, slice(0, p.in_channels)), p)
-    window = xp.reshape(window, (p.groups, p.in_channels // p.groups, *window.shape[1:]))
-    views = [_shift(phase(window, p.stride, tap.phase), tap, h, w) for tap in taps(p.kernel, p.stride, p.dilation)]
-    stack = views[0] if len(views) == 1 else xp.stack(views, axis=1)
-    terms = weight.shape[2]
-    stack = xp.reshape(stack, (p.groups, terms, b * h * w))
-    for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
-        yield xp.matmul(weight[:, :, part], stack[:, part, :])
+    group_inputs = p.in_channels // p.groups
+    every = taps(p.kernel, p.stride, p.dilation)
+    for chunk in ranges(group_inputs, t.channels):
+        needed = input_block(p, block, chunk)
+        groups = slice(0, p.groups)
+        window = group_window(x, groups, chunk, needed.batch, needed.rows, needed.cols, p, steps)
+        parts = {tap.phase: phase(window, p.stride, tap.phase) for tap in every}
+        if p.stride != (1, 1) and t.stacked > 1:  # a strided run is copied once here, not once for every tap
+            parts = {which: steps.contiguous(part) for which, part in parts.items()}
+        for some in ranges(len(every), t.stacked):
+            views = [_shift(parts[tap.phase], tap, h, w) for tap in every[some]]
+            stack = views[0] if len(views) == 1 else xp.stack(views, axis=1)
+            terms = len(views) * (chunk.stop - chunk.start)
+            stack = xp.reshape(stack, (p.groups, terms, b * h * w))
+            first = some.start * group_inputs + chunk.start
+            for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
+                yield xp.matmul(weight[:, :, first + part.start : first + part.stop], stack[:, part, :])
 
 
 def _shift(window: Any, tap: Tap, rows: int, cols: int) -> Any:

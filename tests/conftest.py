@@ -1,0 +1,190 @@
+"""What the tests share: one `backend` for every array library, the libraries themselves, and a fresh interpreter.
+
+PORTCONV_EXPECT_BACKENDS, a comma-separated list of libraries, makes a library that is missing a failure; without it the
+tests of a missing library are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import portconv
+from portconv import planner
+
+settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("portconv")
+
+EXPECTED = {name for name in os.environ.get("PORTCONV_EXPECT_BACKENDS", "").replace(" ", "").split(",") if name}
+MODULES = {"mlx": "mlx.core"}  # where the module to import is not called like the library
+LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "mlx", "torch", "jax")
+
+
+def load(name):
+    """The library's module; a missing one fails the test if it is expected, and skips it otherwise."""
+    try:
+        return importlib.import_module(MODULES.get(name, name))
+    except ImportError as error:
+        message = f"{name} cannot be imported: {error}"
+    if name in EXPECTED:
+        pytest.fail(f"{message}, but PORTCONV_EXPECT_BACKENDS names it")
+    pytest.skip(message)
+
+
+def engines_of(name):
+    """The engines that run with a library."""
+    return ("auto", "gemm", "fft", "direct", *(("native",) if name == "mlx" else ()))
+
+
+class Library:
+    """Arrays of one library, made and read without portconv."""
+
+    def __init__(self, name):
+        self.name = name  # as in LIBRARIES
+        self.package = name.partition("-")[0]  # as portconv calls the library
+        self.module = load(self.package)
+
+    def __repr__(self):
+        return self.name
+
+    @property
+    def dtypes(self):
+        """Floating dtypes that the library has, as it is configured by default."""
+        lacking = {
+            "numpy": {"bfloat16"},
+            "array_api_strict": {"bfloat16", "float16"},
+            "jax": {"float64"},
+        }.get(self.package, set())
+        return [name for name in ("float16", "bfloat16", "float32", "float64") if name not in lacking]
+
+    @property
+    def engines(self):
+        return engines_of(self.name)
+
+    def dtype(self, name):
+        """The library's dtype object of a standard name."""
+        if self.package == "mlx" and name == "bool":
+            return self.module.bool_
+        return getattr(self.module.numpy if self.package == "jax" else self.module, name)
+
+    def array(self, x, dtype=None):
+        """An array of the library with the values of a NumPy array; `dtype` by its standard name."""
+        x = np.array(x)  # a copy: the test may go on to change its own
+        name = dtype or x.dtype.name
+        if self.package == "numpy":
+            y = x.astype(name)
+            y.flags.writeable = self.name != "numpy-readonly"
+            return y
+        if self.package == "mlx":
+            return self.module.array(x, dtype=self.dtype(name))
+        if self.package == "torch":
+            return self.module.asarray(x).to(self.dtype(name))
+        if self.package == "jax":
+            return self.module.numpy.asarray(x, dtype=self.dtype(name))
+        return self.module.astype(self.module.asarray(x), self.dtype(name))
+
+    def numpy(self, y):
+        """The values as a NumPy array, after a check that `y` is an array of this library; bfloat16 comes as float32."""
+        self.check(y)
+        if self.dtype_name(y) == "bfloat16":
+            y = y.astype(self.dtype("float32")) if self.package != "torch" else y.float()
+        if self.package == "torch":
+            return y.detach().numpy()
+        return np.array(y)
+
+    def dtype_name(self, y):
+        return str(y.dtype).rpartition(".")[2]
+
+    @property
+    def array_type(self):
+        if self.package == "numpy":
+            return np.ndarray
+        if self.package == "mlx":
+            return self.module.array
+        if self.package == "torch":
+            return self.module.Tensor
+        if self.package == "jax":
+            return self.module.Array
+        return type(self.module.asarray(0.0))
+
+    def check(self, y):
+        assert isinstance(y, self.array_type), f"expected an array of {self.name}, got {type(y)}"
+        if self.package == "numpy":
+            assert type(y) is np.ndarray
+
+
+@pytest.fixture(scope="session")
+def backend(request):
+    return Library(request.param)
+
+
+def pytest_generate_tests(metafunc):
+    """A test that asks for `backend` runs with every library; one that asks for `engine`, too, with every engine of each."""
+    if {"backend", "engine"} <= set(metafunc.fixturenames):
+        pairs = [(name, engine) for name in LIBRARIES for engine in engines_of(name)]
+        metafunc.parametrize(("backend", "engine"), pairs, indirect=["backend"])
+    elif "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", LIBRARIES, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def library():
+    """Makes the `Library` of a name."""
+    return Library
+
+
+@pytest.fixture(scope="session")
+def mx():
+    return load("mlx")
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return load("torch")
+
+
+@pytest.fixture(scope="session")
+def jax():
+    return load("jax")
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """The plans that calls inside the test were given, in order."""
+    made, plan = [], planner.plan
+
+    def remember(*args, **kwargs):
+        made.append(plan(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(planner, "plan", remember)
+    return made
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Runs code in a fresh interpreter, which must end normally, and gives what it printed."""
+    root = str(Path(portconv.__file__).parents[1])
+
+    def run(code, *, timeout=120, **environment):
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
