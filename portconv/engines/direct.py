@@ -15,13 +15,14 @@ from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps, accumulate
 from .costs import Costs
-from .taps import group_window, input_block, phase, taps
+from .taps import group_window, halo, phase, phase_window, taps
 
 __all__ = ["NAME", "DirectPlan", "Tiling", "candidate", "plan"]
 
 NAME = "direct"
 
-STRIP_ELEMENTS = 1 << 15  # 128 KiB of float32: strip, product and sum fit the second-level cache together
+# 512 KiB of float32. Smaller strips stay in closer caches, but their threads wait for each other more than they work.
+STRIP_ELEMENTS = 1 << 17
 
 
 class Tiling(NamedTuple):
@@ -63,8 +64,9 @@ def candidate(p: Problem, costs: Costs) -> Candidate:
     terms = (p.in_channels // p.groups) * p.kernel[0] * p.kernel[1]
     tasks = -(-p.groups // t.groups) * -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
     threads = min(costs.threads, max(tasks, 1))
-    outputs = p.batch * p.out_channels * oh * ow
-    seconds = (outputs * terms * 2 * costs.element + tasks * (costs.task + terms * 3 * costs.call)) / threads
+    passes = 2.0 * terms * p.batch * p.out_channels  # over one image plane: a product and a sum for every tap
+    elements = oh * (ow + halo(p)[1])
+    seconds = passes * (elements * costs.element + costs.row) + tasks * (costs.task + terms * 2 * costs.call) / threads
     window = t.elements(p) * p.itemsize * (2 + p.in_channels * p.stride[0] * p.stride[1] // p.out_channels)
     partial_sums = t.elements(p) * p.itemsize * (2 + terms.bit_length())
     return Candidate(NAME, seconds, costs.threads * (window + partial_sums))
@@ -99,7 +101,7 @@ class DirectPlan(Plan):
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p = self.steps, self.problem
         g, o, i, kh, kw = p.weight_shape
-        data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh * kw, 1, 1, 1))
+        data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh * kw, 1, 1))
         return PackedWeight(self.stamp, data, p.itemsize * g * o * i * kh * kw)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
@@ -109,21 +111,31 @@ class DirectPlan(Plan):
 
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
             value = accumulate(self._terms(x, weight.data, task))
-            yield task.block, steps.xp.reshape(value, (-1, *value.shape[2:]))
+            images, rows, cols = (s.stop - s.start for s in task.block[1:])
+            value = steps.xp.reshape(value, (-1, images, rows, value.shape[-1] // rows))
+            yield task.block, value[:, :, :, :cols]
 
         return steps.assemble(p, bias, self.tasks, compute, parallel=True)
 
     def _terms(self, x: Any, weight: Any, task: Task) -> Iterator[Any]:
-        """One array (g, o, B, rows, columns) for every tap of every input."""
-        p, steps = self.problem, self.steps
+        """One array (g, o, B, rows * columns) for every tap of every input; rows end with the halo's columns.
+
+        The window lies flat in memory, so that a shift is an offset and a term one long run, however short the rows.
+        """
+        p, steps, xp = self.problem, self.steps, self.steps.xp
         size = p.in_channels // p.groups
-        h, w = task.block.rows.stop - task.block.rows.start, task.block.cols.stop - task.block.cols.start
-        needed = input_block(p, task.block, slice(0, size))
-        window = group_window(x, task.groups, needed.channels, needed.batch, needed.rows, needed.cols, p, steps)
-        parts: dict[Pair, Any] = {}
+        halo_rows, halo_cols = halo(p)
+        images, h, w = (s.stop - s.start for s in task.block[1:])
+        w += halo_cols
+        # one row more than the taps read: the last tap's run ends `halo_cols` elements into it
+        rows, cols = phase_window(p, task.block, h + halo_rows + 1, w)
+        window = group_window(x, task.groups, slice(0, size), task.block.batch, rows, cols, p, steps)
+        flat: dict[Pair, Any] = {}
         for tap in taps(p.kernel, p.stride, p.dilation):
-            if tap.phase not in parts:
-                parts[tap.phase] = steps.contiguous(phase(window, p.stride, tap.phase))
-            shifted = parts[tap.phase][..., tap.row : tap.row + h, tap.col : tap.col + w]
+            if tap.phase not in flat:
+                part = phase(window, p.stride, tap.phase)
+                flat[tap.phase] = xp.reshape(part, (*part.shape[:2], images, (h + halo_rows + 1) * w))
+            start = tap.row * w + tap.col
+            shifted = flat[tap.phase][..., start : start + h * w]
             for i in range(size):
                 yield shifted[:, None, i, ...] * weight[task.groups, :, i, tap.position, ...]

@@ -22,7 +22,7 @@ from ..spec import Pair, Problem
 from ..steps import Block, Steps, accumulate
 from . import gemm
 from .costs import Costs
-from .taps import group_window, phase, taps
+from .taps import group_window, halo, phase, phase_window, taps
 
 __all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
 
@@ -67,8 +67,8 @@ class Task(NamedTuple):
 
 def _phases(p: Problem) -> tuple[tuple[Pair, ...], Pair]:
     """The phases of the stride that taps read, and the extent of the kernel within a phase."""
-    every = taps(p.kernel, p.stride, p.dilation)
-    return tuple(sorted({tap.phase for tap in every})), (1 + max(t.row for t in every), 1 + max(t.col for t in every))
+    rows, cols = halo(p)
+    return tuple(sorted({tap.phase for tap in taps(p.kernel, p.stride, p.dilation)})), (rows + 1, cols + 1)
 
 
 def _sizes(kernel: int, outputs: int) -> list[int]:
@@ -303,12 +303,10 @@ class FftPlan(Plan):
     def _image_spectrum(self, x: Any, task: Task, inputs: slice) -> Any:
         """Transforms of a task's tiles, (g, i * phases, tiles * B, Fh, Fw)."""
         p, steps, t, xp = self.problem, self.steps, self.tiling, self.steps.xp
-        (sh, sw), (bh, bw) = p.stride, t.size
-        row = task.row * sh - p.padding[0]
+        bh, bw = t.size
         windows = []
         for col in task.cols:
-            first = col * sw - p.padding[2]
-            rows, cols = slice(row, row + bh * sh), slice(first, first + bw * sw)
+            rows, cols = phase_window(p, _block(p, t, task, col), bh, bw)
             windows.append(group_window(x, task.groups, inputs, task.batch, rows, cols, p, steps))
         window = windows[0] if len(windows) == 1 else xp.concat(windows, axis=2)
         views = [phase(window, p.stride, which) for which in t.phases]

@@ -26,7 +26,7 @@ from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps, accumulate
 from .costs import Costs
-from .taps import Tap, group_window, input_block, phase, taps
+from .taps import Tap, group_window, halo, input_block, phase, phase_window, taps
 
 __all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "plan", "values"]
 
@@ -68,19 +68,13 @@ def _even(total: int, limit: int) -> int:
     return -(-total // -(-total // max(limit, 1)))
 
 
-def _halo(problem: Problem) -> tuple[int, int]:
-    """Rows and columns of a phase beyond those of the block."""
-    every = taps(problem.kernel, problem.stride, problem.dilation)
-    return max(tap.row for tap in every), max(tap.col for tap in every)
-
-
 def tiling(problem: Problem, block_bytes: int) -> Tiling:
     """Choose form and block sizes: blocks that fit the cache, windows that fit the workspace."""
     p = problem
     oh, ow = p.out_size
     group_inputs = p.in_channels // p.groups
     n_taps = p.kernel[0] * p.kernel[1]
-    halo_rows, halo_cols = _halo(p)
+    halo_rows, halo_cols = halo(p)
     form = "shift" if n_taps > 1 and group_inputs >= 32 and (ow + halo_cols) / ow < 1.2 else "gather"
     stacked = 1 if form == "shift" else min(n_taps, max(1, MAX_TERMS[p.accuracy] // group_inputs))
 
@@ -109,13 +103,13 @@ def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
     n_taps, group_inputs = p.kernel[0] * p.kernel[1], p.in_channels // p.groups
     n_tasks = -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
     products = -(-n_taps // t.stacked) * -(-group_inputs * t.stacked // MAX_TERMS[p.accuracy])
-    waste = (ow + _halo(p)[1]) / ow if t.form == "shift" else 1.0
-    thin = max(1.0, 24 / (p.out_channels // p.groups))  # a product of few rows is bound by memory, not by arithmetic
+    waste = (ow + halo(p)[1]) / ow if t.form == "shift" else 1.0
+    thin = max(1.0, 12 / (p.out_channels // p.groups))  # a product of few rows is bound by memory, not by arithmetic
     copied = outputs * p.in_channels * n_taps if t.form == "gather" and n_taps > 1 else 0
     seconds = (
         p.flops * waste * thin * costs.gemm_flop
         + (copied + outputs * p.out_channels * (products + 1)) * costs.element
-        + n_tasks * (costs.task + (products * p.groups + n_taps) * costs.call)
+        + n_tasks * (costs.task + (products + n_taps) * costs.call + products * p.groups * 30 * costs.row)
     )
     return Candidate(NAME, seconds, t.workspace_bytes, note=t.form)
 
@@ -192,7 +186,7 @@ def block_value(x: Any, weight: Any, block: Block, problem: Problem, tiling: Til
         total = accumulate(_gathered(x, weight, block, p, tiling, steps))
         return xp.reshape(total, (p.out_channels, b, h, w))
     total = accumulate(_shifted(x, weight, block, p, tiling.channels, steps))
-    return xp.reshape(total, (p.out_channels, b, h, w + _halo(p)[1]))[:, :, :, :w]
+    return xp.reshape(total, (p.out_channels, b, h, w + halo(p)[1]))[:, :, :, :w]
 
 
 def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: Steps) -> Iterator[Any]:
@@ -226,13 +220,10 @@ def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps
     """Products of each tap with the flat window at the tap's offset."""
     xp = steps.xp
     group_inputs = p.in_channels // p.groups
-    halo_rows, halo_cols = _halo(p)
+    halo_rows, halo_cols = halo(p)
     h, w = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start + halo_cols
-    top, _, left, _ = p.padding
-    (sh, sw) = p.stride
-    row, col = block.rows.start * sh - top, block.cols.start * sw - left
     # one row more than the taps read: the last tap's run ends `halo_cols` elements into it
-    rows, cols = slice(row, row + (h + halo_rows + 1) * sh), slice(col, col + w * sw)
+    rows, cols = phase_window(p, block, h + halo_rows + 1, w)
     for chunk in ranges(group_inputs, channels):
         size = chunk.stop - chunk.start
         window = group_window(x, slice(0, p.groups), chunk, block.batch, rows, cols, p, steps)

@@ -14,7 +14,7 @@ from ..shapes import dilated
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 
-__all__ = ["Tap", "group_window", "input_block", "phase", "taps"]
+__all__ = ["Tap", "group_window", "halo", "input_block", "phase", "phase_window", "taps"]
 
 
 class Tap(NamedTuple):
@@ -42,6 +42,19 @@ def phase(window: Any, stride: Pair, which: Pair) -> Any:
     if stride == (1, 1):
         return window
     return window[..., which[0] :: stride[0], which[1] :: stride[1]]
+
+
+def halo(problem: Problem) -> Pair:
+    """Rows and columns of a phase that the taps reach beyond a block."""
+    every = taps(problem.kernel, problem.stride, problem.dilation)
+    return max(tap.row for tap in every), max(tap.col for tap in every)
+
+
+def phase_window(problem: Problem, block: Block, rows: int, cols: int) -> tuple[slice, slice]:
+    """The part of the padded image whose phases have `rows` x `cols` elements, from a block's first output on."""
+    (sh, sw), (top, _, left, _) = problem.stride, problem.padding
+    row, col = block.rows.start * sh - top, block.cols.start * sw - left
+    return slice(row, row + rows * sh), slice(col, col + cols * sw)
 
 
 def input_block(problem: Problem, block: Block, channels: slice) -> Block:
