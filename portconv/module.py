@@ -24,6 +24,7 @@ class _Bound(NamedTuple):
     plan: Plan
     weight: PackedWeight
     bias: Any
+    token: Any  # of the master weight when it was packed
 
 
 class Conv2d:
@@ -270,7 +271,6 @@ class Conv2d:
     def _forget_copies(self) -> None:
         self._copies: dict[tuple[Backend, str], tuple[Any, Any]] = {}  # parameters, by library and device
         self._bound: dict[tuple[Backend, ArrayInfo], _Bound] = {}
-        self._tokens: dict[tuple[Backend, ArrayInfo], tuple[Any, Any]] = {}
 
     def reset_parameters(self, rng: Any = None) -> None:
         """Draw new initial weights, and set the bias to zero; `rng` is a seed or a `numpy.random.Generator`."""
@@ -351,7 +351,7 @@ class Conv2d:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound", "_tokens")}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound")}
         # backends hold modules and devices: the name says the same in another process
         return state | {
             "_home": self._home.name,
@@ -374,7 +374,7 @@ class Conv2d:
         info = library.describe(x)
         key = (library, info)
         bound = self._bound.get(key)
-        if bound is None or self._tokens[key] != self._token(library):
+        if bound is None or bound.token != self._token(library):
             bound = self._bind(library, info)
         return bound.plan.execute(x, bound.weight, bound.bias)
 
@@ -397,23 +397,22 @@ class Conv2d:
         traced = info.traced or weight_info.traced
         problem = make_problem(self._spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced)
         plan = planner.plan(library, problem, self._spec.engine, self._spec.strategy)
-        packed = next(
-            (
-                b.weight
-                for (lib, _), b in self._bound.items()
-                if lib is library and b.plan.stamp == plan.stamp and b.plan.problem.device == info.device
-            ),
-            None,
-        )
         token = self._token(library)
-        bound = _Bound(plan, packed or plan.pack(weight), bias)
+        bound = _Bound(plan, self._packed(library, plan, token) or plan.pack(weight), bias, token)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
         if not (traced or getattr(weight, "requires_grad", False)):
             if len(self._bound) >= MAX_BOUND:
-                self._bound, self._tokens = {}, {}
-            self._tokens[library, info] = token
+                self._bound = {}
             self._bound[library, info] = bound
         return bound
+
+    def _packed(self, library: Backend, plan: Plan, token: Any) -> PackedWeight | None:
+        """The weight as it was packed for an image of other sizes, if that serves this plan, too."""
+        for (other, info), bound in list(self._bound.items()):
+            same_place = other is library and info.device == plan.problem.device
+            if same_place and bound.token == token and bound.plan.stamp == plan.stamp:
+                return bound.weight
+        return None
 
     def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:
         """Weight and bias in the library and on the device of the image."""

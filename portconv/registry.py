@@ -10,11 +10,13 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backend import Backend
 from .errors import missing_library
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["available_backends", "get_backend", "library_of", "register_backend", "resolve", "use_backend"]
 
@@ -50,15 +52,16 @@ def library_of(x: object) -> str | None:
 
 def _find_library(kind: type) -> str | None:
     packages = [cls.__module__.partition(".")[0] for cls in kind.__mro__]
-    packages = [_SYNONYMS.get(package, package) for package in packages]
-    plugins = {entry.name for entry in _entry_points()}
+    packages = [_SYNONYMS.get(package, package) for package in packages if package != "builtins"]
     for package in packages:
-        if package in _KNOWN or package in _registered or package in plugins:
+        if package in _KNOWN or package in _registered or package in {entry.name for entry in _entry_points()}:
             return package
-    return packages[0] if hasattr(kind, "__array_namespace__") else None
+    return packages[0] if packages and hasattr(kind, "__array_namespace__") else None
 
 
 def _entry_points() -> tuple[EntryPoint, ...]:
+    from importlib.metadata import entry_points  # 20 ms, which the arrays of known libraries need not wait for
+
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 

@@ -1,0 +1,355 @@
+"""The planner: it sees sizes only, chooses well, explains itself, remembers; and no plan reads another's packed weight."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import portconv
+from portconv import UnsupportedError, planner
+from portconv.backend import Candidate
+
+MEBIBYTE = 2**20
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+# --- choices ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "options", "engines"),
+    [
+        ((1, 64, 56, 56), (256, 64, 1, 1), {}, {"gemm"}),
+        ((8, 512, 7, 7), (512, 512, 1, 1), {}, {"gemm"}),
+        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, {"gemm"}),
+        ((1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}, {"gemm"}),
+        ((1, 1, 2048, 2048), (1, 1, 31, 31), {"padding": 15}, {"fft"}),
+        ((1, 3, 1024, 1024), (3, 1, 63, 63), {"padding": 31, "groups": 3}, {"fft"}),
+        ((1, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144}, {"direct"}),
+        ((1, 1, 512, 512), (1, 1, 3, 3), {"padding": 1}, {"direct", "gemm"}),
+    ],
+)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_heuristic(x_shape, weight_shape, options, engines, layout):
+    if layout == "NHWC":
+        x_shape = tuple(x_shape[axis] for axis in (0, 2, 3, 1))
+    plan = portconv.plan_conv2d(x_shape, weight_shape, layout=layout, **options)
+    assert plan.engine in engines
+    assert plan.chosen_by == "heuristic"
+    best = min((c for c in plan.candidates if c.why_not is None), key=lambda c: c.seconds)
+    assert plan.engine == best.engine
+    strict = portconv.plan_conv2d(x_shape, weight_shape, layout=layout, accuracy="elementwise", **options)
+    assert strict.engine in ("gemm", "direct")
+
+
+def test_estimates_grow_with_the_problem():
+    for engine in ("gemm", "fft", "direct"):
+        seconds = []
+        for size in (32, 64, 128, 256):
+            candidates = portconv.plan_conv2d((1, 8, size, size), (8, 8, 5, 5)).candidates
+            seconds += [c.seconds for c in candidates if c.engine == engine]
+        assert seconds == sorted(seconds)
+        assert 0 < seconds[0] < seconds[-1] < 60
+
+
+def test_a_plan_is_remembered():
+    plan = portconv.plan_conv2d((1, 3, 20, 21), (4, 3, 3, 3))
+    assert portconv.plan_conv2d((1, 3, 20, 21), (4, 3, 3, 3)) is plan
+    assert portconv.plan_conv2d(ones(1, 3, 20, 21), ones(4, 3, 3, 3)) is plan
+    assert portconv.plan_conv2d((1, 3, 20, 22), (4, 3, 3, 3)) is not plan
+
+
+def test_the_planner_sees_sizes_only(monkeypatch):
+    seen = []
+    plan = planner.plan
+
+    def watched(backend, problem, *rest):
+        seen.append(problem)
+        return plan(backend, problem, *rest)
+
+    monkeypatch.setattr(planner, "plan", watched)
+    x = np.full((1, 3, 9, 9), np.nan, np.float32)
+    portconv.conv2d(x, ones(4, 3, 3, 3), ones(4), stride=2)
+    (problem,) = seen
+    hash(problem)
+
+    def plain(value):
+        return all(map(plain, value)) if isinstance(value, tuple) else isinstance(value, (int, str, bool))
+
+    assert all(plain(getattr(problem, name)) for name in problem.__dataclass_fields__)
+
+
+def test_plans_hold_no_arrays(backend):
+    """Nor does a plan keep the images and weights that it has seen alive."""
+    import gc
+    import weakref
+
+    class Tracked(np.ndarray):
+        pass
+
+    x, weight = ones(1, 2, 8, 8).view(Tracked).view(np.ndarray), ones(3, 2, 3, 3)
+    tracked = weakref.ref(x), weakref.ref(weight)
+    for engine in ("gemm", "fft", "direct"):
+        portconv.conv2d(x, weight, engine=engine)
+    del x, weight
+    gc.collect()
+    assert [reference() for reference in tracked] == [None, None]
+
+
+# --- measurement ----------------------------------------------------------------------------------------------------------------------
+
+
+def count_measurements(monkeypatch):
+    measured = []
+    measure = planner._measured
+
+    def counted(backend, problem, able):
+        measured.append(problem)
+        return measure(backend, problem, able)
+
+    monkeypatch.setattr(planner, "_measured", counted)
+    planner.plan.cache_clear()
+    return measured
+
+
+def test_measure_runs_once(backend, monkeypatch):
+    measured = count_measurements(monkeypatch)
+    x, weight, bias = backend.array(ones(1, 2, 12, 13)), backend.array(ones(3, 2, 3, 3)), backend.array(ones(3))
+    results = [portconv.conv2d(x, weight, bias, strategy="measure") for _ in range(3)]
+    assert len(measured) == 1
+    for y in results:
+        np.testing.assert_allclose(backend.numpy(y), 19)
+    plan = portconv.plan_conv2d(x, weight, bias, strategy="measure")
+    assert len(measured) == 1
+    assert plan.chosen_by == "measurement"
+    timed = [c for c in plan.candidates if c.why_not is None and "not measured" not in c.note]
+    assert plan.engine == min(timed, key=lambda c: c.seconds).engine
+    module = portconv.Conv2d(2, 3, 3, strategy="measure")
+    for _ in range(3):
+        module(x)
+    assert len(measured) == 1
+
+
+def test_measure_chooses_what_was_fastest(monkeypatch):
+    """The clock decides, not the estimate."""
+    library = portconv.get_backend("numpy")
+    ticks = {"gemm": 3.0, "direct": 1.0, "fft": 2.0}
+    now, execute = [0.0], {}
+    for engine in ticks:
+        kind = type(portconv.plan_conv2d((1, 2, 12, 14), (3, 2, 3, 3), engine=engine))
+        execute[engine] = kind.execute
+
+        def slow(self, *args, engine=engine):
+            now[0] += ticks[engine]
+            return execute[engine](self, *args)
+
+        monkeypatch.setattr(kind, "execute", slow)
+    monkeypatch.setattr(planner.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(planner, "WORTH_MEASURING", 1e9)
+    planner.plan.cache_clear()
+    plan = portconv.plan_conv2d((1, 2, 12, 14), (3, 2, 3, 3), strategy="measure", backend=library)
+    assert plan.engine == "direct"
+    assert {c.engine: c.seconds for c in plan.candidates if c.why_not is None} == ticks
+    planner.plan.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int32", "float16", "bfloat16", "float64"])
+def test_measure_with_every_dtype(backend, dtype):
+    if dtype in ("float16", "bfloat16", "float64") and dtype not in backend.dtypes:
+        dtype = "float32"
+    weight_dtype = dtype if dtype in backend.dtypes else "float32"
+    x, weight = backend.array(ones(1, 2, 9, 9), dtype), backend.array(ones(3, 2, 3, 3), weight_dtype)
+    y = portconv.conv2d(x, weight, strategy="measure", padding=1, padding_mode="reflect")
+    np.testing.assert_allclose(backend.numpy(y).astype(float), 18)
+
+
+def test_measure_of_an_empty_batch_and_a_named_engine(monkeypatch):
+    measured = count_measurements(monkeypatch)
+    assert portconv.conv2d(ones(0, 2, 9, 9), ones(3, 2, 3, 3), strategy="measure").shape == (0, 3, 7, 7)
+    assert portconv.plan_conv2d((1, 2, 9, 9), (3, 2, 3, 3), strategy="measure", engine="fft").engine == "fft"
+    assert measured == []
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"accuracy": "elementwise"}, {"engine": "direct"}, {"strategy": "measure"}])
+def test_explain(options):
+    plan = portconv.plan_conv2d((2, 8, 30, 31), (4, 8, 5, 5), True, padding=2, **options)
+    text = plan.explain()
+    assert {c.engine for c in plan.candidates} == {"native", "gemm", "fft", "direct"}
+    for candidate in plan.candidates:
+        assert text.count(f" {candidate.engine} ") == 1
+        assert (candidate.why_not or "") in text
+    for word in ("(2, 8, 30, 31)", "(2, 4, 30, 31)", "5x5", "float32", plan.chosen_by):
+        assert word in text
+    assert text.splitlines()[-len(plan.candidates)].startswith(f"* {plan.engine} ")  # the chosen one first
+
+
+def test_every_engine_refused_gives_every_reason():
+    class Unable:
+        name = "unable"
+
+        def candidates(self, problem, /):
+            return [Candidate("gemm", why_not="no matrices"), Candidate("fft", why_not="no transforms")]
+
+        def __getattr__(self, name):
+            return getattr(portconv.get_backend("numpy"), name)
+
+    with pytest.raises(UnsupportedError, match=r"unable.*gemm: no matrices.*fft: no transforms"):
+        portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable())
+    with pytest.raises(UnsupportedError, match=r"`engine` 'gemm'.*no matrices"):
+        portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable(), engine="gemm")
+    with pytest.raises(UnsupportedError, match=r"`engine` 'direct'.*gemm, fft"):
+        portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable(), engine="direct")
+
+
+# --- packed weights ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_pack_execute(backend, engine):
+    x, weight, bias = (np.random.default_rng(n).standard_normal(s).astype("f4") for n, s in enumerate([(2, 4, 9, 8), (6, 4, 3, 3), (6,)]))
+    arrays = [backend.array(a) for a in (x, weight, bias)]
+    plan = portconv.plan_conv2d(*arrays, padding=1, engine=engine)
+    packed = plan.pack(arrays[1])
+    assert packed.stamp == plan.stamp
+    assert packed.nbytes >= weight.nbytes
+    for _ in range(2):  # packing and executing change nothing
+        y = plan.execute(arrays[0], packed, arrays[2])
+        np.testing.assert_array_equal(backend.numpy(y), backend.numpy(portconv.conv2d(*arrays, padding=1, engine=engine)))
+
+
+VARIANTS = {
+    "engine": {"engine": "direct"},
+    "kernel": {"weight": (4, 2, 1, 5)},
+    "outputs": {"weight": (2, 2, 3, 3)},
+    "groups": {"weight": (4, 1, 3, 3), "groups": 2},
+    "dtype": {"dtype": "float64"},
+}
+
+
+@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_packed_weight_of_another_plan_is_refused(variant, engine):
+    options = {"weight": (4, 2, 3, 3), "engine": engine, "dtype": "float32"}
+    other = {**options, **VARIANTS[variant]}
+    if other["engine"] == engine == "direct" and variant == "engine":
+        other["engine"] = "gemm"
+    weight_shape = options.pop("weight")
+    plan = portconv.plan_conv2d((1, 2, 20, 20), weight_shape, **options)
+    shape = other.pop("weight")
+    packed = portconv.plan_conv2d((1, 2, 20, 20), shape, **other).pack(np.ones(shape, other["dtype"]))
+    with pytest.raises(ValueError, match="`weight`.*pack"):
+        plan.execute(np.ones((1, 2, 20, 20), options["dtype"]), packed)
+
+
+def test_a_transform_of_another_size_is_refused():
+    small = portconv.plan_conv2d((1, 1, 20, 20), (1, 1, 9, 9), engine="fft")
+    for large in (
+        portconv.plan_conv2d((1, 1, 400, 400), (1, 1, 9, 9), engine="fft"),
+        portconv.plan_conv2d((1, 1, 20, 20), (1, 1, 9, 9), engine="fft", stride=2),
+        portconv.plan_conv2d((1, 1, 20, 20), (1, 1, 9, 9), engine="fft", dilation=2),
+    ):
+        with pytest.raises(ValueError, match="`weight`"):
+            large.execute(np.ones(large.problem.x_shape, np.float32), small.pack(ones(1, 1, 9, 9)))
+
+
+def test_the_packed_weight_of_another_library_is_refused(library):
+    shapes = (1, 2, 8, 8), (3, 2, 3, 3)
+    made = {}
+    for name in ("numpy", "array_api_strict", "mlx", "torch", "jax"):
+        x, weight = (library(name).array(np.ones(shape, np.float32)) for shape in shapes)
+        plan = portconv.plan_conv2d(x, weight, engine="gemm")
+        made[name] = plan, x, plan.pack(weight)
+    for mine, other in itertools.permutations(made, 2):
+        plan, x, _ = made[mine]
+        with pytest.raises(ValueError, match="`weight`"):
+            plan.execute(x, made[other][2])
+
+
+@pytest.mark.parametrize("sizes", [((1, 2, 20, 20), (1, 2, 31, 17)), ((1, 2, 8, 9), (5, 2, 9, 8)), ((1, 2, 60, 60), (3, 2, 8, 8))])
+def test_equal_stamps_mean_equal_packs(backend, engine, sizes):
+    """A pack that another plan accepts, of a problem with another image, gives the right result there."""
+    weight = backend.array(np.random.default_rng(0).standard_normal((3, 2, 3, 3)).astype("f4"))
+    images = [backend.array(np.random.default_rng(n).standard_normal(size).astype("f4")) for n, size in enumerate(sizes)]
+    plans = [portconv.plan_conv2d(x, weight, engine=engine, padding=1) for x in images]
+    packed = plans[0].pack(weight)
+    if plans[0].stamp != plans[1].stamp:
+        with pytest.raises(ValueError, match="`weight`"):
+            plans[1].execute(images[1], packed)
+        return
+    y, expected = plans[1].execute(images[1], packed), portconv.conv2d(images[1], weight, engine=engine, padding=1)
+    np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
+
+
+def test_the_cache_of_packs_is_bounded():
+    from portconv import functional
+
+    cache = functional._packs
+    limit = cache.limit_bytes
+    x = ones(1, 16, 64, 64)
+    weights = []
+    for n in range(60):
+        weight = np.full((16, 16, 15, 15), n, np.float32)
+        weight.flags.writeable = False
+        weights.append(weight)
+        y = portconv.conv2d(x, weight, engine="fft")
+        assert abs(y[0, 0, 0, 0] / max(n, 1) - (57600 if n else 0)) < 1
+        assert 0 <= cache.nbytes <= limit
+    weights.clear()
+
+
+# --- workspace ----------------------------------------------------------------------------------------------------------------------------
+
+LARGE = {
+    "12 megapixels, 3x3": ((1, 3, 3000, 4000), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
+    "12 megapixels, blur": ((1, 3, 3000, 4000), (3, 1, 63, 63), {"groups": 3, "padding": 31}),
+    "12 megapixels, blur, reflect": ((1, 1, 3000, 4000), (1, 1, 255, 255), {"padding": 127, "padding_mode": "reflect"}),
+    "12 megapixels, 64 channels": ((1, 3, 3000, 4000), (64, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "one long row": ((1, 1, 1, 10_000_000), (1, 1, 1, 101), {}),
+    "one long column": ((1, 1, 10_000_000, 1), (1, 1, 101, 1), {}),
+    "VGG, batch": ((64, 64, 224, 224), (64, 64, 3, 3), {"padding": 1}),
+    "ResNet, batch": ((256, 512, 7, 7), (512, 512, 3, 3), {"padding": 1}),
+    "1x1, many channels": ((32, 2048, 14, 14), (2048, 2048, 1, 1), {}),
+    "wide 5x5": ((1, 512, 128, 128), (512, 512, 5, 5), {"padding": 2}),
+    "large kernels, many channels": ((1, 256, 64, 64), (256, 256, 31, 31), {"padding": 15}),
+    "depthwise, many channels": ((16, 1024, 64, 64), (1024, 1, 7, 7), {"groups": 1024, "padding": 3}),
+    "kernel is image": ((1, 16, 1024, 1024), (16, 16, 1024, 1024), {}),
+    "strided": ((1, 64, 1024, 1024), (64, 64, 8, 8), {"stride": 8}),
+    "dilated": ((1, 16, 1024, 1024), (16, 16, 5, 5), {"dilation": 64, "padding": 128}),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_workspace_is_bounded(case):
+    x_shape, weight_shape, options = LARGE[case]
+    for layout in ("NCHW", "NHWC"):
+        shape = x_shape if layout == "NCHW" else tuple(x_shape[axis] for axis in (0, 2, 3, 1))
+        for dtype in ("float32", "float64"):
+            plan = portconv.plan_conv2d(shape, weight_shape, layout=layout, dtype=dtype, **options)
+            assert 0 < plan.workspace_bytes <= 64 * MEBIBYTE
+
+
+@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
+def test_workspace_is_what_is_used(run_python, engine):
+    """Beyond the result, a call takes no more memory than the plan says, and some for the threads."""
+    run_python(f"""
+        import tracemalloc
+        import numpy as np, portconv
+        x = np.ones((1, 3, 1000, 1400), np.float32)
+        weight = np.ones((4, 3, 9, 9), np.float32)
+        plan = portconv.plan_conv2d(x, weight, padding=4, engine={engine!r})
+        packed = plan.pack(weight)
+        small = portconv.plan_conv2d((1, 3, 40, 40), weight.shape, padding=4, engine={engine!r})
+        small.execute(x[:, :, :40, :40], small.pack(weight))
+        tracemalloc.start()
+        y = plan.execute(x, packed)
+        _, peak = tracemalloc.get_traced_memory()
+        used = peak - y.nbytes
+        assert used <= plan.workspace_bytes + 2**20, (used, plan.workspace_bytes)
+    """)
