@@ -14,9 +14,9 @@ import numpy as np
 
 from . import planner, registry
 from .backend import ArrayInfo, Backend, PackedWeight, Plan
-from .spec import Conv2dSpec, dtype_name, integer, make_problem
+from .spec import Conv2dSpec, device_name, dtype_name, flag, integer, make_problem
 
-__all__ = ["array_namespace", "conv2d", "conv2d_output_shape", "plan_conv2d"]
+__all__ = ["array_namespace", "conv2d", "conv2d_output_shape", "describe", "plan_conv2d"]
 
 
 def conv2d(
@@ -111,14 +111,22 @@ def conv2d(
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
     )  # fmt: skip
     library = registry.resolve(x, backend)
-    info = library.describe(x)
+    info = describe(library, "x", x)
     parts = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
     infos = [_describe_like(library, x, info, name, array) for name, array in parts]
     plan = _plan(spec, library, info, infos)
     # A pack made from, or among, traced values belongs to the trace and must not outlive it.
-    token = None if info.traced else library.cache_token(weight)
+    token = None if plan.problem.traced else library.cache_token(weight)
     packed = plan.pack(weight) if token is None else _packs.get(weight, token, plan)
     return plan.execute(x, packed, bias)
+
+
+def describe(library: Backend, name: str, array: Any) -> ArrayInfo:
+    """What the library says of an argument; its complaint, if it has one, with the argument's name."""
+    try:
+        return library.describe(array)
+    except TypeError as error:
+        raise TypeError(f"`{name}`: {error}") from None
 
 
 def _describe_like(library: Backend, x: Any, info: ArrayInfo, name: str, array: Any) -> ArrayInfo:
@@ -134,7 +142,7 @@ def _describe_like(library: Backend, x: Any, info: ArrayInfo, name: str, array: 
             f"`x` is an array of {mine}, but `{name}` is one of {other}. "
             f"Convert one of them; portconv moves no data unasked."
         )
-    described = library.describe(array)
+    described = describe(library, name, array)
     if described.device != info.device and not (described.traced or info.traced):
         raise ValueError(
             f"`x` is on the device {info.device}, but `{name}` is on {described.device}. Move one of them."
@@ -247,32 +255,26 @@ def plan_conv2d(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
     )  # fmt: skip
-    arrays = [a for a in (x_or_shape, weight_or_shape) if registry.library_of(a) is not None]
-    if backend is None and arrays:
-        library = registry.resolve(arrays[0])
-    else:
-        library = registry.get_backend("numpy" if backend is None else backend)
-    name = dtype_name(dtype)
-    if device is None:
-        # an array of one element shows where the library puts what names no device
-        device = library.describe(
-            arrays[0] if arrays else library.from_numpy(np.ones(1, np.float32), dtype=name)
-        ).device
-    infos = [
-        _info(library, what, a, name, device)
-        for what, a in (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape))
-    ]
-    if registry.library_of(bias) is not None:
-        infos.append(library.describe(bias))
-    elif bias:
-        infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, device))
+    library = registry.resolve(_first_array(x_or_shape, weight_or_shape), backend)
+    name, device = dtype_name(dtype), device_name(device)
+    given = (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape), ("bias", bias))
+    arrays = [(what, a) for what, a in given if registry.library_of(a) is not None]
+    # an array of one element shows where the library puts what names no device, and whether it knows the one named
+    sample = arrays[0] if arrays else ("dtype", library.from_numpy(np.ones(1, np.float32), dtype=name, device=device))
+    info = describe(library, *sample)
+    described = {what: _describe_like(library, sample[1], info, what, a) for what, a in arrays}
+    infos = []
+    for what, value in given[:2]:
+        infos.append(described.get(what) or ArrayInfo(_shape(what, value), name, info.device))
+    if "bias" in described:
+        infos.append(described["bias"])
+    elif flag("bias", bias):
+        infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, info.device))
     return _plan(spec, library, infos[0], infos[1:])
 
 
-def _info(library: Backend, name: str, value: Any, dtype: str, device: str) -> ArrayInfo:
-    if registry.library_of(value) is not None:
-        return library.describe(value)
-    return ArrayInfo(_shape(name, value), dtype, device)
+def _first_array(*values: Any) -> Any:
+    return next((value for value in values if registry.library_of(value) is not None), None)
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:

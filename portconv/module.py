@@ -10,8 +10,20 @@ import numpy as np
 
 from . import planner, registry
 from .backend import ArrayInfo, Backend, PackedWeight, Plan
-from .functional import plan_conv2d
-from .spec import Conv2dSpec, Padding, Pair, dtype_name, flag, integer, make_problem, pair
+from .functional import describe, plan_conv2d
+from .spec import (
+    FLOATING,
+    INTEGRAL,
+    Conv2dSpec,
+    Padding,
+    Pair,
+    device_name,
+    dtype_name,
+    flag,
+    integer,
+    make_problem,
+    pair,
+)
 
 __all__ = ["Conv2d"]
 
@@ -24,7 +36,8 @@ class _Bound(NamedTuple):
     plan: Plan
     weight: PackedWeight
     bias: Any
-    token: Any  # of the master weight when it was packed
+    source: Any  # the weight as the library holds it
+    token: Any  # of `source` when it was packed
 
 
 class Conv2d:
@@ -130,7 +143,7 @@ class Conv2d:
         self.name = name
         self._dtype = dtype_name(dtype)
         self._home: Backend = registry.get_backend(backend)
-        self._device = device
+        self._device = device_name(device)
         self._has_bias = flag("bias", bias)
         self._weight: Any = None
         self._bias: Any = None
@@ -257,7 +270,9 @@ class Conv2d:
         if registry.library_of(value) is None:
             raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
         source = registry.get_backend(value)
-        info = source.describe(value)
+        info = describe(source, name, value)
+        if info.dtype not in (*FLOATING, *INTEGRAL):
+            raise TypeError(f"`{name}` must be of a floating or integer dtype, but got {info.dtype}.")
         if info.shape not in shapes:
             raise ValueError(f"`{name}` must have shape {' or '.join(str(s) for s in shapes)}, but got {info.shape}.")
         return self._master(source.to_numpy(value).reshape(shapes[0]))
@@ -269,6 +284,7 @@ class Conv2d:
         return array
 
     def _forget_copies(self) -> None:
+        # New dictionaries, not cleared ones: a thread that packs the old weight meanwhile puts it into the old ones.
         self._copies: dict[tuple[Backend, str], tuple[Any, Any]] = {}  # parameters, by library and device
         self._bound: dict[tuple[Backend, ArrayInfo], _Bound] = {}
 
@@ -330,7 +346,7 @@ class Conv2d:
 
     def to(self, backend: Any, device: str | None = None) -> Conv2d:
         """Move the master parameters to another library or device; returns the module."""
-        return self._move(registry.get_backend(backend), device, self._dtype)
+        return self._move(registry.get_backend(backend), device_name(device), self._dtype)
 
     def astype(self, dtype: Any) -> Conv2d:
         """Convert the master parameters to another floating dtype; returns the module."""
@@ -371,25 +387,20 @@ class Conv2d:
     def __call__(self, x: Any) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         library = registry.resolve(x)
-        info = library.describe(x)
-        key = (library, info)
-        bound = self._bound.get(key)
-        if bound is None or bound.token != self._token(library):
+        info = describe(library, "x", x)
+        bound = self._bound.get((library, info))
+        if bound is None or bound.token != library.cache_token(bound.source):
             bound = self._bind(library, info)
         return bound.plan.execute(x, bound.weight, bound.bias)
 
     forward = __call__
 
-    def _token(self, library: Backend) -> Any:
-        """Changes when the parameters that `library` reads may have changed.
-
-        Converted copies are the module's own. Of the masters, which users hold too, only those of PyTorch can tell of a
-        change in place; the others are taken to change by assignment alone.
-        """
-        return library.cache_token(self._weight) if library is self._home else 0
-
     def _bind(self, library: Backend, info: ArrayInfo) -> _Bound:
-        """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept."""
+        """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept.
+
+        Where a library cannot tell of changes in place (its token is None), weights are taken to change by assignment.
+        """
+        known = self._bound
         weight, bias = self._parameters_for(library, info)
         weight_info = library.describe(weight)
         dtypes = (info.dtype, weight_info.dtype, None if bias is None else weight_info.dtype)
@@ -397,40 +408,33 @@ class Conv2d:
         traced = info.traced or weight_info.traced
         problem = make_problem(self._spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced)
         plan = planner.plan(library, problem, self._spec.engine, self._spec.strategy)
-        token = self._token(library)
-        bound = _Bound(plan, self._packed(library, plan, token) or plan.pack(weight), bias, token)
+        token = library.cache_token(weight)
+        packed = next((b.weight for b in list(known.values()) if _serves(b, plan, weight, token)), None)
+        bound = _Bound(plan, packed or plan.pack(weight), bias, weight, token)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
         if not (traced or getattr(weight, "requires_grad", False)):
-            if len(self._bound) >= MAX_BOUND:
-                self._bound = {}
-            self._bound[library, info] = bound
+            if len(known) >= MAX_BOUND:
+                known.clear()
+            known[library, info] = bound
         return bound
-
-    def _packed(self, library: Backend, plan: Plan, token: Any) -> PackedWeight | None:
-        """The weight as it was packed for an image of other sizes, if that serves this plan, too."""
-        for (other, info), bound in list(self._bound.items()):
-            same_place = other is library and info.device == plan.problem.device
-            if same_place and bound.token == token and bound.plan.stamp == plan.stamp:
-                return bound.weight
-        return None
 
     def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:
         """Weight and bias in the library and on the device of the image."""
-        if library is self._home and (info.traced or library.describe(self._weight).device == info.device):
-            return self._weight, self._bias
+        copies, weight, bias = self._copies, self._weight, self._bias
+        if library is self._home and (info.traced or library.describe(weight).device == info.device):
+            return weight, bias
         key = (library, info.device)
-        if key not in self._copies:
-            device = info.device or None
-            weight, bias = (
-                None
-                if value is None
-                else library.from_numpy(self._home.to_numpy(value), dtype=self._dtype, device=device)
-                for value in (self._weight, self._bias)
-            )
+        if key not in copies:
+            place = {"dtype": self._dtype, "device": info.device or None}
+            converted = [
+                None if value is None else library.from_numpy(self._home.to_numpy(value), **place)
+                for value in (weight, bias)
+            ]
+            weight, bias = converted
             if info.traced:
                 return weight, bias
-            self._copies[key] = weight, bias
-        return self._copies[key]
+            copies[key] = weight, bias
+        return copies[key]
 
     def output_shape(self, input_shape: Any) -> tuple[int, ...]:
         """Shape of the result for an image of this shape, in the module's layout."""
@@ -449,3 +453,8 @@ class Conv2d:
     def explain(self, x_or_shape: Any) -> str:
         """A table of the engines for an image, or one of this shape: their costs, and why the losers lost."""
         return self.plan(x_or_shape).explain()
+
+
+def _serves(bound: _Bound, plan: Plan, weight: Any, token: Any) -> bool:
+    """Whether a weight that was packed for an image of other sizes serves this plan, too."""
+    return bound.source is weight and bound.token == token and bound.plan.stamp == plan.stamp

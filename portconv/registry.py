@@ -51,6 +51,8 @@ def library_of(x: object) -> str | None:
 
 
 def _find_library(kind: type) -> str | None:
+    if issubclass(kind, tuple):  # a shape, such as torch.Size
+        return None
     packages = [cls.__module__.partition(".")[0] for cls in kind.__mro__]
     packages = [_SYNONYMS.get(package, package) for package in packages if package != "builtins"]
     for package in packages:
@@ -65,8 +67,8 @@ def _entry_points() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
-def _load(name: str) -> Backend:
-    """The backend of this name, importing its library."""
+def _load(name: str, x: Any = None) -> Backend:
+    """The backend of this name, importing its library; `x` is an array of the library, if there is one."""
     if name in _loaded:
         return _loaded[name]
     if name in _KNOWN:
@@ -80,7 +82,7 @@ def _load(name: str) -> Backend:
     elif (entry := _plugin(name)) is not None:
         backend = _from_entry_point(entry)
     else:
-        backend = _any_library(name)
+        backend = _any_library(name, x)
     _loaded[name] = backend
     return backend
 
@@ -107,16 +109,16 @@ def _from_entry_point(entry: EntryPoint) -> Backend:
     return backend
 
 
-def _any_library(name: str) -> Backend:
+def _any_library(name: str, x: Any) -> Backend:
     """The adapter for any array API library, or an error that lists the names there are."""
     try:
-        namespace = importlib.import_module(name) if name.isidentifier() else None
-    except ImportError:
+        namespace = x.__array_namespace__() if x is not None else importlib.import_module(name)
+    except (ImportError, ValueError, TypeError):
         namespace = None
     if namespace is None or not hasattr(namespace, "__array_namespace_info__"):
         known = ", ".join(sorted({*_KNOWN, *_registered, *(entry.name for entry in _entry_points())}))
         raise ValueError(f"`backend` must be one of {known}, or the name of an array API library, but got {name!r}.")
-    backend: Backend = importlib.import_module("portconv.backends.array_api").backend(name)
+    backend: Backend = importlib.import_module("portconv.backends.array_api").ArrayApiBackend(name, namespace)
     return backend
 
 
@@ -148,7 +150,7 @@ def get_backend(x_or_name: Any, /) -> Backend:
     if isinstance(x_or_name, str):
         return _load(x_or_name)
     if (library := library_of(x_or_name)) is not None:
-        return _load(library)
+        return _load(library, x_or_name)
     if isinstance(x_or_name, Backend):
         return x_or_name
     raise TypeError(
@@ -158,18 +160,21 @@ def get_backend(x_or_name: Any, /) -> Backend:
 
 
 def resolve(x: Any, backend: Any = None) -> Backend:
-    """The backend that computes with `x`: the one named, the one of `use_backend`, or that of its library."""
+    """The backend that computes with `x`: the one named, the one of `use_backend`, or that of its library.
+
+    Without any `x`, as where only shapes are known, the last is NumPy's.
+    """
     if backend is not None:
         return get_backend(backend)
     chosen = _override.get()
     if chosen is not None:
         return chosen
-    library = library_of(x)
+    library = "numpy" if x is None else library_of(x)
     if library is None:
         raise TypeError(
             f"`x` must be an array, but got {type(x).__name__}. Lists and numbers become arrays by `numpy.asarray`."
         )
-    return _loaded.get(library) or _load(library)
+    return _loaded.get(library) or _load(library, x)
 
 
 def register_backend(name: str, backend: Backend, /) -> None:

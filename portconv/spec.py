@@ -23,6 +23,7 @@ __all__ = [
     "Pair",
     "Problem",
     "compute_dtype",
+    "device_name",
     "dtype_name",
     "flag",
     "integer",
@@ -225,6 +226,13 @@ def dtype_name(dtype: object) -> str:
     return name
 
 
+def device_name(device: object) -> str | None:
+    """A device in the library's own words, or None for its default device."""
+    if device is not None and not isinstance(device, str):
+        raise TypeError(f"`device` must be a string or None, but got {device!r} ({type(device).__name__}).")
+    return device
+
+
 def compute_dtype(dtype: str) -> str:
     """The dtype that products are summed in: float32 at least."""
     return "float64" if dtype == "float64" else "float32"
@@ -329,7 +337,7 @@ def _check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
         )
 
 
-def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: int, width: int) -> None:
+def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: int, width: int, shapes: str) -> None:
     """Reflection and wrapping need enough image to take their values from."""
     limits = {"reflect": (height - 1, width - 1), "circular": (height, width)}
     if spec.padding_mode not in limits:
@@ -340,7 +348,7 @@ def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: i
         raise ValueError(
             f"`padding` must be {rule} when `padding_mode` is {spec.padding_mode!r}, but got "
             f"((top, bottom), (left, right)) = ({sides[:2]}, {sides[2:]}) for an image of {height} x {width}. "
-            f"Use less padding, or `padding_mode='replicate'`, which has no limit."
+            f"Use less padding, or `padding_mode='replicate'`, which has no limit.\n{shapes}"
         )
 
 
@@ -381,7 +389,7 @@ def make_problem(
         )
     _check_bias(bias_shape, out_channels)
     sides = spec.sides(height, width, (kh, kw))
-    _check_padding(spec, sides, height, width)
+    _check_padding(spec, sides, height, width, shapes)
     problem = Problem(
         n, in_channels, height, width, out_channels, (kh, kw), spec.stride, sides, spec.dilation, spec.groups,
         spec.padding_mode, bias_shape is not None, dtypes[0], promote(*dtypes), spec.layout,

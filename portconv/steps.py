@@ -59,6 +59,7 @@ class Steps:
     ) -> None:
         self.xp = xp
         self.device = {} if device is None else {"device": device}
+        self.place = f"{xp.__name__} {device}" if device is not None else xp.__name__
         self.writable = writable
         self.workspace_bytes = workspace_bytes
         self.block_bytes = block_bytes

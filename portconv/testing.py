@@ -121,8 +121,8 @@ def assert_close(
         )
     bound = error_bound(np.where(np.isfinite(c), c, 0), name, accuracy)
     if name in _ROUNDING:
-        bound = bound + np.abs(expected) * _ROUNDING[name] + _SMALLEST[name]
-    error = np.abs(np.where(finite, got - expected, 0))
+        bound = bound + np.where(finite, np.abs(expected), 0) * _ROUNDING[name] + _SMALLEST[name]
+    error = np.abs(np.where(finite, got, 0) - np.where(finite, expected, 0))
     share = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
     worst = float(np.max(share, initial=0.0))
     if worst > 1:

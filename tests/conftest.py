@@ -92,7 +92,7 @@ class Library:
         return self.module.astype(self.module.asarray(x), self.dtype(name))
 
     def numpy(self, y):
-        """The values as a NumPy array, after a check that `y` is an array of this library; bfloat16 comes as float32."""
+        """The values as a NumPy array (bfloat16 as float32), after a check that `y` is an array of this library."""
         self.check(y)
         if self.dtype_name(y) == "bfloat16":
             y = y.astype(self.dtype("float32")) if self.package != "torch" else y.float()
@@ -127,7 +127,7 @@ def backend(request):
 
 
 def pytest_generate_tests(metafunc):
-    """A test that asks for `backend` runs with every library; one that asks for `engine`, too, with every engine of each."""
+    """A test that asks for `backend` runs with every library; one that also asks for `engine`, with every engine."""
     if {"backend", "engine"} <= set(metafunc.fixturenames):
         pairs = [(name, engine) for name in LIBRARIES for engine in engines_of(name)]
         metafunc.parametrize(("backend", "engine"), pairs, indirect=["backend"])

@@ -39,13 +39,17 @@ CASES = {
     "padding same, dilation": ((1, 3, 9, 8), (4, 3, 3, 2), {"padding": "same", "dilation": (2, 3)}),
     "dilation int": ((1, 3, 9, 10), (4, 3, 3, 3), {"dilation": 2}),
     "dilation pair": ((1, 3, 12, 9), (4, 3, 3, 2), {"dilation": (4, 3)}),
-    "dilation, stride, padding": ((2, 3, 13, 14), (4, 3, 3, 4), {"dilation": (2, 3), "stride": (2, 3), "padding": (3, 4)}),
+    "dilation, stride, padding": (
+        (2, 3, 13, 14), (4, 3, 3, 4), {"dilation": (2, 3), "stride": (2, 3), "padding": (3, 4)},
+    ),
     "dilation and stride with a common factor": ((1, 2, 15, 16), (3, 2, 3, 3), {"dilation": (4, 6), "stride": (2, 4)}),
     "groups, 4-D weight": ((1, 6, 7, 8), (9, 2, 3, 3), {"groups": 3}),
     "groups, 5-D weight": ((1, 6, 7, 8), (3, 3, 2, 3, 3), {"groups": 3}),
     "one group, 5-D weight": ((1, 3, 7, 8), (1, 4, 3, 3, 3), {}),
     "depthwise": ((2, 5, 9, 8), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
-    "depthwise with a multiplier": ((1, 4, 9, 8), (4, 3, 1, 3, 3), {"groups": 4, "stride": 2, "dilation": 2, "padding": 2}),
+    "depthwise with a multiplier": (
+        (1, 4, 9, 8), (4, 3, 1, 3, 3), {"groups": 4, "stride": 2, "dilation": 2, "padding": 2},
+    ),
     "groups, many channels": ((1, 72, 5, 40), (2, 6, 36, 3, 3), {"groups": 2, "padding": 1}),
     "reflect": ((1, 2, 6, 7), (3, 2, 3, 3), {"padding": (5, 6), "padding_mode": "reflect"}),
     "reflect, four sides": ((1, 2, 6, 7), (3, 2, 3, 3), {"padding": ((3, 0), (1, 6)), "padding_mode": "reflect"}),
@@ -55,11 +59,14 @@ CASES = {
     "circular": ((1, 2, 5, 6), (3, 2, 3, 3), {"padding": (5, 2), "padding_mode": "circular"}),
     "circular, same": ((1, 2, 6, 7), (3, 2, 4, 3), {"padding": "same", "padding_mode": "circular"}),
     "circular, dilation, groups": (
-        (2, 4, 7, 9), (2, 2, 2, 3, 3), {"padding": ((1, 4), (2, 3)), "dilation": 2, "groups": 2, "padding_mode": "circular"},
+        (2, 4, 7, 9), (2, 2, 2, 3, 3),
+        {"padding": ((1, 4), (2, 3)), "dilation": 2, "groups": 2, "padding_mode": "circular"},
     ),
     "large kernel": ((1, 2, 40, 37), (3, 2, 21, 19), {"padding": (10, 9)}),
     "large kernel, stride": ((1, 2, 40, 37), (2, 2, 15, 17), {"padding": (7, 8), "stride": (2, 3)}),
-    "large kernel, depthwise, reflect": ((1, 3, 33, 34), (3, 1, 17, 17), {"padding": 8, "groups": 3, "padding_mode": "reflect"}),
+    "large kernel, depthwise, reflect": (
+        (1, 3, 33, 34), (3, 1, 17, 17), {"padding": 8, "groups": 3, "padding_mode": "reflect"},
+    ),
     "a blur": ((1, 1, 150, 160), (1, 1, 31, 31), {"padding": 15}),
     "batch": ((7, 2, 5, 6), (3, 2, 3, 3), {"padding": 1}),
     "float32 mode": ((1, 3, 6, 7), (4, 3, 3, 3), {"compute_mode": "float32"}),
@@ -75,7 +82,11 @@ def out_channels(weight_shape):
 
 
 def oracle_arguments(options):
-    return {key: value for key, value in options.items() if key in ("stride", "padding", "dilation", "groups", "padding_mode", "layout")}
+    return {
+        key: value
+        for key, value in options.items()
+        if key in ("stride", "padding", "dilation", "groups", "padding_mode", "layout")
+    }
 
 
 def check(backend, plans, engine, x, weight, bias=None, *, dtype="float32", accuracy="normwise", **options):
@@ -94,7 +105,7 @@ def check(backend, plans, engine, x, weight, bias=None, *, dtype="float32", accu
     return result
 
 
-# --- every rule, every library, every engine ---------------------------------------------------------------------------
+# --- every rule, every library, every engine --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -130,14 +141,19 @@ def test_empty_batch(backend, engine, plans, layout, padding_mode):
     assert engine in ("auto", plans[0].engine)
 
 
-# --- dtypes ---------------------------------------------------------------------------------------------------------------
+# --- dtypes -----------------------------------------------------------------------------------------------------------
 
 
 def test_floating_dtypes(backend, engine, plans):
     for dtype in backend.dtypes:
         if engine == "native" and dtype == "float64":
             continue  # refused: see test_mlx.py
-        for x_shape, weight_shape, options in (CASES["3x3"], CASES["depthwise"], CASES["large kernel"], CASES["circular"]):
+        for x_shape, weight_shape, options in (
+            CASES["3x3"],
+            CASES["depthwise"],
+            CASES["large kernel"],
+            CASES["circular"],
+        ):
             arrays = [numbers(x_shape), numbers(weight_shape, 1), numbers((1, out_channels(weight_shape), 1, 1), 2)]
             check(backend, plans, engine, *(backend.array(a, dtype) for a in arrays), dtype=dtype, **options)
 
@@ -147,7 +163,15 @@ def test_half_precision_accumulates_in_float32(backend, engine, plans):
     for dtype in {"float16", "bfloat16"} & set(backend.dtypes):
         x, weight = np.ones((1, 512, 4, 4), np.float32), np.ones((1, 512, 3, 3), np.float32)
         for compute_mode in ("default", "float32"):
-            y = check(backend, plans, engine, backend.array(x, dtype), backend.array(weight, dtype), dtype=dtype, compute_mode=compute_mode)
+            y = check(
+                backend,
+                plans,
+                engine,
+                backend.array(x, dtype),
+                backend.array(weight, dtype),
+                dtype=dtype,
+                compute_mode=compute_mode,
+            )
             np.testing.assert_array_equal(y, 4608)
 
 
@@ -221,7 +245,7 @@ def test_float64_is_computed_in_float64(backend, plans):
         np.testing.assert_allclose(y, 2.0**-40, rtol=1e-2)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 VIEWS = {
@@ -313,11 +337,13 @@ def test_a_readonly_view_of_a_writable_weight_is_not_cached():
         np.testing.assert_allclose(portconv.conv2d(x, view, engine=engine), 18, rtol=1e-5)
 
 
-# --- values that are not finite -------------------------------------------------------------------------------------------
+# --- values that are not finite ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.nan, np.inf]], ids=str)
-@pytest.mark.parametrize("case", ["3x3", "large kernel", "dilation pair", "depthwise", "reflect", "batch", "many channels"])
+@pytest.mark.parametrize(
+    "case", ["3x3", "large kernel", "dilation pair", "depthwise", "reflect", "batch", "many channels"]
+)
 def test_nonfinite_values_stay_in_their_receptive_field(backend, engine, plans, case, bad):
     x_shape, weight_shape, options = CASES[case]
     x, weight = numbers(x_shape), numbers(weight_shape, 1)
@@ -351,7 +377,7 @@ def test_values_near_the_largest_number(backend, engine, plans):
     check(backend, plans, engine, backend.array(weight), backend.array(x[:, :, :5, :5]))
 
 
-# --- accuracy -------------------------------------------------------------------------------------------------------------
+# --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
 LONG_SUMS = {
@@ -367,7 +393,10 @@ def long_sum(case, data):
     x_shape, weight_shape, options = LONG_SUMS[case]
     if data == "constant":
         return np.full(x_shape, 0.1, np.float32), np.full(weight_shape, 0.7, np.float32), options
-    x, weight = np.random.default_rng(5).random(x_shape, np.float32), np.random.default_rng(6).random(weight_shape, np.float32)
+    x, weight = (
+        np.random.default_rng(5).random(x_shape, np.float32),
+        np.random.default_rng(6).random(weight_shape, np.float32),
+    )
     if data == "uneven":  # one bright spot, darkness elsewhere
         x *= 1e-6
         x[..., x.shape[2] // 2, x.shape[3] // 2] = 1
@@ -396,7 +425,8 @@ def test_strict_results_do_not_depend_on_far_away_values(backend):
     dirty = x.copy()
     dirty[:, :, 30:, 30:] = 1e30
     clean, other = (
-        backend.numpy(portconv.conv2d(backend.array(a), backend.array(weight), accuracy="elementwise")) for a in (x, dirty)
+        backend.numpy(portconv.conv2d(backend.array(a), backend.array(weight), accuracy="elementwise"))
+        for a in (x, dirty)
     )
     expected, c = reference_conv2d(x, weight)
     near = (slice(None), slice(None), slice(0, 26), slice(0, 26))
@@ -404,7 +434,7 @@ def test_strict_results_do_not_depend_on_far_away_values(backend):
     assert_close(other[near], expected[near], c[near], accuracy="elementwise")
 
 
-# --- the oracle -----------------------------------------------------------------------------------------------------------
+# --- the oracle -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name != "float32 mode"])
@@ -416,11 +446,15 @@ def test_oracle_agrees_with_torch(torch, case):
     four_d = weight.reshape(-1, *weight_shape[-3:])
     modes = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
     top, bottom, left, right = sides(x_shape, weight_shape, options)
-    padded = torch.nn.functional.pad(torch.asarray(x), (left, right, top, bottom), mode=modes[options.get("padding_mode", "zeros")])
+    padded = torch.nn.functional.pad(
+        torch.asarray(x), (left, right, top, bottom), mode=modes[options.get("padding_mode", "zeros")]
+    )
     arguments = {key: options[key] for key in ("stride", "dilation", "groups") if key in options}
     theirs = torch.nn.functional.conv2d(padded, torch.asarray(four_d), torch.asarray(bias), **arguments)
     np.testing.assert_allclose(y, theirs.numpy(), rtol=1e-11, atol=1e-11)
-    absolute = torch.nn.functional.conv2d(padded.abs(), torch.asarray(np.abs(four_d)), torch.asarray(np.abs(bias)), **arguments)
+    absolute = torch.nn.functional.conv2d(
+        padded.abs(), torch.asarray(np.abs(four_d)), torch.asarray(np.abs(bias)), **arguments
+    )
     np.testing.assert_allclose(c, absolute.numpy(), rtol=1e-11)
     last, _ = reference_conv2d(x.transpose(0, 2, 3, 1), weight, bias, **options, layout="NHWC")
     np.testing.assert_array_equal(last, y.transpose(0, 2, 3, 1))
@@ -438,7 +472,9 @@ def sides(x_shape, weight_shape, options):
             total = max((int(np.ceil(size / stride)) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
             found += [0, 0] if padding == "valid" else [total // 2, total - total // 2]
         return found
-    rows, columns = (two(part) for part in np.asarray(padding).tolist()) if np.ndim(padding) else (two(padding), two(padding))
+    rows, columns = (
+        (two(part) for part in np.asarray(padding).tolist()) if np.ndim(padding) else (two(padding), two(padding))
+    )
     return (*rows, *columns)
 
 

@@ -37,22 +37,49 @@ def refused(error, fragments, call, *args, **kwargs):
         assert fragment in message, f"{fragment!r} is not in {message!r}"
 
 
-# --- sizes and modes: the same for the function and the module ---------------------------------------------------------------
+# --- sizes and modes: the same for the function and the module --------------------------------------------------------
 
-WRONG_KINDS = [1.0, 3.7, "1", True, False, np.True_, None, (1.0, 1.0), ("1", "1"), (True, 1), {1: 2}, object(), 1j, np.float32(1), np.array([1.0, 2.0])]
+WRONG_KINDS = [
+    1.0,
+    3.7,
+    "1",
+    True,
+    False,
+    np.True_,
+    None,
+    (1.0, 1.0),
+    ("1", "1"),
+    (True, 1),
+    {1: 2},
+    object(),
+    1j,
+    np.float32(1),
+    np.array([1.0, 2.0]),
+]
 WRONG_COUNTS = [(), (1,), (1, 1, 1), [1, 1, 1, 1], np.array([1, 1, 1])]
 
 SIZES = [(name, value, TypeError) for name in ("stride", "padding", "dilation", "kernel_size") for value in WRONG_KINDS]
 SIZES.remove(("padding", "1", TypeError))  # a string is the right kind of thing for `padding`, and this the wrong value
-SIZES += [(name, value, ValueError) for name in ("stride", "padding", "dilation", "kernel_size") for value in WRONG_COUNTS]
-SIZES += [(name, value, ValueError) for name in ("stride", "dilation", "kernel_size") for value in (0, -1, (1, 0), (-2, 1), np.array([0, 1]))]
-SIZES += [("padding", value, ValueError) for value in (-1, (0, -1), ((0, 0), (0, -1)), ((1, 2), (3,)), ((1, 1), (1, 1), (1, 1)))]
+SIZES += [
+    (name, value, ValueError) for name in ("stride", "padding", "dilation", "kernel_size") for value in WRONG_COUNTS
+]
+SIZES += [
+    (name, value, ValueError)
+    for name in ("stride", "dilation", "kernel_size")
+    for value in (0, -1, (1, 0), (-2, 1), np.array([0, 1]))
+]
+SIZES += [
+    ("padding", value, ValueError)
+    for value in (-1, (0, -1), ((0, 0), (0, -1)), ((1, 2), (3,)), ((1, 1), (1, 1), (1, 1)))
+]
 SIZES += [("padding", value, ValueError) for value in ("SAME", "full", "", "1")]
 SIZES += [("padding", value, TypeError) for value in (((1.0, 1), (1, 1)), ((True, 1), (1, 1)), (("1", 1), (1, 1)))]
 SIZES += [(name, 2**70, ValueError) for name in ("stride", "padding", "dilation", "kernel_size")]
 SIZES += [("groups", value, TypeError) for value in (1.0, "1", True, None, (1, 1), np.array([1, 1]))]
 SIZES += [("groups", value, ValueError) for value in (0, -1)]
-SIZES += [(name, value, TypeError) for name in ("in_channels", "out_channels") for value in (4.0, "4", True, None, (4,))]
+SIZES += [
+    (name, value, TypeError) for name in ("in_channels", "out_channels") for value in (4.0, "4", True, None, (4,))
+]
 SIZES += [(name, value, ValueError) for name in ("in_channels", "out_channels") for value in (0, -4)]
 
 MODES = {
@@ -65,7 +92,9 @@ MODES = {
     "strategy": ("fastest", "measure"),
 }
 CHOICES = [(name, wrong, ValueError, allowed) for name, (wrong, allowed) in MODES.items()]
-CHOICES += [(name, value, TypeError, allowed) for name, (_, allowed) in MODES.items() for value in (None, 1, ("zeros",))]
+CHOICES += [
+    (name, value, TypeError, allowed) for name, (_, allowed) in MODES.items() for value in (None, 1, ("zeros",))
+]
 CHOICES += [("padding_mode", "ZEROS", ValueError, "zeros"), ("layout", "nchw", ValueError, "NCHW")]
 
 
@@ -98,7 +127,8 @@ def test_modes_are_checked_before_the_arrays(nothing_runs):
 @pytest.mark.parametrize(
     ("value", "pair"),
     [
-        (np.int64(2), (2, 2)), (np.uint8(2), (2, 2)), (np.array(2), (2, 2)), ([2, 3], (2, 3)), (np.array([2, 3]), (2, 3)),
+        (np.int64(2), (2, 2)), (np.uint8(2), (2, 2)), (np.array(2), (2, 2)), ([2, 3], (2, 3)),
+        (np.array([2, 3]), (2, 3)),
         ((np.int32(2), 3), (2, 3)),
     ],
     ids=show,
@@ -146,9 +176,23 @@ def test_rng(rng, error):
         portconv.Conv2d(4, 6, 3, rng=rng)
 
 
-# --- arrays ---------------------------------------------------------------------------------------------------------------------
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
-NO_ARRAYS = [[[[[1.0]]]], ((((1.0,),),),), 1, 1.5, "x", b"x", None, {}, object(), range(4), memoryview(b"abcd"), np.ndarray, np.float32(1)]
+NO_ARRAYS = [
+    [[[[1.0]]]],
+    ((((1.0,),),),),
+    1,
+    1.5,
+    "x",
+    b"x",
+    None,
+    {},
+    object(),
+    range(4),
+    memoryview(b"abcd"),
+    np.ndarray,
+    np.float32(1),
+]
 
 
 @pytest.mark.parametrize("value", NO_ARRAYS, ids=show)
@@ -214,11 +258,16 @@ def test_another_backend_must_know_the_arrays(backend):
             portconv.Conv2d(4, 6, 3)(x)
 
 
-# --- sizes that do not fit ----------------------------------------------------------------------------------------------------
+# --- sizes that do not fit --------------------------------------------------------------------------------------------
 
 # x shape, weight shape, arguments, what the message says besides both shapes
 MISFITS = {
-    "channels": ((1, 8, 32, 32), (16, 6, 3, 3), {"groups": 2}, ["`weight` has 6 input channels per group", "`x` has 8 channels", "`groups` is 2", "4"]),
+    "channels": (
+        (1, 8, 32, 32),
+        (16, 6, 3, 3),
+        {"groups": 2},
+        ["`weight` has 6 input channels per group", "`x` has 8 channels", "`groups` is 2", "4"],
+    ),
     "channels, one group": ((1, 4, 8, 8), (6, 3, 3, 3), {}, ["`weight`", "3", "4"]),
     "groups and x": ((1, 4, 8, 8), (6, 2, 3, 3), {"groups": 3}, ["`groups`", "4", "3"]),
     "groups and outputs": ((1, 4, 8, 8), (5, 2, 3, 3), {"groups": 2}, ["`groups`", "5", "2"]),
@@ -229,20 +278,57 @@ MISFITS = {
     "kernel above image": ((1, 4, 8, 8), (6, 4, 9, 3), {}, ["`padding`", "9", "8"]),
     "kernel above padded image": ((1, 4, 8, 8), (6, 4, 3, 13), {"padding": 2}, ["`padding`", "13", "12"]),
     "dilated kernel above image": ((1, 4, 8, 8), (6, 4, 3, 3), {"dilation": (4, 1)}, ["`dilation`", "9", "8"]),
+    "kernel above image by less than the stride, rows": (
+        (1, 1, 4, 9),
+        (1, 1, 5, 5),
+        {"stride": 3},
+        ["`padding`", "5", "4"],
+    ),
+    "kernel above image by less than the stride, columns": (
+        (1, 1, 9, 4),
+        (1, 1, 5, 5),
+        {"stride": 3},
+        ["`padding`", "5", "4"],
+    ),
     "kernel above image by less than the stride": ((1, 1, 4, 4), (1, 1, 5, 5), {"stride": 3}, ["`padding`", "5", "4"]),
     "no rows": ((1, 4, 0, 8), (6, 4, 3, 3), {"padding": 2}, ["`x`", "0"]),
     "no columns": ((1, 4, 8, 0), (6, 4, 3, 3), {"padding": 2}, ["`x`", "0"]),
     "no channels": ((1, 0, 8, 8), (6, 0, 3, 3), {}, ["`x`", "0"]),
     "no outputs": ((1, 4, 8, 8), (0, 4, 3, 3), {}, ["`weight`", "0"]),
     "no kernel": ((1, 4, 8, 8), (6, 4, 0, 3), {}, ["`weight`", "0"]),
-    "reflect": ((1, 4, 8, 9), (6, 4, 3, 3), {"padding": (8, 0), "padding_mode": "reflect"}, ["`padding`", "`padding_mode`", "reflect"]),
-    "reflect, one side": ((1, 4, 8, 9), (6, 4, 3, 3), {"padding": ((0, 0), (0, 9)), "padding_mode": "reflect"}, ["`padding`", "reflect"]),
-    "reflect of one pixel": ((1, 4, 1, 9), (6, 4, 1, 3), {"padding": (1, 0), "padding_mode": "reflect"}, ["`padding`", "reflect"]),
-    "circular": ((1, 4, 8, 9), (6, 4, 3, 3), {"padding": (9, 0), "padding_mode": "circular"}, ["`padding`", "circular"]),
+    "reflect": (
+        (1, 4, 8, 9),
+        (6, 4, 3, 3),
+        {"padding": (8, 0), "padding_mode": "reflect"},
+        ["`padding`", "`padding_mode`", "reflect"],
+    ),
+    "reflect, one side": (
+        (1, 4, 8, 9),
+        (6, 4, 3, 3),
+        {"padding": ((0, 0), (0, 9)), "padding_mode": "reflect"},
+        ["`padding`", "reflect"],
+    ),
+    "reflect of one pixel": (
+        (1, 4, 1, 9),
+        (6, 4, 1, 3),
+        {"padding": (1, 0), "padding_mode": "reflect"},
+        ["`padding`", "reflect"],
+    ),
+    "circular": (
+        (1, 4, 8, 9),
+        (6, 4, 3, 3),
+        {"padding": (9, 0), "padding_mode": "circular"},
+        ["`padding`", "circular"],
+    ),
     "result too large": ((1, 4, 8, 8), (6, 4, 3, 3), {"padding": 10**9}, ["`padding`"]),
     "padded image too large": ((1, 4, 8, 8), (6, 4, 3, 3), {"padding": 2**31 - 1, "stride": 2**31 - 1}, ["`padding`"]),
-    "replicated image too large": ((1, 4, 8, 8), (6, 4, 3, 3), {"padding": 10**8, "padding_mode": "replicate"}, ["`padding`"]),
-}  # fmt: skip
+    "replicated image too large": (
+        (1, 4, 8, 8),
+        (6, 4, 3, 3),
+        {"padding": 10**8, "padding_mode": "replicate"},
+        ["`padding`"],
+    ),
+}
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -253,12 +339,21 @@ def test_sizes_that_do_not_fit(nothing_runs, case, layout):
         x_shape = tuple(x_shape[axis] for axis in (0, 2, 3, 1))
     fragments = [*fragments, f"x.shape = {x_shape} {layout}", f"weight.shape = {weight_shape} "]
     options = {**options, "layout": layout}
-    refused(ValueError, fragments, portconv.conv2d, np.zeros(x_shape, np.float32), np.zeros(weight_shape, np.float32), **options)
+    refused(
+        ValueError,
+        fragments,
+        portconv.conv2d,
+        np.zeros(x_shape, np.float32),
+        np.zeros(weight_shape, np.float32),
+        **options,
+    )
     refused(ValueError, fragments, portconv.plan_conv2d, x_shape, weight_shape, **options)
     refused(ValueError, fragments, portconv.conv2d_output_shape, x_shape, weight_shape, **options)
 
 
-@pytest.mark.parametrize("case", ["channels", "kernel above image by less than the stride", "result too large", "no rows", "no channels"])
+@pytest.mark.parametrize(
+    "case", ["channels", "kernel above image by less than the stride", "result too large", "no rows", "no channels"]
+)
 def test_sizes_that_do_not_fit_in_every_library(backend, nothing_runs, case):
     x_shape, weight_shape, options, fragments = MISFITS[case]
     x, weight = backend.array(np.zeros(x_shape, np.float32)), backend.array(np.zeros(weight_shape, np.float32))
@@ -273,7 +368,9 @@ def test_x_has_four_axes(nothing_runs, shape):
     refused(ValueError, fragments, portconv.conv2d_output_shape, shape, WEIGHT.shape)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (7,), (6, 1), (1, 6), (1, 5, 1, 1), (6, 1, 1), (1, 1, 1, 6), (1, 1, 6, 1)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (5,), (7,), (6, 1), (1, 6), (1, 5, 1, 1), (6, 1, 1), (1, 1, 1, 6), (1, 1, 6, 1)]
+)
 def test_shapes_of_bias(nothing_runs, shape):
     refused(ValueError, ["`bias`", f"{shape}", "(1, 6, 1, 1)"], portconv.conv2d, X, WEIGHT, np.ones(shape, np.float32))
 
@@ -332,7 +429,7 @@ def test_a_huge_result_is_refused_before_memory_is_asked_for(run_python):
     """)
 
 
-# --- engines and backends -------------------------------------------------------------------------------------------------------
+# --- engines and backends ---------------------------------------------------------------------------------------------
 
 
 def test_an_engine_that_cannot_run_says_why(backend):
@@ -342,7 +439,15 @@ def test_an_engine_that_cannot_run_says_why(backend):
         plans = portconv.plan_conv2d(x, weight, accuracy=accuracy).candidates
         (why_not,) = [candidate.why_not for candidate in plans if candidate.engine == engine]
         assert why_not
-        refused(UnsupportedError, [f"`engine` '{engine}'", why_not], portconv.conv2d, x, weight, engine=engine, accuracy=accuracy)
+        refused(
+            UnsupportedError,
+            [f"`engine` '{engine}'", why_not],
+            portconv.conv2d,
+            x,
+            weight,
+            engine=engine,
+            accuracy=accuracy,
+        )
         module = portconv.Conv2d(4, 6, 3, engine=engine, accuracy=accuracy)
         refused(UnsupportedError, [f"`engine` '{engine}'", why_not], module, x)
 
@@ -378,7 +483,9 @@ def test_an_unknown_device(device):
         portconv.plan_conv2d(X.shape, WEIGHT.shape, device=device)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("mlx", "mlx"), ("torch", "torch"), ("jax", "jax"), ("cupy", "cupy"), ("dask", "dask")])
+@pytest.mark.parametrize(
+    ("name", "extra"), [("mlx", "mlx"), ("torch", "torch"), ("jax", "jax"), ("cupy", "cupy"), ("dask", "dask")]
+)
 def test_a_missing_library_names_the_extra(run_python, name, extra):
     run_python(f"""
         import sys
@@ -433,6 +540,10 @@ def test_a_broken_library_says_what_is_broken(run_python):
 
 def test_messages_name_what_the_user_wrote():
     """No error of the package is an empty one."""
-    for call in (lambda: portconv.conv2d(X, WEIGHT, stride=0), lambda: portconv.Conv2d(4, 6, 0), lambda: portconv.conv2d(X, WEIGHT[:, :1])):
+    for call in (
+        lambda: portconv.conv2d(X, WEIGHT, stride=0),
+        lambda: portconv.Conv2d(4, 6, 0),
+        lambda: portconv.conv2d(X, WEIGHT[:, :1]),
+    ):
         with pytest.raises(ValueError, match=r"`\w+`.*\d"):
             call()

@@ -1,8 +1,10 @@
-"""The planner: it sees sizes only, chooses well, explains itself, remembers; and no plan reads another's packed weight."""
+"""The planner sees sizes only, chooses, explains, remembers; and no plan reads another's packed weight."""
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ def ones(*shape):
     return np.ones(shape, np.float32)
 
 
-# --- choices ------------------------------------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -84,24 +86,19 @@ def test_the_planner_sees_sizes_only(monkeypatch):
     assert all(plain(getattr(problem, name)) for name in problem.__dataclass_fields__)
 
 
-def test_plans_hold_no_arrays(backend):
-    """Nor does a plan keep the images and weights that it has seen alive."""
-    import gc
-    import weakref
-
-    class Tracked(np.ndarray):
-        pass
-
-    x, weight = ones(1, 2, 8, 8).view(Tracked).view(np.ndarray), ones(3, 2, 3, 3)
-    tracked = weakref.ref(x), weakref.ref(weight)
-    for engine in ("gemm", "fft", "direct"):
-        portconv.conv2d(x, weight, engine=engine)
+@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
+def test_plans_hold_no_arrays(engine):
+    """Neither plans nor caches keep the images and weights that they have seen alive."""
+    x, weight = ones(1, 2, 8, 8), ones(3, 2, 3, 3)
+    weight.flags.writeable = False  # so that its pack is kept
+    seen = {"x": weakref.ref(x), "weight": weakref.ref(weight)}
+    portconv.conv2d(x, weight, engine=engine)
     del x, weight
     gc.collect()
-    assert [reference() for reference in tracked] == [None, None]
+    assert [name for name, reference in seen.items() if reference() is not None] == []
 
 
-# --- measurement ----------------------------------------------------------------------------------------------------------------------
+# --- measurement ------------------------------------------------------------------------------------------------------
 
 
 def count_measurements(monkeypatch):
@@ -175,7 +172,7 @@ def test_measure_of_an_empty_batch_and_a_named_engine(monkeypatch):
     assert measured == []
 
 
-# --- explanations -----------------------------------------------------------------------------------------------------------------------
+# --- explanations -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, {"accuracy": "elementwise"}, {"engine": "direct"}, {"strategy": "measure"}])
@@ -209,11 +206,14 @@ def test_every_engine_refused_gives_every_reason():
         portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable(), engine="direct")
 
 
-# --- packed weights ---------------------------------------------------------------------------------------------------------------------
+# --- packed weights ---------------------------------------------------------------------------------------------------
 
 
 def test_plan_pack_execute(backend, engine):
-    x, weight, bias = (np.random.default_rng(n).standard_normal(s).astype("f4") for n, s in enumerate([(2, 4, 9, 8), (6, 4, 3, 3), (6,)]))
+    x, weight, bias = (
+        np.random.default_rng(n).standard_normal(s).astype("f4")
+        for n, s in enumerate([(2, 4, 9, 8), (6, 4, 3, 3), (6,)])
+    )
     arrays = [backend.array(a) for a in (x, weight, bias)]
     plan = portconv.plan_conv2d(*arrays, padding=1, engine=engine)
     packed = plan.pack(arrays[1])
@@ -221,7 +221,9 @@ def test_plan_pack_execute(backend, engine):
     assert packed.nbytes >= weight.nbytes
     for _ in range(2):  # packing and executing change nothing
         y = plan.execute(arrays[0], packed, arrays[2])
-        np.testing.assert_array_equal(backend.numpy(y), backend.numpy(portconv.conv2d(*arrays, padding=1, engine=engine)))
+        np.testing.assert_array_equal(
+            backend.numpy(y), backend.numpy(portconv.conv2d(*arrays, padding=1, engine=engine))
+        )
 
 
 VARIANTS = {
@@ -244,7 +246,7 @@ def test_the_packed_weight_of_another_plan_is_refused(variant, engine):
     plan = portconv.plan_conv2d((1, 2, 20, 20), weight_shape, **options)
     shape = other.pop("weight")
     packed = portconv.plan_conv2d((1, 2, 20, 20), shape, **other).pack(np.ones(shape, other["dtype"]))
-    with pytest.raises(ValueError, match="`weight`.*pack"):
+    with pytest.raises(ValueError, match=r"`weight`.*pack"):
         plan.execute(np.ones((1, 2, 20, 20), options["dtype"]), packed)
 
 
@@ -272,11 +274,15 @@ def test_the_packed_weight_of_another_library_is_refused(library):
             plan.execute(x, made[other][2])
 
 
-@pytest.mark.parametrize("sizes", [((1, 2, 20, 20), (1, 2, 31, 17)), ((1, 2, 8, 9), (5, 2, 9, 8)), ((1, 2, 60, 60), (3, 2, 8, 8))])
+@pytest.mark.parametrize(
+    "sizes", [((1, 2, 20, 20), (1, 2, 31, 17)), ((1, 2, 8, 9), (5, 2, 9, 8)), ((1, 2, 60, 60), (3, 2, 8, 8))]
+)
 def test_equal_stamps_mean_equal_packs(backend, engine, sizes):
     """A pack that another plan accepts, of a problem with another image, gives the right result there."""
     weight = backend.array(np.random.default_rng(0).standard_normal((3, 2, 3, 3)).astype("f4"))
-    images = [backend.array(np.random.default_rng(n).standard_normal(size).astype("f4")) for n, size in enumerate(sizes)]
+    images = [
+        backend.array(np.random.default_rng(n).standard_normal(size).astype("f4")) for n, size in enumerate(sizes)
+    ]
     plans = [portconv.plan_conv2d(x, weight, engine=engine, padding=1) for x in images]
     packed = plans[0].pack(weight)
     if plans[0].stamp != plans[1].stamp:
@@ -299,12 +305,12 @@ def test_the_cache_of_packs_is_bounded():
         weight.flags.writeable = False
         weights.append(weight)
         y = portconv.conv2d(x, weight, engine="fft")
-        assert abs(y[0, 0, 0, 0] / max(n, 1) - (57600 if n else 0)) < 1
+        np.testing.assert_allclose(y, 3600 * n, rtol=1e-5)
         assert 0 <= cache.nbytes <= limit
     weights.clear()
 
 
-# --- workspace ----------------------------------------------------------------------------------------------------------------------------
+# --- workspace --------------------------------------------------------------------------------------------------------
 
 LARGE = {
     "12 megapixels, 3x3": ((1, 3, 3000, 4000), (3, 1, 3, 3), {"groups": 3, "padding": 1}),

@@ -8,9 +8,9 @@ PyTorch, JAX, CuPy and Dask do some things in ways of their own.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -19,11 +19,34 @@ from .. import engines
 from ..backend import ArrayInfo, Candidate, Plan
 from ..cpu.bridge import host_candidates, host_plan
 from ..engines.costs import GENERIC
+from ..registry import library_of
 from ..shapes import AxisSource
 from ..spec import Problem
 from ..steps import Block, Steps
 
 __all__ = ["ArrayApiBackend", "backend"]
+
+T = TypeVar("T")
+
+
+class _QuietSteps(Steps):
+    """NaN and Inf are data, as in compiled libraries: no warnings for them from libraries that NumPy computes for."""
+
+    def all_finite(self, x: Any) -> bool:
+        with np.errstate(all="ignore"):
+            return super().all_finite(x)
+
+    def assemble(
+        self,
+        problem: Problem,
+        bias: Any,
+        tasks: Sequence[T],
+        compute: Callable[[T], Iterable[tuple[Block, Any]]],
+        *,
+        parallel: bool,
+    ) -> Any:
+        with np.errstate(all="ignore"):
+            return super().assemble(problem, bias, tasks, compute, parallel=parallel)
 
 
 class ArrayApiBackend:
@@ -32,9 +55,9 @@ class ArrayApiBackend:
     namespace: str | None = None  # the module to import, if it is not the package itself
     writable = True  # whether blocks of a result can be assigned
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, namespace: ModuleType | None = None) -> None:
         self.name = name
-        self._xp: ModuleType = importlib.import_module(self.namespace or name)
+        self._xp: ModuleType = namespace or importlib.import_module(self.namespace or name)
         self._steps: dict[str, Steps] = {}  # by device
         self._devices: dict[str, Any] = {}  # the library's objects for the names in `ArrayInfo`
 
@@ -42,22 +65,28 @@ class ArrayApiBackend:
         return f"{type(self).__name__}({self.name!r})"
 
     def describe(self, x: Any, /) -> ArrayInfo:
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise TypeError(f"expected an array of {self.name}, but got {type(x).__name__}.")
+        self._check(x)
         device = array_api_compat.device(x)
         name = str(device)
         self._devices.setdefault(name, device)
         return ArrayInfo(tuple(x.shape), _name_of(x.dtype), name)
 
+    def _check(self, x: Any) -> None:
+        if library_of(x) != self.name:
+            raise TypeError(f"expected an array of {self.name}, but got {type(x).__module__}.{type(x).__name__}.")
+
     def _steps_on(self, device: str) -> Steps:
         if device not in self._steps:
-            self._steps[device] = Steps(self._xp, device=self._device(device), writable=self.writable)
+            self._steps[device] = _QuietSteps(self._xp, device=self._device(device), writable=self.writable)
         return self._steps[device]
 
     def _device(self, name: str) -> Any:
         """The library's device object: one seen before, or what the library makes of the name."""
         if name not in self._devices:
-            self._devices[name] = self._new_device(name)
+            try:
+                self._devices[name] = self._new_device(name)
+            except RuntimeError as error:
+                raise ValueError(f"`device` {name!r} is none of {self.name}'s devices: {error}") from None
         return self._devices[name]
 
     def _place(self, device: str) -> dict[str, Any]:
@@ -82,14 +111,20 @@ class ArrayApiBackend:
 
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         xp = self._xp
-        # a copy: no library may share memory that NumPy's owner can change
-        y = xp.asarray(np.array(x), **({} if device is None else self._place(device)))
         wanted = dtype or np.asarray(x).dtype.name
+        self._dtype(wanted)
+        # a copy: no library may share memory that NumPy's owner can change
+        x = np.array(x, dtype="float32" if wanted == "bfloat16" else wanted)
+        y = xp.asarray(x, **({} if device is None else self._place(device)))
         if _name_of(y.dtype) != wanted:
-            y = xp.astype(y, self._steps_on(str(array_api_compat.device(y))).dtype(wanted))
+            y = xp.astype(y, self._dtype(wanted))
         if _name_of(y.dtype) != wanted:
             raise TypeError(f"{self.name} made {_name_of(y.dtype)} of an array that was to be {wanted}.")
         return y
+
+    def _dtype(self, name: str) -> Any:
+        """The library's dtype object of a standard name."""
+        return Steps(self._xp).dtype(name)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         return np.asarray(x)
@@ -114,8 +149,19 @@ class TorchBackend(ArrayApiBackend):
         # a weight that records gradients must be packed anew, so that the packing is part of the graph
         if weight.requires_grad or weight.is_inference():
             return None
-        version: int = weight._version
-        return version
+        # what was made in inference mode cannot be used outside of it
+        return weight._version, self._torch.is_inference_mode_enabled()
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        with self._torch.inference_mode(False):  # else the array could be changed unseen
+            try:
+                return super().from_numpy(x, dtype=dtype, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(f"`device` {device!r}: {error}") from error
+
+    @property
+    def _torch(self) -> Any:
+        return importlib.import_module("torch")
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         x = x.detach().cpu()
@@ -123,7 +169,7 @@ class TorchBackend(ArrayApiBackend):
 
     def synchronize(self, x: Any, /) -> None:
         if x.device.type in ("cuda", "mps", "xpu"):
-            getattr(importlib.import_module("torch"), x.device.type).synchronize()
+            getattr(self._torch, x.device.type).synchronize()
 
 
 class JaxBackend(ArrayApiBackend):
@@ -137,6 +183,7 @@ class JaxBackend(ArrayApiBackend):
     writable = False
 
     def describe(self, x: Any, /) -> ArrayInfo:
+        self._check(x)
         if _is_tracer(x):
             return ArrayInfo(tuple(x.shape), _name_of(x.dtype), "", traced=True)
         return super().describe(x)
@@ -207,7 +254,7 @@ class CupyBackend(ArrayApiBackend):
         x.device.synchronize()
 
 
-class _DaskSteps(Steps):
+class _DaskSteps(_QuietSteps):
     """Windows of one chunk: Dask transforms no axis that is cut into several."""
 
     def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
@@ -225,6 +272,9 @@ class DaskBackend(ArrayApiBackend):
 
     namespace = "array_api_compat.dask.array"
     writable = False
+
+    def _dtype(self, name: str) -> Any:
+        return np.dtype(name)
 
     def _steps_on(self, device: str) -> Steps:
         return _DaskSteps(self._xp)  # Dask's creation functions know no device

@@ -6,7 +6,7 @@ of NHWC memory, so a chain of layers transposes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +17,15 @@ from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..cpu.bridge import host_candidates, numpy_plan
 from ..errors import UnsupportedError
 from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
+from ..shapes import ranges
 from ..spec import Problem
-from ..steps import Block, Steps
+from ..steps import Block, Steps, accumulate
 
 __all__ = ["MlxBackend", "backend"]
 
 MAX_ELEMENTS = 2**31 - 1  # beyond, MLX's own index arithmetic was seen to overflow (mlx issues 3248, 3327)
+# MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
+CPU_MAX_TERMS = 192
 # Seconds per multiplication or addition of mx.conv2d, to rank it: on Linux its CPU build has a reference BLAS.
 CPU_FLOP, GPU_FLOP = 2e-10, 2e-13
 
@@ -57,9 +60,9 @@ class MlxBackend:
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         if device not in (None, "cpu", "gpu"):
             raise ValueError(f"`device` must be None, 'cpu' or 'gpu' for the backend 'mlx', but got {device!r}.")
-        x = np.asarray(x)
-        # without a dtype MLX makes float32 of float64
-        return mx.array(x, dtype=_dtype(dtype or x.dtype.name))
+        name = dtype or np.asarray(x).dtype.name
+        x = np.asarray(x, dtype="float32" if name == "bfloat16" else name)  # in the machine's byte order, too
+        return mx.array(x, dtype=_dtype(name))  # without a dtype MLX makes float32 of float64
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
@@ -104,9 +107,15 @@ class NativePlan(Plan):
 
     @property
     def _work_dtype(self) -> str:
-        """Adding a bias to a half-precision result would round twice: then MLX works in float32."""
+        """MLX rounds half-precision results: what is added to them must be added in float32."""
         p = self.problem
-        return p.compute_dtype if p.has_bias else p.dtype
+        return p.compute_dtype if p.has_bias or self._in_parts else p.dtype
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether sums are so long that they must be cut."""
+        p = self.problem
+        return p.device == "cpu" and p.in_channels // p.groups * p.kernel[0] * p.kernel[1] > CPU_MAX_TERMS
 
     def pack(self, weight: Any, /) -> PackedWeight:
         """OHWI, contiguous: Metal and CUDA would copy any other order in every call."""
@@ -136,10 +145,33 @@ class NativePlan(Plan):
             top = bottom = left = right = 0
         if p.layout == "NCHW":
             x = mx.transpose(x, NHWC_FROM_NCHW)
-        y = mx.conv_general(x, ohwi, p.stride, ([top, left], [bottom, right]), p.dilation, groups=p.groups)
+        if self._in_parts:
+            x = mx.pad(x, [(0, 0), (top, bottom), (left, right), (0, 0)])
+            y = accumulate(self._parts(x, ohwi))
+        else:
+            y = mx.conv_general(x, ohwi, p.stride, ([top, left], [bottom, right]), p.dilation, groups=p.groups)
         if bias is not None:
-            y = (y + bias.astype(dtype).reshape(1, 1, 1, -1)).astype(_dtype(p.dtype))
+            y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
+        y = y.astype(_dtype(p.dtype))
         return mx.transpose(y, NCHW_FROM_NHWC) if p.layout == "NCHW" else y
+
+    def _parts(self, x: Any, ohwi: Any) -> Iterator[Any]:
+        """Convolutions with parts of the kernel and of the channels; `x` is padded already. Their sum is the whole."""
+        p = self.problem
+        (kh, kw), inputs = p.kernel, p.in_channels // p.groups
+        cols = min(kw, CPU_MAX_TERMS)
+        rows = min(kh, CPU_MAX_TERMS // cols)
+        by_group = x.reshape(*x.shape[:3], p.groups, inputs)
+        for part in ranges(inputs, max(CPU_MAX_TERMS // (rows * cols), 1)):
+            some = by_group[..., part].reshape(*x.shape[:3], -1)
+            for i in ranges(kh, rows):
+                for j in ranges(kw, cols):
+                    needed = [
+                        slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
+                        for tap, d, out, s in zip((i, j), p.dilation, p.out_size, p.stride, strict=True)
+                    ]
+                    window = some[:, needed[0], needed[1], :]
+                    yield mx.conv_general(window, ohwi[:, i, j, part], p.stride, 0, p.dilation, groups=p.groups)
 
 
 def _padded(x: Any, p: Problem, dtype: str) -> Any:
@@ -159,7 +191,7 @@ def _view(x: Any) -> np.ndarray[Any, Any]:
 
 
 class _Bridge(NamedTuple):
-    convolve: Callable[..., Any]  # (x, weight[, bias]), differentiable
+    packed: PackedWeight | None  # None where the weight has no values yet
     weight: Any
 
 
@@ -184,14 +216,14 @@ class BridgePlan(Plan):
         except ValueError as error:
             _check_tracing(error)
             packed = None
-        convolve = mx.custom_function(self._forward(packed))
-        convolve.vjp(self._vjp)
-        return PackedWeight(self.stamp, _Bridge(convolve, weight), packed.nbytes if packed is not None else 0)
+        return PackedWeight(self.stamp, _Bridge(packed, weight), packed.nbytes if packed is not None else 0)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
         data: _Bridge = weight.data
-        return data.convolve(x, data.weight) if bias is None else data.convolve(x, data.weight, bias)
+        convolve = mx.custom_function(self._forward(data.packed))
+        convolve.vjp(self._vjp)
+        return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
 
     def _forward(self, packed: PackedWeight | None) -> Callable[..., Any]:
         dtype = _dtype(self.problem.dtype)

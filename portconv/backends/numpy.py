@@ -27,7 +27,8 @@ class NumpyBackend:
                     f"Pass `numpy.asarray(x)` (for a masked array, `x.filled(value)`)."
                 )
             if not isinstance(x, np.ndarray):
-                raise TypeError(f"expected a NumPy array, but got {type(x).__name__}. Convert it by `numpy.asarray`.")
+                kind = f"{type(x).__module__}.{type(x).__name__}"
+                raise TypeError(f"expected a NumPy array, but got {kind}. Convert it by `numpy.asarray`.")
         return ArrayInfo(x.shape, x.dtype.name, "cpu")
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
@@ -48,13 +49,9 @@ class NumpyBackend:
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> np.ndarray[Any, Any]:
         if device not in (None, "cpu"):
             raise ValueError(f"`device` must be None or 'cpu' for the backend 'numpy', but got {device!r}.")
-        try:
-            wanted = None if dtype is None else np.dtype(dtype)
-        except TypeError:
-            raise TypeError(
-                f"`dtype` {dtype!r} does not exist in NumPy. Use float16 or float32, or another backend."
-            ) from None
-        return np.asarray(x, dtype=wanted)
+        if dtype == "bfloat16":
+            raise TypeError("`dtype` 'bfloat16' does not exist in NumPy. Use float16 or float32, or another backend.")
+        return np.asarray(x, dtype=dtype)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         return np.asarray(x, dtype=np.float32) if x.dtype.name == "bfloat16" else np.asarray(x)

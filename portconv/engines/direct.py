@@ -96,7 +96,7 @@ class DirectPlan(Plan):
 
     @property
     def stamp(self) -> Hashable:
-        return (NAME, self.problem.weight_shape, self.problem.compute_dtype)
+        return (NAME, self.steps.place, self.problem.weight_shape, self.problem.compute_dtype)
 
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p = self.steps, self.problem

@@ -214,7 +214,17 @@ class FftPlan(Plan):
     @property
     def stamp(self) -> Hashable:
         t, p = self.tiling, self.problem
-        return (NAME, p.weight_shape, p.compute_dtype, p.stride, p.dilation, t.size, t.pointwise, t.transformed)
+        return (
+            NAME,
+            self.steps.place,
+            p.weight_shape,
+            p.compute_dtype,
+            p.stride,
+            p.dilation,
+            t.size,
+            t.pointwise,
+            t.transformed,
+        )
 
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p, t = self.steps, self.problem, self.tiling

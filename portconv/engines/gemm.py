@@ -36,6 +36,7 @@ NAME = "gemm"
 # the other; on constant data (a clear sky under a box filter) its rounding errors add up, and 192 terms were seen to
 # give 19 eps c, 32 terms 3.2 eps c.
 MAX_TERMS = {"normwise": 192, "elementwise": 32}
+MAX_WINDOW_BYTES = 24 << 20
 MIN_COLUMNS = 128  # narrower products waste the BLAS kernels
 
 
@@ -86,13 +87,17 @@ def tiling(problem: Problem, block_bytes: int) -> Tiling:
     if form == "gather" and rows == oh and cols == ow:
         batch = _even(max(p.batch, 1), max(columns // (rows * cols), 1))
 
-    phases = p.stride[0] * p.stride[1]
-    window = batch * (rows + halo_rows + 1) * (cols + halo_cols) * p.itemsize * phases  # bytes per input channel
-    channels = group_inputs
-    if n_taps > 1 and stacked == 1 and (limit := max(8 * block_bytes // (window * p.groups), 1)) < group_inputs:
-        channels = _even(group_inputs, max(limit, MAX_TERMS[p.accuracy]))
+    # bytes of the window per input channel and row; a stack of taps needs all channels, a single tap some at a time
+    row_bytes = batch * (cols + halo_cols) * p.itemsize * p.stride[0] * p.stride[1] * p.groups
+    needed = group_inputs if stacked > 1 else min(group_inputs, MAX_TERMS[p.accuracy])
+    while rows > 1 and (rows + halo_rows + 1) * row_bytes * needed > MAX_WINDOW_BYTES:
+        rows = -(-rows // 2)
+    window = (rows + halo_rows + 1) * row_bytes
+    if window * needed > MAX_WINDOW_BYTES:
+        stacked, operand = 1, p.in_channels
+    channels = group_inputs if stacked > 1 else _even(group_inputs, max(MAX_WINDOW_BYTES // window, 1))
     results = batch * rows * (cols + halo_cols) * p.itemsize * (operand * (form == "gather") + 2 * p.out_channels)
-    return Tiling(form, batch, rows, cols, channels, stacked, window * channels * p.groups + results)
+    return Tiling(form, batch, rows, cols, channels, stacked, window * channels + results)
 
 
 def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
@@ -120,9 +125,9 @@ def plan(problem: Problem, steps: Steps) -> GemmPlan:
     return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=t.tasks(problem))
 
 
-def stamp(problem: Problem) -> Hashable:
+def stamp(problem: Problem, steps: Steps) -> Hashable:
     """The packed weight is the weight with its channels last: it depends on nothing but the weight and the dtype."""
-    return (NAME, problem.weight_shape, problem.compute_dtype)
+    return (NAME, steps.place, problem.weight_shape, problem.compute_dtype)
 
 
 def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
@@ -131,7 +136,7 @@ def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
     xp = steps.xp
     data = xp.reshape(steps.cast(weight, problem.compute_dtype), (g, o, i, kh * kw))
     data = xp.reshape(xp.permute_dims(data, (0, 1, 3, 2)), (g, o, kh * kw * i))
-    return PackedWeight(stamp(problem), steps.contiguous(data), problem.itemsize * g * o * i * kh * kw)
+    return PackedWeight(stamp(problem, steps), steps.contiguous(data), problem.itemsize * g * o * i * kh * kw)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class GemmPlan(Plan):
 
     @property
     def stamp(self) -> Hashable:
-        return stamp(self.problem)
+        return stamp(self.problem, self.steps)
 
     def pack(self, weight: Any, /) -> PackedWeight:
         return pack(weight, self.problem, self.steps)
@@ -175,7 +180,7 @@ def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) ->
             for image in range(block.batch.start, block.batch.stop):
                 one = part._replace(batch=slice(image, image + 1))
                 value = block_value(x, weight, one, problem, t, steps)
-                yield one._replace(channels=block.channels), value[block.channels]
+                yield one._replace(channels=block.channels), value[block.channels, ...]
 
 
 def block_value(x: Any, weight: Any, block: Block, problem: Problem, tiling: Tiling, steps: Steps) -> Any:

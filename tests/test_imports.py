@@ -1,0 +1,306 @@
+"""What importing portconv loads, and which module may import which."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import portconv
+
+PACKAGE = Path(portconv.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "array_api_strict", "tensorflow"}
+# What a module may import from outside: nobody else may name a library.
+LIBRARIES = {"backends.mlx": {"mlx"}, "functional": {"mlx"}}
+
+# The layers, base first: a module imports from its own layer and from those before it only.
+LAYERS = [
+    {"errors"},
+    {"spec", "shapes", "layout"},
+    {"backend"},
+    {"steps"},
+    {"registry", "planner", "engines"},
+    {"cpu"},
+    {"backends"},
+    {"functional"},
+    {"module"},
+    {""},  # the package itself, `__init__.py`
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def module_name(file):
+    """`backends.mlx` of portconv/backends/mlx.py, `engines` of portconv/engines/__init__.py."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(file) for file in FILES}
+
+
+class Imports(ast.NodeVisitor):
+    """The imports of a module: portconv's own modules, other packages; and of each, those made at import time."""
+
+    def __init__(self, file):
+        self.name, self.is_package = module_name(file), file.name == "__init__.py"
+        self.own, self.own_at_once, self.others, self.others_at_once = set(), set(), set(), set()
+        self.dynamic = set()  # imported by a function of importlib
+        self._inside = 0
+        self.visit(ast.parse(file.read_text("utf-8")))
+
+    def visit_FunctionDef(self, node):
+        self._inside += 1
+        self.generic_visit(node)
+        self._inside -= 1
+
+    visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef
+
+    def visit_If(self, node):
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):  # never run
+            for statement in node.orelse:
+                self.visit(statement)
+        else:
+            self.generic_visit(node)
+
+    def visit_Import(self, node):
+        for alias in node.names:
+            self._add(alias.name)
+
+    def visit_ImportFrom(self, node):
+        if node.level:
+            parts = self.name.split(".") if self.name else []
+            parts = parts if self.is_package else parts[:-1]
+            parts = parts[: len(parts) - node.level + 1]
+            base = ".".join(["portconv", *parts, *([node.module] if node.module else [])])
+        else:
+            base = node.module
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".removeprefix("portconv").lstrip(".")
+            self._add(f"{base}.{alias.name}" if base.startswith("portconv") and inner in NAMES else base)
+
+    def visit_Call(self, node):
+        """`importlib.import_module("...")` with a name that stands there."""
+        if ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__") and node.args:
+            name = node.args[0]
+            if isinstance(name, ast.Constant):
+                self.dynamic.add(name.value.removeprefix("portconv."))
+        self.generic_visit(node)
+
+    def _add(self, name):
+        package, _, rest = name.partition(".")
+        target = (
+            (self.own, self.own_at_once, rest) if package == "portconv" else (self.others, self.others_at_once, package)
+        )
+        target[0].add(target[2])
+        if not self._inside:
+            target[1].add(target[2])
+
+
+IMPORTS = {module_name(file): Imports(file) for file in FILES}
+
+
+def layer(name):
+    return RANK[name.partition(".")[0]]
+
+
+# --- at import time ---------------------------------------------------------------------------------------------------
+
+
+def test_import_loads_no_array_library(run_python):
+    out = run_python("""
+        import sys
+        before = set(sys.modules)
+        import portconv
+        print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+    """)
+    assert "numpy" in out.split()
+    assert not OPTIONAL & set(out.split())
+
+
+def test_numpy_calls_load_no_other_library(run_python):
+    out = run_python("""
+        import sys
+        import numpy as np, portconv
+        x = np.ones((1, 2, 40, 40), np.float32)
+        for engine in ("auto", "gemm", "fft", "direct"):
+            portconv.conv2d(x, np.ones((2, 2, 3, 3), np.float32), engine=engine)
+        portconv.Conv2d(2, 3, 3)(x)
+        try:
+            portconv.conv2d([1.0], x)
+        except TypeError:
+            pass
+        print(*sorted({name.partition(".")[0] for name in sys.modules}))
+    """)
+    assert not OPTIONAL & set(out.split())
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "array_api_strict"])
+def test_a_library_loads_no_other_library(run_python, library, name):
+    library(name)
+    out = run_python(f"""
+        import sys
+        import {name}
+        before = {{module.partition(".")[0] for module in sys.modules}}
+        import portconv
+        xp = {name}.numpy if {name!r} == "jax" else {name}
+        portconv.conv2d(xp.ones((1, 2, 8, 8)), xp.ones((3, 2, 3, 3)))
+        print(*sorted({{module.partition(".")[0] for module in sys.modules}} - before))
+    """)
+    assert not (OPTIONAL - {name, name + "lib"}) & set(out.split())
+
+
+# --- directions -------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_layer():
+    assert len(FILES) > 20
+    for name in NAMES - {"testing"}:
+        assert name.partition(".")[0] in RANK, f"portconv.{name} stands in no layer: add it to LAYERS"
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"", "testing"}))
+def test_directions(name):
+    for other in IMPORTS[name].own:
+        assert other != "", f"portconv.{name} imports the package itself"
+        assert other != "testing", f"portconv.{name} imports portconv.testing"
+        assert layer(other) <= layer(name), f"portconv.{name} imports portconv.{other}, which stands above it"
+
+
+def test_no_cycles():
+    """Within a layer, too, every import points one way."""
+
+    def reach(name, path):
+        assert name not in path, " imports ".join([*path, name])
+        for other in IMPORTS[name].own_at_once - {name}:
+            # a module of a package first loads the package
+            reach(other, [*path, name])
+
+    for name in NAMES - {""}:
+        reach(name, [])
+
+
+def test_backends_do_not_import_each_other():
+    backends = {name for name in NAMES if name.startswith("backends.")}
+    assert {"backends.numpy", "backends.mlx", "backends.array_api"} <= backends
+    for name in backends | {"backends"}:
+        assert not {other for other in IMPORTS[name].own | IMPORTS[name].dynamic if other.startswith("backends")}
+
+
+def test_engines_import_no_array_library():
+    engines = {name for name in NAMES if name.partition(".")[0] in ("engines", "steps")}
+    assert {"engines.gemm", "engines.fft", "engines.direct"} <= engines
+    for name in engines:
+        assert not IMPORTS[name].dynamic, name
+        assert IMPORTS[name].others <= set(sys.stdlib_module_names), name
+
+
+def test_the_base_is_without_arrays():
+    for name in ("errors", "spec", "shapes", "layout", "backend"):
+        assert IMPORTS[name].others <= set(sys.stdlib_module_names), name
+
+
+def test_the_registry_imports_no_backend():
+    """It loads them by their names, when an array of theirs appears."""
+    assert not {name for name in IMPORTS["registry"].own if name.startswith("backends")}
+    assert not IMPORTS["registry"].others & OPTIONAL
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_libraries_are_imported_by_their_backends_only(name):
+    allowed = LIBRARIES.get(name, set())
+    if name == "backends.array_api":
+        allowed = OPTIONAL
+        assert not IMPORTS[name].others_at_once & OPTIONAL
+    named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
+    assert not (named & OPTIONAL) - allowed
+    if name != "backends.mlx":
+        assert not IMPORTS[name].others_at_once & OPTIONAL
+    third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
+    assert third <= {"numpy", "array_api_compat"}, f"portconv.{name} depends on {third}"
+
+
+def test_testing_uses_what_third_parties_may_use():
+    assert IMPORTS["testing"].own <= {"", "functional", "module", "spec", "backend", "registry"}
+
+
+# --- what is public ---------------------------------------------------------------------------------------------------
+
+
+def test_public_names():
+    assert set(portconv.__all__) >= {
+        "Conv2d", "UnsupportedError", "array_namespace", "available_backends", "conv2d", "conv2d_output_shape",
+        "get_backend",
+        "plan_conv2d", "register_backend", "use_backend",
+    }  # fmt: skip
+    for name in portconv.__all__:
+        assert getattr(portconv, name) is not None
+
+
+def public_objects():
+    for name in portconv.__all__:
+        value = getattr(portconv, name)
+        yield name, value
+        if inspect.isclass(value):
+            for member, inner in vars(value).items():
+                if not member.startswith("_") and (callable(inner) or isinstance(inner, property)):
+                    yield f"{name}.{member}", inner
+
+
+@pytest.mark.parametrize(("name", "value"), list(public_objects()), ids=[name for name, _ in public_objects()])
+def test_public_names_are_documented(name, value):
+    assert inspect.getdoc(value), name
+    assert len(inspect.getdoc(value).split()) > 2 or name in ("Conv2d.padding_mode",)
+
+
+def test_functions_show_how_they_are_called():
+    for name in (
+        "conv2d",
+        "Conv2d",
+        "plan_conv2d",
+        "conv2d_output_shape",
+        "array_namespace",
+        "get_backend",
+        "use_backend",
+        "available_backends",
+    ):
+        assert doctest.DocTestParser().get_examples(inspect.getdoc(getattr(portconv, name))), f"{name} has no example"
+
+
+@pytest.mark.parametrize("file", FILES, ids=[module_name(file) or "portconv" for file in FILES])
+def test_modules_are_documented(file):
+    assert ast.get_docstring(ast.parse(file.read_text("utf-8")))
+
+
+def test_positional_order_is_megengines():
+    order = ["stride", "padding", "dilation", "groups"]
+    for function, first, rest in (
+        (portconv.conv2d, ["x", "weight", "bias"], ["conv_mode", "compute_mode"]),
+        (
+            portconv.Conv2d,
+            ["in_channels", "out_channels", "kernel_size"],
+            ["bias", "conv_mode", "compute_mode", "padding_mode"],
+        ),
+    ):
+        parameters = inspect.signature(function).parameters.values()
+        assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == [*first, *order, *rest]
+        keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert keywords >= {"layout", "engine", "accuracy", "strategy", "backend"}
+
+
+def test_version():
+    try:
+        installed = metadata.version("portconv")
+    except metadata.PackageNotFoundError:
+        pytest.skip("portconv is not installed here, only imported")
+    assert portconv.__version__ == installed
+
+
+def test_types_are_shipped():
+    assert (PACKAGE / "py.typed").is_file()

@@ -1,0 +1,222 @@
+"""JAX: function transformations, and no tracer that outlives its trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import portconv
+from portconv.testing import assert_close, reference_conv2d
+
+ENGINES = ("auto", "gemm", "direct")  # what can run on values that are not known yet
+
+PROBLEMS = {
+    "plain": ((2, 4, 7, 8), (6, 4, 3, 3), {}),
+    "stride, padding": ((2, 4, 7, 8), (6, 4, 3, 3), {"stride": (2, 1), "padding": (1, 2)}),
+    "dilation": ((1, 4, 9, 8), (6, 4, 3, 3), {"dilation": 2, "padding": ((2, 0), (1, 3))}),
+    "groups": ((1, 4, 7, 8), (6, 2, 3, 3), {"groups": 2}),
+    "5-D weight": ((1, 4, 7, 8), (2, 3, 2, 3, 3), {"groups": 2, "stride": 2}),
+    "depthwise": ((1, 4, 7, 8), (4, 1, 3, 3), {"groups": 4, "padding": 1}),
+    "NHWC": ((1, 7, 8, 4), (6, 4, 3, 3), {"layout": "NHWC", "padding": 1}),
+    "reflect": ((1, 4, 7, 8), (6, 4, 3, 3), {"padding": 2, "padding_mode": "reflect"}),
+    "circular": ((1, 4, 7, 8), (6, 4, 3, 3), {"padding": 2, "padding_mode": "circular"}),
+}
+
+
+def numbers(shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype("f4")
+
+
+def arrays_of(problem):
+    x_shape, weight_shape, options = PROBLEMS[problem]
+    bias_shape = (1, int(np.prod(weight_shape[:-3])), 1, 1)
+    return [numbers(shape, seed) for seed, shape in enumerate((x_shape, weight_shape, bias_shape))], options
+
+
+def lax_convolution(jax, x, weight, bias, options):
+    """The same by JAX's own routine."""
+    layout = options.get("layout", "NCHW")
+    axes = (2, 3) if layout == "NCHW" else (1, 2)
+    sides = np.broadcast_to(
+        np.asarray(options.get("padding", 0)).reshape(-1, 1)
+        if np.ndim(options.get("padding", 0)) == 1
+        else options.get("padding", 0),
+        (2, 2),
+    )
+    mode = {"zeros": "constant", "reflect": "reflect", "circular": "wrap"}[options.get("padding_mode", "zeros")]
+    widths = [(0, 0)] * 4
+    for axis, side in zip(axes, sides.tolist(), strict=True):
+        widths[axis] = tuple(side)
+    return jax.lax.conv_general_dilated(
+        jax.numpy.pad(x, widths, mode=mode),
+        weight.reshape(-1, *weight.shape[-3:]),
+        tuple(int(s) for s in np.broadcast_to(options.get("stride", 1), 2)),
+        "VALID",
+        rhs_dilation=tuple(int(d) for d in np.broadcast_to(options.get("dilation", 1), 2)),
+        dimension_numbers=(layout, "OIHW", layout),
+        feature_group_count=options.get("groups", 1),
+        precision="highest",
+    ) + bias.reshape((1, -1, 1, 1) if layout == "NCHW" else (1, 1, 1, -1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_jit(jax, problem, engine, plans):
+    arrays, options = arrays_of(problem)
+    expected, c = reference_conv2d(*arrays, **options)
+    y = jax.jit(lambda *a: portconv.conv2d(*a, **options, engine=engine))(*map(jax.numpy.asarray, arrays))
+    assert engine in ("auto", plans[0].engine)
+    assert plans[0].problem.traced
+    assert y.dtype == np.float32
+    assert_close(np.asarray(y), expected, c)
+    np.testing.assert_allclose(y, lax_convolution(jax, *map(jax.numpy.asarray, arrays), options), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "problem", ["plain", "stride, padding", "dilation", "5-D weight", "NHWC", "reflect", "depthwise"]
+)
+def test_grad(jax, problem, engine):
+    arrays, options = arrays_of(problem)
+    arrays = [jax.numpy.asarray(a) for a in arrays]
+    dy = numbers(portconv.conv2d_output_shape(arrays[0].shape, arrays[1].shape, **options), 9)
+    ours, theirs = (
+        jax.grad(lambda *a, f=f: (f(*a) * dy).sum(), (0, 1, 2))(*arrays)
+        for f in (
+            jax.jit(lambda *a: portconv.conv2d(*a, **options, engine=engine)),
+            lambda *a: lax_convolution(jax, *a, options),
+        )
+    )
+    for got, right in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2])
+def test_grad_of_one_argument_without_jit(jax, argument):
+    arrays, options = arrays_of("plain")
+    arrays = [jax.numpy.asarray(a) for a in arrays]
+    got, right = (
+        jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), argument)(*arrays)
+        for f in (lambda *a: portconv.conv2d(*a), lambda *a: lax_convolution(jax, *a, options))
+    )
+    np.testing.assert_allclose(got, right, rtol=1e-3, atol=1e-3)
+    y = portconv.conv2d(*arrays)  # and nothing of the trace is left
+    assert_close(np.asarray(y), *reference_conv2d(*map(np.asarray, arrays)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vmap(jax, engine):
+    x, weight, bias = numbers((3, 2, 4, 7, 8)), numbers((3, 6, 4, 3, 3)), numbers((3, 6))
+    # compiled as a whole: one by one, every operation of the engine would be compiled for itself
+    every = jax.jit(jax.vmap(lambda *a: portconv.conv2d(*a, padding=1, engine=engine)))(
+        *map(jax.numpy.asarray, (x, weight, bias))
+    )
+    expected = np.stack([reference_conv2d(*a, padding=1)[0] for a in zip(x, weight, bias, strict=True)])
+    np.testing.assert_allclose(every, expected, rtol=1e-4, atol=1e-4)
+    images = jax.jit(jax.vmap(lambda a: portconv.conv2d(a, jax.numpy.asarray(weight[0]), engine=engine)))(
+        jax.numpy.asarray(x)
+    )
+    np.testing.assert_allclose(images, np.stack([reference_conv2d(a, weight[0])[0] for a in x]), rtol=1e-4, atol=1e-4)
+
+
+def test_fft_is_refused_while_tracing(jax):
+    """It could not see a value that is not finite."""
+    x, weight = jax.numpy.ones((1, 1, 64, 64)), jax.numpy.ones((1, 1, 31, 31))
+    with pytest.raises(portconv.UnsupportedError, match=r"`engine` 'fft'.*trac"):
+        jax.jit(lambda a: portconv.conv2d(a, weight, engine="fft"))(x)
+    np.testing.assert_allclose(portconv.conv2d(x, weight, engine="fft"), 961, rtol=1e-5)
+
+
+def test_nonfinite_values_under_jit(jax):
+    x, weight = numbers((1, 2, 20, 20)), numbers((3, 2, 5, 5))
+    x[0, 0, 9, 9], x[0, 1, 2, 2] = np.nan, -np.inf
+    for engine in ENGINES:
+        y = jax.jit(lambda *a, engine=engine: portconv.conv2d(*a, engine=engine))(
+            jax.numpy.asarray(x), jax.numpy.asarray(weight)
+        )
+        assert_close(np.asarray(y), *reference_conv2d(x, weight))
+
+
+def test_half_precision_under_jit(jax):
+    x, weight = np.ones((1, 512, 4, 4)), np.ones((2, 512, 3, 3))
+    for dtype in ("float16", "bfloat16"):
+        y = jax.jit(portconv.conv2d)(jax.numpy.asarray(x, dtype), jax.numpy.asarray(weight, dtype))
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y.astype("float32"), 4608)
+
+
+def test_errors_under_jit(jax):
+    with pytest.raises(ValueError, match="`weight` has 3"):
+        jax.jit(portconv.conv2d)(jax.numpy.ones((1, 4, 8, 8)), jax.numpy.ones((2, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("engine", ["auto", "gemm"])
+@pytest.mark.parametrize("home", ["jax", "numpy"])
+def test_a_module_inside_jit_and_outside(jax, home, engine):
+    """Packs made inside a trace belong to it; packs made outside may be used inside."""
+    x = numbers((1, 2, 5, 6))
+    for order in (("jit", "eager", "jit"), ("eager", "jit", "eager"), ("grad", "eager", "vmap", "jit")):
+        module = portconv.Conv2d(2, 3, 3, backend=home, engine=engine, rng=1)
+        expected, c = reference_conv2d(x, *(module.state_dict()[name] for name in ("weight", "bias")))
+        for way in order:
+            image = jax.numpy.asarray(x)
+            if way == "grad":
+                gradient = jax.jit(jax.grad(lambda a, module=module: module(a).sum()))(image)
+                assert np.isfinite(np.asarray(gradient)).all()
+            elif way == "vmap":
+                assert_close(np.asarray(jax.jit(jax.vmap(module.forward))(image[None])[0]), expected, c)
+            else:
+                call = jax.jit(module.forward) if way == "jit" else module
+                assert_close(np.asarray(call(image)), expected, c)
+
+
+@pytest.mark.parametrize("traced", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
+def test_traces_do_not_leak_through_the_cache(jax, traced):
+    """Some arguments traced, the others known: packs of known weights are kept, unless they were made in a trace."""
+    arrays = [jax.numpy.asarray(numbers(s)) for s in ((1, 2, 5, 6), (3, 2, 1, 1), (3,))]
+    expected, c = reference_conv2d(*map(np.asarray, arrays))
+
+    def call(*some):
+        values = list(arrays)
+        for place, value in zip(traced, some, strict=True):
+            values[place] = value
+        return portconv.conv2d(*values)
+
+    some = [arrays[place] for place in traced]
+    for _ in range(2):
+        with jax.checking_leaks():
+            y = jax.jit(lambda *a: call(*a))(*some)  # a trace of its own each time
+        assert_close(np.asarray(y), expected, c)
+        assert_close(np.asarray(portconv.conv2d(*arrays)), expected, c)
+        assert np.isfinite(np.asarray(jax.grad(lambda *a: call(*a).sum())(*some))).all()
+        assert_close(np.asarray(portconv.conv2d(*arrays)), expected, c)
+
+
+def test_a_convolution_of_constants_inside_jit(jax):
+    x, weight = jax.numpy.asarray(numbers((1, 2, 7, 8))), jax.numpy.asarray(numbers((3, 2, 3, 3)))
+    y = jax.jit(lambda a: a * portconv.conv2d(x, weight))(2.0)
+    expected, c = reference_conv2d(np.asarray(x), np.asarray(weight))
+    assert_close(np.asarray(y), 2 * expected, 2 * c)
+    assert_close(np.asarray(portconv.conv2d(x, weight)), expected, c)
+
+
+def test_float64(run_python):
+    """JAX has it only when it is told so, before it starts."""
+    pytest.importorskip("jax", reason="JAX is not installed")
+    run_python("""
+        import jax, numpy as np, portconv
+        from portconv.testing import assert_close, reference_conv2d
+        jax.config.update("jax_enable_x64", True)
+        rng = np.random.default_rng(0)
+        x, weight = rng.standard_normal((1, 4, 9, 9)), rng.standard_normal((6, 4, 3, 3))
+        arrays = jax.numpy.asarray(x), jax.numpy.asarray(weight)
+        for engine in ("auto", "gemm", "fft", "direct"):
+            y = portconv.conv2d(*arrays, engine=engine)
+            assert y.dtype == "float64"
+            assert_close(np.asarray(y), *reference_conv2d(x, weight))
+        assert_close(np.asarray(jax.jit(portconv.conv2d)(*arrays)), *reference_conv2d(x, weight))
+        module = portconv.Conv2d(4, 6, 3, dtype="float64", rng=1)
+        assert_close(np.asarray(module(arrays[0])), *reference_conv2d(x, module.weight))
+        y = portconv.conv2d(jax.numpy.ones((1, 4, 9, 9), "int64"), arrays[1])
+        assert y.dtype == "float64"
+    """)
