@@ -124,6 +124,10 @@ class Steps:
         """`x`, in an order of memory that products read fast; only a library that lets strides show needs to act."""
         return x
 
+    def keep(self, x: Any) -> Any:
+        """`x` as part of a packed weight, which must not keep the user's array alive; contiguous."""
+        return self.contiguous(x)
+
     def all_finite(self, x: Any) -> bool:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
         return bool(self.xp.isfinite(self.xp.sum(x)))

@@ -382,9 +382,11 @@ def test_a_move_that_fails_leaves_the_module_untouched(library, case):
     assert isinstance(caught.value, (TypeError, ValueError)), repr(caught.value)  # and no library's own error
     assert "`" in str(caught.value) or "JAX" in str(caught.value)
     assert type(module.weight) is np.ndarray
-    np.testing.assert_allclose(module(IMAGE), expected, rtol=1e-5, atol=1e-6)
+    # in one case the weights became float16 before the move that fails
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if case.startswith("float16") else {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(module(IMAGE), expected, **tolerance)
     module.to("torch").to("numpy")  # and still works in all its parts
-    np.testing.assert_allclose(module.astype("float32")(IMAGE), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(module.astype("float32")(IMAGE), expected, **tolerance)
 
 
 def test_an_image_of_a_library_without_the_dtype(jax):

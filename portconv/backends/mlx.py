@@ -120,6 +120,10 @@ class NativePlan(Plan):
     def pack(self, weight: Any, /) -> PackedWeight:
         """OHWI, contiguous: Metal and CUDA would copy any other order in every call."""
         ohwi = mx.contiguous(self.ohwi(weight))
+        try:
+            mx.eval(ohwi)  # a lazy array can only be evaluated in the thread that made it (mlx issue 3348)
+        except ValueError as error:
+            _check_tracing(error)
         return PackedWeight(self.stamp, ohwi, ohwi.nbytes)
 
     def ohwi(self, weight: Any) -> Any:

@@ -53,6 +53,10 @@ class NumpySteps(Steps):
         with np.errstate(all="ignore"):
             return super().all_finite(x)
 
+    def keep(self, x: Array) -> Array:
+        # a weight that can change is packed for one call alone, and a view of it does; read-only ones are kept
+        return np.ascontiguousarray(x) if x.flags.writeable else np.array(x, order="C")
+
     def contiguous(self, x: Array) -> Array:
         return np.ascontiguousarray(x)
 

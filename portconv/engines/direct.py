@@ -102,7 +102,7 @@ class DirectPlan(Plan):
         steps, p = self.steps, self.problem
         g, o, i, kh, kw = p.weight_shape
         data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh * kw, 1, 1))
-        return PackedWeight(self.stamp, data, p.itemsize * g * o * i * kh * kw)
+        return PackedWeight(self.stamp, steps.keep(data), p.itemsize * g * o * i * kh * kw)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)

@@ -49,6 +49,8 @@ class Tiling(NamedTuple):
     tiles: int  # side by side
     pointwise: bool  # few channels: products element by element; else a matrix product for every frequency
     transformed: bool  # the packed weight is its spectrum
+    spectrum_bytes: int  # of the whole weight's spectrum
+    parallel: bool  # whether the workspace suffices for two tasks at a time
     workspace_bytes: int
     operations: float  # of transforms
     products: float  # complex multiplications
@@ -106,13 +108,17 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     frequencies = size[0] * (size[1] // 2 + 1)
     spectrum = 2 * p.itemsize * frequencies  # bytes of one channel's
     depth = len(phases)
-    pointwise = group_inputs * depth <= 4 or group_inputs * depth * group_outputs <= 64
-    transformed = spectrum * p.out_channels * group_inputs * depth <= MAX_SPECTRUM_BYTES
+    spectrum_bytes = spectrum * p.out_channels * group_inputs * depth
+    transformed = spectrum_bytes <= MAX_SPECTRUM_BYTES
+    copies = 3  # alive at a time: a window, its spectrum, and one on the way to it
+
+    def few(inputs: int, outputs: int) -> bool:
+        return inputs * depth <= 4 or inputs * depth * outputs <= 64
 
     def task_bytes(inputs: int, outputs: int, images: int) -> int:
-        """Window, its spectrum in two orders of axes; products in two orders, their inverse; the weight's spectrum."""
-        kept = 0 if transformed else 2 * inputs * depth * outputs
-        return spectrum * ((3 * inputs * depth + 3 * outputs) * images + kept)
+        """Inputs; products, their sum and its inverse; the weight's spectrum."""
+        kept = 0 if transformed else (1 if few(inputs, outputs) else 4) * inputs * depth * outputs
+        return spectrum * ((copies * inputs * depth + 3 * outputs) * images + kept)
 
     inputs, outputs = group_inputs, group_outputs
     while task_bytes(inputs, outputs, 1) > workspace_bytes // 2 and max(inputs, outputs) > 1:
@@ -120,6 +126,7 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
             inputs = -(-inputs // 2)
         else:
             outputs = -(-outputs // 2)
+    pointwise = few(inputs, outputs)
     one = task_bytes(inputs, outputs, 1)
     images = max(1, min(TASK_BYTES // one, tiles_across * max(p.batch, 1)))
     tiles = min(images, tiles_across)
@@ -135,9 +142,11 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     moved = n_tiles * (p.in_channels * depth * repeats + p.out_channels) * frequencies * (2.0 if pointwise else 6.0)
     if not transformed:
         operations += -(-n_tiles // (tiles * batch)) * p.out_channels * group_inputs * depth * fft_operations(*size)
+    needed = groups * task_bytes(inputs, outputs, tiles * batch)
+    parallel = 2 * needed <= 2 * workspace_bytes
     return Tiling(
-        size, valid, phases, groups, outputs, inputs, batch, tiles, pointwise, transformed,
-        2 * groups * task_bytes(inputs, outputs, tiles * batch), operations, products, moved,
+        size, valid, phases, groups, outputs, inputs, batch, tiles, pointwise, transformed, spectrum_bytes, parallel,
+        (1 + parallel) * needed, operations, products, moved,
     )  # fmt: skip
 
 
@@ -147,7 +156,7 @@ def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
         p.groups / t.groups
     )
     tasks *= -(-(p.out_channels // p.groups) // t.outputs)
-    threads = min(costs.threads, max(tasks, 1))
+    threads = min(costs.threads, max(tasks, 1)) if t.parallel else 1
     terms = t.inputs * len(t.phases)
     if t.pointwise:
         product = t.products * 8 * costs.element / threads
@@ -198,8 +207,9 @@ def _tasks(p: Problem, t: Tiling) -> Iterator[Task]:
 
 
 class _Data(NamedTuple):
-    spectrum: Any  # None where the weight is not finite: then gemm does all the work
-    weight: Any  # (G, O/G, I/G, kh, kw) where the spectrum is made in parts
+    # The spectrum; the weight itself, (G, O/G, I/G, kh, kw), where the spectrum is made in parts; None where the weight
+    # is not finite, and gemm does all the work.
+    spectrum: Any
     exact: PackedWeight  # gemm's, for the tiles with values that are not finite
 
 
@@ -230,21 +240,13 @@ class FftPlan(Plan):
         steps, p, t = self.steps, self.problem, self.tiling
         exact = gemm.pack(weight, p, steps)
         weight = steps.xp.reshape(steps.cast(weight, p.compute_dtype), p.weight_shape)
-        spectrum = None
-        if finite := steps.all_finite(exact.data):
-            spectrum = self._spectrum(weight) if t.transformed else weight
-            finite = steps.all_finite(spectrum)
-        data = _Data(spectrum if finite else None, weight, exact)
-        spectrum_bytes = (
-            p.out_channels
-            * (p.in_channels // p.groups)
-            * len(t.phases)
-            * t.size[0]
-            * (t.size[1] // 2 + 1)
-            * 2
-            * p.itemsize
-        )
-        return PackedWeight(self.stamp, data, exact.nbytes + (spectrum_bytes if t.transformed else 0))
+        spectrum, nbytes = None, exact.nbytes
+        if steps.all_finite(exact.data):
+            spectrum = self._spectrum(weight) if t.transformed else steps.keep(weight)
+            nbytes += t.spectrum_bytes if t.transformed else exact.nbytes
+            if not steps.all_finite(spectrum):
+                spectrum = None
+        return PackedWeight(self.stamp, _Data(spectrum, exact), nbytes)
 
     def _spectrum(self, weight: Any) -> Any:
         """Conjugate transform of (g, o, i, kh, kw): (g, o, i * phases, Fh, Fw), or frequencies first for products."""
@@ -259,7 +261,7 @@ class FftPlan(Plan):
     def _weight_spectrum(self, data: _Data, task: Task, inputs: slice) -> Any:
         depth = len(self.tiling.phases)
         if not self.tiling.transformed:
-            return self._spectrum(data.weight[task.groups, task.outputs, inputs, :, :])
+            return self._spectrum(data.spectrum[task.groups, task.outputs, inputs, :, :])
         terms = slice(inputs.start * depth, inputs.stop * depth)
         if self.tiling.pointwise:
             return data.spectrum[task.groups, task.outputs, terms, :, :]
@@ -284,7 +286,7 @@ class FftPlan(Plan):
                 else:
                     yield block, part[:, :, : block.rows.stop - block.rows.start, : block.cols.stop - block.cols.start]
 
-        return steps.assemble(p, bias, self.tasks, compute, parallel=True)
+        return steps.assemble(p, bias, self.tasks, compute, parallel=t.parallel)
 
     def _tiles(self, x: Any, data: _Data, task: Task) -> Any:
         """The circular correlations of a task's tiles, (O, tiles * B, valid rows, valid columns)."""
@@ -293,8 +295,8 @@ class FftPlan(Plan):
 
         def terms() -> Iterator[Any]:
             for inputs in ranges(group_inputs, t.inputs):
-                image = self._image_spectrum(x, task, inputs)
                 weight = self._weight_spectrum(data, task, inputs)
+                image = self._image_spectrum(x, task, inputs)
                 count = image.shape[1]
                 if t.pointwise:
                     for k in range(count):

@@ -136,7 +136,7 @@ def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
     xp = steps.xp
     data = xp.reshape(steps.cast(weight, problem.compute_dtype), (g, o, i, kh * kw))
     data = xp.reshape(xp.permute_dims(data, (0, 1, 3, 2)), (g, o, kh * kw * i))
-    return PackedWeight(stamp(problem, steps), steps.contiguous(data), problem.itemsize * g * o * i * kh * kw)
+    return PackedWeight(stamp(problem, steps), steps.keep(data), problem.itemsize * g * o * i * kh * kw)
 
 
 @dataclass(frozen=True)
