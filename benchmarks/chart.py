@@ -42,7 +42,8 @@ def draw(document: dict, target: Path) -> None:
         if points:
             ours = library.startswith("portconv")
             size, order = (52, 3) if ours else (26, 2)
-            axes.scatter(*zip(*points, strict=True), s=size, c=colour, marker=marker, label=label, zorder=order, linewidths=0)
+            style = {"c": colour, "marker": marker, "label": label, "linewidths": 0}
+            axes.scatter(*zip(*points, strict=True), s=size, zorder=order, **style)
     axes.set_xscale("log")
     axes.set_xlim(0.93, SLOWEST * 1.1)
     axes.set_xticks([1, 2, 3, 5, 10, 30, 100, 300], ["1", "2", "3", "5", "10", "30", "100", "300"])

@@ -113,7 +113,7 @@ def conv2d(
     library = registry.resolve(x, backend)
     info = describe(library, "x", x)
     parts = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
-    infos = [_describe_like(library, x, info, name, array) for name, array in parts]
+    infos = [_describe_like(library, ("x", x), info, name, array) for name, array in parts]
     plan = _plan(spec, library, info, infos)
     # A pack made from, or among, traced values belongs to the trace and must not outlive it.
     token = None if plan.problem.traced else library.cache_token(weight)
@@ -125,13 +125,13 @@ def describe(library: Backend, name: str, array: Any) -> ArrayInfo:
     """What the library says of an argument; its complaint, if it has one, with the argument's name."""
     try:
         return library.describe(array)
-    except TypeError as error:
-        raise TypeError(f"`{name}`: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{name}`: {error}") from None
 
 
-def _describe_like(library: Backend, x: Any, info: ArrayInfo, name: str, array: Any) -> ArrayInfo:
-    """`array` described, if it is of the library and on the device of `x`."""
-    mine, other = registry.library_of(x), registry.library_of(array)
+def _describe_like(library: Backend, first: tuple[str, Any], info: ArrayInfo, name: str, array: Any) -> ArrayInfo:
+    """`array` described, if it is of the library and on the device of the first array."""
+    mine, other = registry.library_of(first[1]), registry.library_of(array)
     if other is None:
         raise TypeError(
             f"`{name}` must be an array, but got {type(array).__name__}. "
@@ -139,13 +139,13 @@ def _describe_like(library: Backend, x: Any, info: ArrayInfo, name: str, array: 
         )
     if mine != other:
         raise TypeError(
-            f"`x` is an array of {mine}, but `{name}` is one of {other}. "
+            f"`{first[0]}` is an array of {mine}, but `{name}` is one of {other}. "
             f"Convert one of them; portconv moves no data unasked."
         )
     described = describe(library, name, array)
     if described.device != info.device and not (described.traced or info.traced):
         raise ValueError(
-            f"`x` is on the device {info.device}, but `{name}` is on {described.device}. Move one of them."
+            f"`{first[0]}` is on the device {info.device}, but `{name}` is on {described.device}. Move one of them."
         )
     return described
 
@@ -262,7 +262,7 @@ def plan_conv2d(
     # an array of one element shows where the library puts what names no device, and whether it knows the one named
     sample = arrays[0] if arrays else ("dtype", library.from_numpy(np.ones(1, np.float32), dtype=name, device=device))
     info = describe(library, *sample)
-    described = {what: _describe_like(library, sample[1], info, what, a) for what, a in arrays}
+    described = {what: _describe_like(library, sample, info, what, a) for what, a in arrays}
     infos = []
     for what, value in given[:2]:
         infos.append(described.get(what) or ArrayInfo(_shape(what, value), name, info.device))

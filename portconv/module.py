@@ -75,8 +75,8 @@ class Conv2d:
     ----------
     weight
         ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any
-        library, to change it. NumPy parameters are handed out read-only; a library that can change arrays in place
-        should not be used for that here.
+        library, to change it. NumPy parameters are handed out read-only. Of other libraries' arrays only PyTorch's
+        can be changed in place, by what its version counter sees (not through ``.data``); assign to be sure.
     bias
         ``(1, O, 1, 1)`` or None.
 
@@ -280,7 +280,9 @@ class Conv2d:
     def _master(self, value: np.ndarray[Any, Any]) -> Any:
         array = self._home.from_numpy(np.array(value), dtype=self._dtype, device=self._device)
         if isinstance(array, np.ndarray):
-            array.flags.writeable = False  # else a change in place would leave packed copies behind, unseen
+            # else a change in place would leave packed copies behind, unseen; the flag of a view cannot be set again
+            array.flags.writeable = False
+            array = array.view()
         return array
 
     def _forget_copies(self) -> None:
@@ -368,9 +370,11 @@ class Conv2d:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound")}
-        # backends hold modules and devices: the name says the same in another process
+        # A backend holds modules and devices: its name says the same in another process, if the registry knows it.
+        name = self._home.name
+        known = registry.is_known(name) and registry.get_backend(name) is self._home
         return state | {
-            "_home": self._home.name,
+            "_home": name if known else self._home,
             "_weight": self.state_dict()["weight"],
             "_bias": self.state_dict().get("bias"),
         }

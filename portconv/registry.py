@@ -177,6 +177,11 @@ def resolve(x: Any, backend: Any = None) -> Backend:
     return _loaded.get(library) or _load(library, x)
 
 
+def is_known(name: str) -> bool:
+    """Whether `get_backend` finds a backend of this name."""
+    return name in _KNOWN or name in _registered or _plugin(name) is not None
+
+
 def register_backend(name: str, backend: Backend, /) -> None:
     """Make a backend serve the arrays whose type lives in the top-level package `name`.
 

@@ -245,6 +245,19 @@ def test_float64_is_computed_in_float64(backend, plans):
         np.testing.assert_allclose(y, 2.0**-40, rtol=1e-2)
 
 
+def test_bfloat16_arrays_of_numpy():
+    """NumPy has them where ml_dtypes (with JAX) is installed: they stay what they are, or are refused."""
+    bfloat16 = pytest.importorskip("ml_dtypes", reason="NumPy has no bfloat16 without it").bfloat16
+    x, weight = np.ones((1, 1, 4, 4), bfloat16), np.ones((1, 1, 3, 3), bfloat16)
+    try:
+        y = portconv.conv2d(x, weight)
+    except TypeError as error:
+        assert "bfloat16" in str(error)  # noqa: PT017 - one of two rightful ends
+    else:
+        assert y.dtype == bfloat16
+        np.testing.assert_array_equal(y.astype(np.float32), 9)
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +337,16 @@ def test_another_weight_at_the_same_address_counts(library):
         weight.flags.writeable = False
         np.testing.assert_allclose(portconv.conv2d(x, weight, engine="fft"), 9 * value, rtol=1e-5)
         del weight
+
+
+@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
+def test_a_weight_that_was_readonly_for_a_while(engine):
+    x, weight = np.ones((1, 1, 8, 8), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    for value in (1, 2):
+        weight.flags.writeable = True
+        weight[...] = value
+        weight.flags.writeable = False
+        np.testing.assert_allclose(portconv.conv2d(x, weight, engine=engine), 9 * value, rtol=1e-5)
 
 
 def test_a_readonly_view_of_a_writable_weight_is_not_cached():

@@ -432,6 +432,15 @@ def test_dask():
         testing.assert_close(y.compute(), expected, c)
 
 
+def test_dask_arrays_of_unknown_size():
+    """Dask gives NaN for a size that it would have to compute."""
+    da = pytest.importorskip("dask.array", reason="Dask is not installed")
+    x = da.ones((3, 2, 6, 6))
+    x = x[x[:, 0, 0, 0] > 0]
+    with pytest.raises((TypeError, ValueError), match=r"`x`.*nan"):
+        portconv.conv2d(x, da.from_array(WEIGHT))
+
+
 class Broken(Wrapper):
     """Results that something was done to."""
 

@@ -146,7 +146,8 @@ class TorchBackend(ArrayApiBackend):
         return self._xp.device(name)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
-        # a weight that records gradients must be packed anew, so that the packing is part of the graph
+        # A weight that records gradients must be packed anew, so that the packing is part of the graph. `_version` does
+        # not see changes through `.data`, or through memory that the tensor shares with another library.
         if weight.requires_grad or weight.is_inference():
             return None
         # what was made in inference mode cannot be used outside of it
@@ -283,7 +284,10 @@ class DaskBackend(ArrayApiBackend):
         return {}
 
     def describe(self, x: Any, /) -> ArrayInfo:
-        return super().describe(x)._replace(device="cpu")
+        info = super().describe(x)._replace(device="cpu")
+        if not all(isinstance(size, int) for size in info.shape):
+            raise ValueError(f"its shape {info.shape} is not known yet. Call `compute_chunk_sizes()` on it first.")
+        return info
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return str(weight.name)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
-from ..cpu.bridge import host_candidates, numpy_plan
+from ..cpu.bridge import bridged, host_candidates, numpy_plan
 from ..errors import UnsupportedError
 from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..shapes import ranges
@@ -51,7 +51,7 @@ class MlxBackend:
         native = NativePlan(problem, "native", 0)
         if engine == "native":
             return native
-        inner = numpy_plan(problem, engine)
+        inner = numpy_plan(bridged(problem), engine)
         return BridgePlan(problem, engine, inner.workspace_bytes, inner=inner, native=native)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:

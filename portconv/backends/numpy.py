@@ -39,12 +39,11 @@ class NumpyBackend:
         return numpy_plan(problem, engine)
 
     def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
+        # Whoever owns a read-only array can make it writeable, change it and set the flag again. Bytes cannot change.
         base: Any = weight
         while isinstance(base, np.ndarray):
-            if base.flags.writeable:
-                return None
             base = base.base
-        return 0 if base is None else None  # memory of something else may change unseen
+        return 0 if isinstance(base, bytes) else None
 
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> np.ndarray[Any, Any]:
         if device not in (None, "cpu"):

@@ -22,7 +22,7 @@ from ..engines.costs import CPU
 from ..spec import Problem
 from .steps import NumpySteps
 
-__all__ = ["HostPlan", "host_candidates", "host_plan", "numpy_plan"]
+__all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan"]
 
 
 @lru_cache(maxsize=1)
@@ -30,7 +30,7 @@ def _steps() -> NumpySteps:
     return NumpySteps()
 
 
-def _numpy_problem(p: Problem) -> Problem:
+def bridged(p: Problem) -> Problem:
     """The problem as NumPy gets it: bfloat16, which it has not, comes as float32 and goes back as bfloat16."""
     x_dtype = {"bfloat16": "float32", "bool_": "bool"}.get(p.x_dtype, p.x_dtype)
     return replace(p, x_dtype=x_dtype, dtype="float32" if p.dtype == "bfloat16" else p.dtype)
@@ -38,12 +38,12 @@ def _numpy_problem(p: Problem) -> Problem:
 
 def host_candidates(problem: Problem) -> list[Candidate]:
     """The estimates of portconv's engines on NumPy."""
-    return engines.candidates(_numpy_problem(problem), _steps(), CPU)
+    return engines.candidates(problem, _steps(), CPU)
 
 
 def numpy_plan(problem: Problem, engine: str) -> Plan:
     """A plan for NumPy arrays."""
-    return engines.build(_numpy_problem(problem), engine, _steps(), CPU)
+    return engines.build(problem, engine, _steps(), CPU)
 
 
 def host_plan(
@@ -60,7 +60,7 @@ def host_plan(
     take
         Makes the library's array, of ``problem.dtype`` on ``problem.device``, of NumPy's result.
     """
-    inner = numpy_plan(problem, engine)
+    inner = numpy_plan(bridged(problem), engine)
     return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
 
 

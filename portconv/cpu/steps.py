@@ -81,9 +81,9 @@ class NumpySteps(Steps):
                     target = y[reorder(block, order)]
                     value = value.transpose(order)
                     if bias is None:
-                        np.copyto(target, value, casting="same_kind")
+                        np.copyto(target, value, casting="unsafe")
                     else:
-                        np.add(value, bias[block.channels].transpose(order), out=target, casting="same_kind")
+                        np.add(value, bias[block.channels].transpose(order), out=target, casting="unsafe")
 
         threads.run(task_into_y, list(tasks), self.threads if parallel else 1)
         return y

@@ -1,4 +1,4 @@
-"""A tiny array library: a shape, and numbers in an `array.array`. It stands for any library that portconv has never heard of."""
+"""A tiny array library: a shape, and numbers in an `array.array`; it stands for any that portconv does not know."""
 
 from __future__ import annotations
 

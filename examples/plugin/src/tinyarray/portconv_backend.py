@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+
 from portconv.backend import ArrayInfo, Candidate, PackedWeight, Plan
 from portconv.cpu.bridge import host_candidates, host_plan
 from portconv.spec import Problem
