@@ -209,6 +209,7 @@ def accumulate(terms: Iterable[Any], leaf: int = 8) -> Any:
             current = term
         else:
             current += term
+        del term  # before the next one is made
         count += 1
         if count == leaf:
             _carry(sums, current)

@@ -23,7 +23,7 @@ class NumpySteps(Steps):
     """Steps for NumPy arrays, read-only ones included."""
 
     def __init__(self) -> None:
-        super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=3 << 20)
+        super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=8 << 20)
         self.threads = threads.num_threads()
 
     def _pad(self, x: Array, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Array:

@@ -215,6 +215,7 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
             first = some.start * group_inputs + chunk.start
             for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
                 yield xp.matmul(weight[:, :, first + part.start : first + part.stop], stack[:, part, :])
+            del stack  # before the next one is made
 
 
 def _shift(window: Any, tap: Tap, rows: int, cols: int) -> Any:
