@@ -128,6 +128,15 @@ class Steps:
         """`x` as part of a packed weight, which must not keep the user's array alive; contiguous."""
         return self.contiguous(x)
 
+    def stack(self, views: list[Any]) -> Any:
+        """The views in one array, along a new axis 1; good until the next call."""
+        return self.xp.stack(views, axis=1)
+
+    def sum_of_products(self, pairs: Iterable[tuple[Any, Any]], product: str) -> Any:
+        """Sum of the products of pairs of arrays; `product` is "matmul" or "multiply"."""
+        multiply = getattr(self.xp, product)
+        return accumulate(multiply(a, b) for a, b in pairs)
+
     def all_finite(self, x: Any) -> bool:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
         return bool(self.xp.isfinite(self.xp.sum(x)))
@@ -196,19 +205,24 @@ def _concatenate(xp: ModuleType, parts: dict[tuple[int, ...], Any], axis: int) -
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
 
 
-def accumulate(terms: Iterable[Any], leaf: int = 8) -> Any:
+def _add(current: Any, term: Any) -> Any:
+    if current is None:
+        return term
+    current += term
+    return current
+
+
+def accumulate(terms: Iterable[Any], add: Callable[[Any, Any], Any] = _add, leaf: int = 8) -> Any:
     """Sum of arrays: `leaf` of them one after the other, then in pairs, which keeps rounding errors small.
 
     Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms
-    may be overwritten; the arrays alive at a time are as many as the logarithm of the terms.
+    may be overwritten; the arrays alive at a time are as many as the logarithm of the terms. `add(sum, term)` gives the
+    sum with the term, and `add(None, term)` a new sum.
     """
     sums: list[tuple[int, Any]] = []  # (level, partial sum), levels falling, as the digits of a binary counter
     current, count = None, 0
     for term in terms:
-        if current is None:
-            current = term
-        else:
-            current += term
+        current = add(current, term)
         del term  # before the next one is made
         count += 1
         if count == leaf:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..backend import Candidate, PackedWeight, Plan
 from ..shapes import ranges
 from ..spec import Pair, Problem
-from ..steps import Block, Steps, accumulate
+from ..steps import Block, Steps
 from .costs import Costs
 from .taps import group_window, halo, phase, phase_window, taps
 
@@ -110,15 +110,15 @@ class DirectPlan(Plan):
         x = steps.cbhw(x, p.layout)
 
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
-            value = accumulate(self._terms(x, weight.data, task))
+            value = steps.sum_of_products(self._terms(x, weight.data, task), "multiply")
             images, rows, cols = (s.stop - s.start for s in task.block[1:])
             value = steps.xp.reshape(value, (-1, images, rows, value.shape[-1] // rows))
             yield task.block, value[:, :, :, :cols]
 
         return steps.assemble(p, bias, self.tasks, compute, parallel=True)
 
-    def _terms(self, x: Any, weight: Any, task: Task) -> Iterator[Any]:
-        """One array (g, o, B, rows * columns) for every tap of every input; rows end with the halo's columns.
+    def _terms(self, x: Any, weight: Any, task: Task) -> Iterator[tuple[Any, Any]]:
+        """Factors of an array (g, o, B, rows * columns) for every tap of every input; rows end with the halo's columns.
 
         The window lies flat in memory, so that a shift is an offset and a term one long run, however short the rows.
         """
@@ -138,4 +138,4 @@ class DirectPlan(Plan):
             start = tap.row * w + tap.col
             shifted = flat[tap.phase][..., start : start + h * w]
             for i in range(size):
-                yield shifted[:, None, i, ...] * weight[task.groups, :, i, tap.position, ...]
+                yield shifted[:, None, i, ...], weight[task.groups, :, i, tap.position, ...]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..backend import Candidate, PackedWeight, Plan
 from ..shapes import fft_operations, ranges, smooth_sizes
 from ..spec import Pair, Problem
-from ..steps import Block, Steps, accumulate
+from ..steps import Block, Steps
 from . import gemm
 from .costs import Costs
 from .taps import group_window, halo, phase, phase_window, taps
@@ -293,20 +293,20 @@ class FftPlan(Plan):
         p, steps, t, xp = self.problem, self.steps, self.tiling, self.steps.xp
         group_inputs = p.in_channels // p.groups
 
-        def terms() -> Iterator[Any]:
+        def terms() -> Iterator[tuple[Any, Any]]:
             for inputs in ranges(group_inputs, t.inputs):
                 weight = self._weight_spectrum(data, task, inputs)
                 image = self._image_spectrum(x, task, inputs)
                 count = image.shape[1]
                 if t.pointwise:
                     for k in range(count):
-                        yield image[:, None, k, ...] * weight[:, :, k, None, ...]
+                        yield image[:, None, k, ...], weight[:, :, k, None, ...]
                 else:
                     image = steps.contiguous(xp.permute_dims(image, (3, 4, 0, 1, 2)))
                     for part in ranges(count, -(-count // -(-count // MAX_TERMS))):
-                        yield xp.matmul(weight[..., part], image[..., part, :])
+                        yield weight[..., part], image[..., part, :]
 
-        spectrum = accumulate(terms())
+        spectrum = steps.sum_of_products(terms(), "multiply" if t.pointwise else "matmul")
         if not t.pointwise:
             spectrum = steps.contiguous(xp.permute_dims(spectrum, (2, 3, 4, 0, 1)))
         spectrum = xp.reshape(spectrum, (-1, *spectrum.shape[2:]))

@@ -24,7 +24,7 @@ from typing import Any
 from ..backend import Candidate, PackedWeight, Plan
 from ..shapes import ranges
 from ..spec import Pair, Problem
-from ..steps import Block, Steps, accumulate
+from ..steps import Block, Steps
 from .costs import Costs
 from .taps import Tap, group_window, halo, input_block, phase, phase_window, taps
 
@@ -188,14 +188,14 @@ def block_value(x: Any, weight: Any, block: Block, problem: Problem, tiling: Til
     p, xp = problem, steps.xp
     b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
     if tiling.form == "gather":
-        total = accumulate(_gathered(x, weight, block, p, tiling, steps))
+        total = steps.sum_of_products(_gathered(x, weight, block, p, tiling, steps), "matmul")
         return xp.reshape(total, (p.out_channels, b, h, w))
-    total = accumulate(_shifted(x, weight, block, p, tiling.channels, steps))
+    total = steps.sum_of_products(_shifted(x, weight, block, p, tiling.channels, steps), "matmul")
     return xp.reshape(total, (p.out_channels, b, h, w + halo(p)[1]))[:, :, :, :w]
 
 
-def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: Steps) -> Iterator[Any]:
-    """Products over stacks of shifted windows; a stack of several taps holds all channels of each."""
+def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: Steps) -> Iterator[tuple[Any, Any]]:
+    """Factors over stacks of shifted windows; a stack of several taps holds all channels of each."""
     xp = steps.xp
     b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
     group_inputs = p.in_channels // p.groups
@@ -209,12 +209,12 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
             parts = {which: steps.contiguous(part) for which, part in parts.items()}
         for some in ranges(len(every), t.stacked):
             views = [_shift(parts[tap.phase], tap, h, w) for tap in every[some]]
-            stack = views[0] if len(views) == 1 else xp.stack(views, axis=1)
+            stack = views[0] if len(views) == 1 else steps.stack(views)
             terms = len(views) * (chunk.stop - chunk.start)
             stack = xp.reshape(stack, (p.groups, terms, b * h * w))
             first = some.start * group_inputs + chunk.start
             for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
-                yield xp.matmul(weight[:, :, first + part.start : first + part.stop], stack[:, part, :])
+                yield weight[:, :, first + part.start : first + part.stop], stack[:, part, :]
             del stack  # before the next one is made
 
 
@@ -222,8 +222,8 @@ def _shift(window: Any, tap: Tap, rows: int, cols: int) -> Any:
     return window[..., tap.row : tap.row + rows, tap.col : tap.col + cols]
 
 
-def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps: Steps) -> Iterator[Any]:
-    """Products of each tap with the flat window at the tap's offset."""
+def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps: Steps) -> Iterator[tuple[Any, Any]]:
+    """Factors: each tap, and the flat window at the tap's offset."""
     xp = steps.xp
     group_inputs = p.in_channels // p.groups
     halo_rows, halo_cols = halo(p)
@@ -243,4 +243,4 @@ def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps
             for part in ranges(size, _even(size, MAX_TERMS[p.accuracy])):
                 first = tap.position * group_inputs + chunk.start
                 columns = weight[:, :, first + part.start : first + part.stop]
-                yield xp.matmul(columns, flat[tap.phase][:, part, offset : offset + h * w])
+                yield columns, flat[tap.phase][:, part, offset : offset + h * w]
