@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -337,9 +338,7 @@ def array_namespace(*arrays: Any) -> ModuleType:
     present = [a for a in arrays if a is not None and type(a) not in (bool, int, float, complex)]
     libraries = sorted({str(registry.library_of(a)) for a in present})
     if libraries == ["mlx"]:
-        import mlx.core as mx
-
-        return mx
+        return importlib.import_module("mlx.core")
     if "mlx" in libraries:
         raise TypeError(f"arrays of several libraries have no namespace in common: {', '.join(libraries)}.")
     return array_api_compat.array_namespace(*present)

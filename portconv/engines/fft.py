@@ -110,15 +110,14 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     depth = len(phases)
     spectrum_bytes = spectrum * p.out_channels * group_inputs * depth
     transformed = spectrum_bytes <= MAX_SPECTRUM_BYTES
-    copies = 3  # alive at a time: a window, its spectrum, and one on the way to it
 
     def few(inputs: int, outputs: int) -> bool:
         return inputs * depth <= 4 or inputs * depth * outputs <= 64
 
     def task_bytes(inputs: int, outputs: int, images: int) -> int:
-        """Inputs; products, their sum and its inverse; the weight's spectrum."""
+        """Window, spectrum and one on the way to it; product, sum, its inverse and one on the way; the weight's."""
         kept = 0 if transformed else (1 if few(inputs, outputs) else 4) * inputs * depth * outputs
-        return spectrum * ((copies * inputs * depth + 3 * outputs) * images + kept)
+        return int(spectrum * ((2.75 * inputs * depth + 4 * outputs) * images + kept))
 
     inputs, outputs = group_inputs, group_outputs
     while task_bytes(inputs, outputs, 1) > workspace_bytes // 2 and max(inputs, outputs) > 1:
