@@ -33,9 +33,15 @@ class Tiling(NamedTuple):
     rows: int
     cols: int
 
-    def elements(self, problem: Problem) -> int:
-        """Outputs of a strip."""
-        return self.groups * (problem.out_channels // problem.groups) * self.batch * self.rows * self.cols
+    def workspace_bytes(self, p: Problem) -> int:
+        """Of one strip: its window with the halo, a product, and the partial sums."""
+        halo_rows, halo_cols = halo(p)
+        width = self.batch * (self.cols + halo_cols)
+        inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups
+        window = inputs * p.stride[0] * p.stride[1] * (self.rows + halo_rows + 1)
+        phases = window if p.stride != (1, 1) else 0  # copies: in the window they are not contiguous
+        sums = outputs * self.rows * (2 + (inputs * p.kernel[0] * p.kernel[1]).bit_length())
+        return self.groups * width * (window + phases + sums) * p.itemsize
 
 
 class Task(NamedTuple):
@@ -67,9 +73,7 @@ def candidate(p: Problem, costs: Costs) -> Candidate:
     passes = 2.0 * terms * p.batch * p.out_channels  # over one image plane: a product and a sum for every tap
     elements = oh * (ow + halo(p)[1])
     seconds = passes * (elements * costs.element + costs.row) + tasks * (costs.task + terms * 2 * costs.call) / threads
-    window = t.elements(p) * p.itemsize * (2 + p.in_channels * p.stride[0] * p.stride[1] // p.out_channels)
-    partial_sums = t.elements(p) * p.itemsize * (2 + terms.bit_length())
-    return Candidate(NAME, seconds, costs.threads * (window + partial_sums))
+    return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p))
 
 
 def plan(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:

@@ -34,6 +34,7 @@ MAX_SPECTRUM_BYTES = (
 )  # a packed weight beyond this is kept as it is and transformed part by part in every call
 MAX_TERMS = 128  # products summed in one go, as in gemm.py: the sum at frequency zero is as delicate as there
 TASK_BYTES = 4 << 20
+LIBRARY_BYTES = 1 << 18  # what the transforms of a library need for themselves
 
 
 class Tiling(NamedTuple):
@@ -117,7 +118,7 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     def task_bytes(inputs: int, outputs: int, images: int) -> int:
         """Window, spectrum and one on the way to it; product, sum, its inverse and one on the way; the weight's."""
         kept = 0 if transformed else (1 if few(inputs, outputs) else 4) * inputs * depth * outputs
-        return int(spectrum * ((2.75 * inputs * depth + 4 * outputs) * images + kept))
+        return int(spectrum * ((2.75 * inputs * depth + 4 * outputs) * images + kept)) + LIBRARY_BYTES
 
     inputs, outputs = group_inputs, group_outputs
     while task_bytes(inputs, outputs, 1) > workspace_bytes // 2 and max(inputs, outputs) > 1:
