@@ -118,7 +118,7 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     def task_bytes(inputs: int, outputs: int, images: int) -> int:
         """Window, spectrum and one on the way to it; product, sum, its inverse and one on the way; the weight's."""
         kept = 0 if transformed else (1 if few(inputs, outputs) else 4) * inputs * depth * outputs
-        return int(spectrum * ((2.75 * inputs * depth + 4 * outputs) * images + kept)) + LIBRARY_BYTES
+        return int(spectrum * ((2.75 * inputs * depth + 4 * outputs) * images + kept))
 
     inputs, outputs = group_inputs, group_outputs
     while task_bytes(inputs, outputs, 1) > workspace_bytes // 2 and max(inputs, outputs) > 1:
@@ -142,7 +142,7 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     moved = n_tiles * (p.in_channels * depth * repeats + p.out_channels) * frequencies * (2.0 if pointwise else 6.0)
     if not transformed:
         operations += -(-n_tiles // (tiles * batch)) * p.out_channels * group_inputs * depth * fft_operations(*size)
-    needed = groups * task_bytes(inputs, outputs, tiles * batch)
+    needed = groups * task_bytes(inputs, outputs, tiles * batch) + LIBRARY_BYTES
     parallel = 2 * needed <= 2 * workspace_bytes
     return Tiling(
         size, valid, phases, groups, outputs, inputs, batch, tiles, pointwise, transformed, spectrum_bytes, parallel,

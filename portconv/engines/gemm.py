@@ -114,6 +114,7 @@ def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
     seconds = (
         p.flops * waste * thin * costs.gemm_flop
         + (copied + outputs * p.out_channels * (products + 1)) * costs.element
+        + copied / ow * costs.row / 2
         + n_tasks * (costs.task + (products + n_taps) * costs.call + products * p.groups * 30 * costs.row)
     )
     return Candidate(NAME, seconds, t.workspace_bytes, note=t.form)
