@@ -133,7 +133,7 @@ class Steps:
         return self.xp.stack(views, axis=1)
 
     def sum_of_products(self, pairs: Iterable[tuple[Any, Any]], product: str) -> Any:
-        """Sum of the products of pairs of arrays; `product` is "matmul" or "multiply"."""
+        """Sum of the products of pairs of arrays; `product` is "matmul" or "multiply". Good until the next call."""
         multiply = getattr(self.xp, product)
         return accumulate(multiply(a, b) for a, b in pairs)
 

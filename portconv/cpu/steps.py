@@ -66,11 +66,15 @@ class NumpySteps(Steps):
         return np.stack(views, axis=1, out=self._buffer("stack", shape, first.dtype))
 
     def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str) -> Array:
+        """As in `Steps`; the sum is good until the next call in this thread."""
         multiply: Any = getattr(np, product)
+        roles = iter(("sum",))  # partial sums beyond the first few terms are new arrays
 
         def add(total: Array | None, pair: tuple[Array, Array]) -> Array:
             if total is None:
-                return np.asarray(multiply(*pair))
+                role = next(roles, None)
+                out = None if role is None else self._buffer(role, _product_shape(*pair, product), pair[0].dtype)
+                return np.asarray(multiply(*pair, out=out))
             total += multiply(*pair, out=self._buffer("product", total.shape, total.dtype))
             return total
 
@@ -119,3 +123,9 @@ class NumpySteps(Steps):
 
         threads.run(task_into_y, list(tasks), self.threads if parallel else 1)
         return y
+
+
+def _product_shape(a: Array, b: Array, product: str) -> tuple[int, ...]:
+    if product == "multiply":
+        return np.broadcast_shapes(a.shape, b.shape)
+    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])

@@ -34,7 +34,7 @@ MAX_SPECTRUM_BYTES = (
 )  # a packed weight beyond this is kept as it is and transformed part by part in every call
 MAX_TERMS = 128  # products summed in one go, as in gemm.py: the sum at frequency zero is as delicate as there
 TASK_BYTES = 4 << 20
-LIBRARY_BYTES = 1 << 18  # what the transforms of a library need for themselves
+LIBRARY_BYTES = 1 << 20  # what a thread keeps from call to call, and what transforms need for themselves
 
 
 class Tiling(NamedTuple):
