@@ -31,9 +31,13 @@ LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "mlx", "torch", "jax
 def load(name):
     """The library's module; a missing one fails the test if it is expected, and skips it otherwise."""
     try:
-        return importlib.import_module(MODULES.get(name, name))
+        module = importlib.import_module(MODULES.get(name, name))
     except ImportError as error:
         message = f"{name} cannot be imported: {error}"
+    else:
+        if name == "mlx":  # portconv's own engines run on its CPU device; test_mlx.py has a test of the GPU
+            module.set_default_device(module.cpu)
+        return module
     if name in EXPECTED:
         pytest.fail(f"{message}, but PORTCONV_EXPECT_BACKENDS names it")
     pytest.skip(message)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import assert_close, reference_conv2d
+from portconv.testing import assert_close, check_backend, reference_conv2d
 
 
 def numbers(shape, seed=0, dtype="f4"):
@@ -409,3 +409,17 @@ def test_nonfinite_values_under_compile(mx, engine):
     x[0, 0, 15, 15], x[0, 1, 3, 3] = np.nan, np.inf
     y = mx.compile(lambda *a: portconv.conv2d(*a, engine=engine))(mx.array(x), mx.array(weight))
     assert_close(np.array(y), *reference_conv2d(x, weight))
+
+
+def test_gpu(mx):
+    """Every rule, on the GPU that MLX has (Metal, CUDA): what `mx.conv2d` gives is within the bound."""
+    if not (mx.metal.is_available() or (hasattr(mx, "cuda") and mx.cuda.is_available())):
+        pytest.skip("MLX has no GPU here")
+    mx.set_default_device(mx.gpu)
+    try:
+        results = check_backend("mlx", dtypes=("float32", "float16", "bfloat16"))
+        assert {result.engine for result in results} == {"native"}
+        with pytest.raises(portconv.UnsupportedError, match="CPU device"):
+            portconv.conv2d(mx.ones((1, 1, 4, 4)), mx.ones((1, 1, 3, 3)), engine="gemm")
+    finally:
+        mx.set_default_device(mx.cpu)
