@@ -5,6 +5,10 @@ their circular cross-correlation, of which the part that does not wrap around is
 real (`rfftn`), so float32 stays float32 and nothing is computed twice. A stride makes the phases of the image into
 channels (`taps.py`); a dilation is a kernel stuffed with zeros.
 
+The error grows with the largest pixels and weights of a tile. It stays within the normwise bound because large weights
+meet large pixels somewhere in the image; for a weight that is larger than the others by orders of magnitude and meets
+nothing but zeros, `accuracy="elementwise"` is the choice.
+
 Sources: Stockham, "High-speed convolution and correlation", AFIPS 1966 (overlap-save); Mathieu, Henaff, LeCun, "Fast
 training of convolutional networks through FFTs", arXiv 1312.5851 (channels summed in the transform domain).
 """
