@@ -8,6 +8,7 @@ replaces those that NumPy can do without a copy, or on several threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -139,7 +140,12 @@ class Steps:
 
     def all_finite(self, x: Any) -> bool:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
-        return bool(self.xp.isfinite(self.xp.sum(x)))
+        with self.quiet():
+            return bool(self.xp.isfinite(self.xp.sum(x)))
+
+    def quiet(self) -> AbstractContextManager[object]:
+        """Within it NaN and Inf are data, as in compiled libraries; where a library warns of them, it does not."""
+        return nullcontext()
 
     def bias(self, bias: Any, dtype: str) -> Any:
         """The bias as (O, 1, 1, 1) in the dtype of the computation."""
@@ -158,8 +164,13 @@ class Steps:
 
         `parallel` says that the tasks gain from several threads, because what they call uses only one.
         """
+        with self.quiet():
+            return self._assembled(problem, self.bias(bias, problem.compute_dtype), tasks, compute)
+
+    def _assembled(
+        self, problem: Problem, bias: Any, tasks: Sequence[T], compute: Callable[[T], Iterable[tuple[Block, Any]]]
+    ) -> Any:
         xp, order = self.xp, FROM_CBHW[problem.layout]
-        bias = self.bias(bias, problem.compute_dtype)
 
         def finished() -> Iterator[tuple[tuple[slice, ...], Any]]:
             for task in tasks:

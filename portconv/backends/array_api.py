@@ -8,9 +8,10 @@ PyTorch, JAX, CuPy and Dask do some things in ways of their own.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -26,27 +27,12 @@ from ..steps import Block, Steps
 
 __all__ = ["ArrayApiBackend", "backend"]
 
-T = TypeVar("T")
-
 
 class _QuietSteps(Steps):
-    """NaN and Inf are data, as in compiled libraries: no warnings for them from libraries that NumPy computes for."""
+    """Libraries that NumPy computes for warn as NumPy does."""
 
-    def all_finite(self, x: Any) -> bool:
-        with np.errstate(all="ignore"):
-            return super().all_finite(x)
-
-    def assemble(
-        self,
-        problem: Problem,
-        bias: Any,
-        tasks: Sequence[T],
-        compute: Callable[[T], Iterable[tuple[Block, Any]]],
-        *,
-        parallel: bool,
-    ) -> Any:
-        with np.errstate(all="ignore"):
-            return super().assemble(problem, bias, tasks, compute, parallel=parallel)
+    def quiet(self) -> AbstractContextManager[object]:
+        return np.errstate(all="ignore")
 
 
 class ArrayApiBackend:

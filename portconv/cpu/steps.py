@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from threading import local
 from typing import Any, TypeVar
 
@@ -52,9 +53,8 @@ class NumpySteps(Steps):
     def cast(self, x: Array, dtype: str) -> Array:
         return x.astype(np.dtype(dtype), copy=False)
 
-    def all_finite(self, x: Array) -> bool:
-        with np.errstate(all="ignore"):
-            return super().all_finite(x)
+    def quiet(self) -> AbstractContextManager[object]:
+        return np.errstate(all="ignore")
 
     def keep(self, x: Array) -> Array:
         # a weight that can change is packed for one call alone, and a view of it does; read-only ones are kept
@@ -110,9 +110,7 @@ class NumpySteps(Steps):
         y = np.empty(problem.out_shape, np.dtype(problem.dtype))
 
         def task_into_y(task: T) -> None:
-            # NaN and Inf are data here, as in every compiled library: no warnings for them. The setting is the thread's
-            # own.
-            with np.errstate(all="ignore"):
+            with self.quiet():  # in here, since the setting is the thread's own
                 for block, value in compute(task):
                     target = y[reorder(block, order)]
                     value = value.transpose(order)

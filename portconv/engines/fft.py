@@ -147,7 +147,7 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     if not transformed:
         operations += -(-n_tiles // (tiles * batch)) * p.out_channels * group_inputs * depth * fft_operations(*size)
     needed = groups * task_bytes(inputs, outputs, tiles * batch) + LIBRARY_BYTES
-    parallel = 2 * needed <= 2 * workspace_bytes
+    parallel = needed <= workspace_bytes
     return Tiling(
         size, valid, phases, groups, outputs, inputs, batch, tiles, pointwise, transformed, spectrum_bytes, parallel,
         (1 + parallel) * needed, operations, products, moved,
