@@ -2,7 +2,8 @@
 
 Each layer runs in a process of its own. `tracemalloc`, to which NumPy reports its buffers, gives the peak of a call in
 steady state. The growth of the process's resident memory in the first call is the cross-check: it sees what NumPy does
-not report, such as the buffers of the BLAS library, and it has the packing of the weight in it too.
+not report, such as the buffers of the BLAS library, and it has the packing of the weight in it too, and, with the
+compiled tier, the loading of the compiled code.
 """
 
 from __future__ import annotations
@@ -10,21 +11,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import suites
-from runner import machine, write_json
-from suites import Layer
-from workers import THREAD_VARIABLES
+import checkout  # noqa: F401  before portconv
+from libraries import TIERS, missing, run_child
+
+from portconv.bench import reference, suites
+from portconv.bench.files import write_json
+from portconv.bench.layers import Layer, LayerError, load
+from portconv.bench.machine import machine
+from portconv.bench.worker import make_conv
 
 MIB = 2**20
+COLUMNS = ("input", "output", "packed", "scratch", "first_call", "resident", "planned")
 
 
 def peak_resident() -> int:
     """The most memory that this process has had resident, in bytes."""
+    with contextlib.suppress(OSError, StopIteration):
+        # not `ru_maxrss`, which on Linux starts at the peak of the process that started this one
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     import resource  # not on Windows, where the rest works
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -37,12 +46,20 @@ def reset_peak_resident() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def python_objects() -> int:
+    """Bytes that are alive and traced, and no array's: of a compiler that was loaded, above all."""
+    import tracemalloc
+
+    import numpy as np
+
+    arrays = tracemalloc.DomainFilter(False, np.lib.tracemalloc_domain)
+    return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
+
+
 def measure(layer: Layer) -> dict:
     import tracemalloc
 
     import numpy as np
-    import reference
-    from workers import make_conv
 
     x, weight, bias = reference.make_data(layer)
     conv = make_conv(layer, weight, bias)
@@ -63,6 +80,7 @@ def measure(layer: Layer) -> dict:
     y = conv(x)
     peak = tracemalloc.get_traced_memory()[1]
     del y
+    peak -= python_objects()
 
     # Whatever else the module keeps between calls counts as scratch.
     plan = conv.plan(x)
@@ -83,16 +101,21 @@ def measure(layer: Layer) -> dict:
     }
 
 
-def in_new_process(layer: Layer) -> dict:
-    command = [sys.executable, __file__, "--child", json.dumps(layer.to_json())]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout)
+def measure_all(layers: list[Layer], threads: int, tier: str, progress: Callable[[dict], object]) -> list[dict]:
+    """The figures of every layer, each from a new process."""
+    figures = []
+    for layer in layers:
+        figures.append(run_child("memory.py", layer.to_json(), threads, tier))
+        progress(figures[-1])
+    return figures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", nargs="+", choices=[*suites.SUITES, "all"], default=["all"])
-    parser.add_argument("--layers", metavar="FILE", help="layers from a JSON file instead")
+    parser.add_argument("--suite", nargs="+", choices=[*suites.SUITES, "all"], default=[], help="default: all")
+    parser.add_argument("--layers", metavar="FILE", help="layers from a JSON file")
     parser.add_argument("--select", metavar="REGEX", default="", help="only layers whose suite/name has a match")
+    parser.add_argument("--tier", choices=TIERS, default="portconv-numpy", help="default: portconv-numpy")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -100,21 +123,27 @@ def main() -> int:
     if options.child:
         print(json.dumps(measure(Layer.from_json(json.loads(options.child)))))
         return 0
+    if reason := missing(options.tier):
+        parser.error(reason)
+    try:
+        names = options.suite or ([] if options.layers else ["all"])
+        layers = suites.select(names, load(options.layers) if options.layers else [], options.select)
+    except LayerError as error:
+        parser.error(str(error))
 
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-    layers = suites.choose(options.suite, options.layers, options.select)
     table = sys.stderr if options.json == "-" else sys.stdout
-    columns = ("input", "output", "packed", "scratch", "first_call", "resident", "planned")
-    print("MiB".ljust(36), "engine".ljust(9), *(f"{column:>10}" for column in columns), file=table)
-    figures = []
-    for layer in layers:
-        figures.append(in_new_process(layer))
-        cells = [f"{figures[-1][column + '_mib']:10.1f}" for column in columns]
-        print(layer.id.ljust(36), figures[-1]["engine"].ljust(9), *cells, file=table, flush=True)
+    print("MiB".ljust(36), "engine".ljust(9), *(f"{column:>10}" for column in COLUMNS), file=table)
+
+    def row(figure: dict) -> None:
+        cells = [f"{figure[column + '_mib']:10.1f}" for column in COLUMNS]
+        print(figure["id"].ljust(36), figure["engine"].ljust(9), *cells, file=table, flush=True)
+
+    figures = measure_all(layers, options.threads, options.tier, row)
     worst = max(figures, key=lambda figure: figure["scratch_mib"])
     print(f"the most scratch memory: {worst['scratch_mib']:.1f} MiB, {worst['id']}", file=table)
     if options.json:
-        write_json(options.json, {"machine": machine(), "threads": options.threads, "layers": figures})
+        document = {"machine": machine(), "tier": options.tier, "threads": options.threads, "layers": figures}
+        write_json(options.json, document)
     return 0
 
 

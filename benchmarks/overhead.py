@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import statistics
 import sys
 import time
 
-from runner import write_json
-from workers import THREAD_VARIABLES
+import checkout  # noqa: F401  before portconv
+from libraries import TIERS, missing, run_child
+
+from portconv.bench.files import write_json
 
 CALLS = 500
 ROUNDS = 60
@@ -69,15 +71,25 @@ def measure(library: str, kernel: int) -> dict:
     }
 
 
+def in_new_process(library: str, kernel: int, threads: int, tier: str) -> dict:
+    return run_child("overhead.py", {"library": library, "kernel": kernel}, threads, tier)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", choices=("numpy", "mlx"), default="numpy")
     parser.add_argument("--kernel", type=int, default=3, help="kernel size (default: 3)")
+    parser.add_argument("--tier", choices=TIERS, default="portconv-numpy", help="default: portconv-numpy")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-    figures = measure(options.library, options.kernel)
+    if options.child:
+        print(json.dumps(measure(**json.loads(options.child))))
+        return 0
+    if reason := missing(options.tier):
+        parser.error(reason)
+    figures = in_new_process(options.library, options.kernel, options.threads, options.tier)
     if options.json:
         write_json(options.json, figures)
     if options.json != "-":

@@ -1,117 +1,23 @@
-"""Times one library in this process: `python workers.py LIBRARY --threads 2`, driven by `runner.py`.
+"""Times a peer of portconv in a process of its own, driven by `portconv.bench.runner`.
 
-It first writes one JSON line about itself, then reads a layer a line on stdin and answers each with a JSON line. A
-library is a function of the thread count that imports it and returns `prepare(layer, x, weight, bias)`, which returns a
-`Prepared`. Nothing heavy is imported before the thread counts are set: most libraries read them only once.
+A library is a function of the thread count that imports it and returns `prepare(layer, x, weight, bias)`, which returns
+a `Prepared`. The environment has the thread counts already: most libraries read them only once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from suites import Layer
+import checkout  # noqa: F401  before portconv
 
-# What is measured is the checkout that this folder lies in, whatever else is installed.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "PJRT_NPROC",  # XLA has no other way to say it
-    "NPROC",
-)
-WARM_UP = 0.1  # seconds
-ROUND = 0.02  # seconds; short calls are repeated so that a round lasts as long
-ROUNDS = 25
-SLOW = 10.0  # seconds; a first call as slow as this is not repeated
-
-
-class Unsupported(Exception):
-    """The library cannot run this layer."""
-
-
-@dataclass
-class Prepared:
-    call: Callable[[], Any]  # one finished evaluation
-    to_numpy: Callable[[Any], Any]  # its result as an NCHW array
-    notes: Callable[[], dict] = dict  # more to report, asked after timing
-
-
-# --- the libraries
-
-
-def make_conv(layer: Layer, weight, bias):
-    import portconv
-
-    conv = portconv.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        bias=layer.bias,
-        padding_mode=layer.padding_mode,
-    )
-    conv.weight = weight.reshape(conv.weight.shape)
-    if layer.bias:
-        conv.bias = bias.reshape(conv.bias.shape)
-    return conv
-
-
-def portconv_numpy(_threads: int):
-    """Takes the thread count from the environment."""
-    import numpy as np
-
-    import portconv  # noqa: F401  that it is missing must show here
-
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
-        conv = make_conv(layer, weight, bias)
-
-        def notes():
-            plan = conv.plan(x)
-            return {"engine": plan.engine, "pack_ms": 1e3 * seconds(lambda: plan.pack(conv.weight))}
-
-        return Prepared(lambda: conv(x), np.asarray, notes)
-
-    return prepare
-
-
-def portconv_mlx(_threads: int):
-    """MLX arrays on the CPU device, NCHW in memory."""
-    import mlx.core as mx
-    import numpy as np
-
-    import portconv  # noqa: F401
-
-    mx.set_default_device(mx.cpu)
-
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
-        conv = make_conv(layer, weight, bias)
-        x = mx.array(x)
-        mx.eval(x)
-
-        def call():
-            y = conv(x)
-            mx.eval(y)
-            return y
-
-        return Prepared(call, np.array, lambda: {"engine": conv.plan(x).engine})
-
-    return prepare
+from portconv.bench.layers import Layer
+from portconv.bench.reference import separable_taps
+from portconv.bench.runner import handle_task
+from portconv.bench.serve import serve, versions
+from portconv.bench.timing import Prepared, Unsupported
 
 
 def mlx_library(_threads: int):
@@ -303,8 +209,8 @@ def jax_library(_threads: int):
     return prepare
 
 
-def opencv_library(threads: int):
-    """`filter2D`, one call a channel: its own convolution of one image with one kernel."""
+def opencv_library(threads: int, separable: bool):
+    """One call a channel: `filter2D` with the whole kernel, or `sepFilter2D` where it is a column times a row."""
     import cv2
     import numpy as np
 
@@ -317,14 +223,24 @@ def opencv_library(threads: int):
             raise Unsupported("filter2D is for one channel, stride 1, same size")
         if layer.padding_mode not in modes:
             raise Unsupported(f"filter2D has no {layer.padding_mode}")
+        factors = separable_taps(layer) if separable else None
+        if separable and factors is None:
+            raise Unsupported("the kernel is not separable")
         border = modes[layer.padding_mode]
         shifts = [0.0] * layer.out_channels if bias is None else bias.tolist()
+
+        def filtered(plane, kernel, target, shift):
+            if factors is None:
+                cv2.filter2D(plane, cv2.CV_32F, kernel[0], dst=target, delta=shift, borderType=border)
+            else:
+                column, row = factors
+                cv2.sepFilter2D(plane, cv2.CV_32F, row, column, dst=target, delta=shift, borderType=border)
 
         def call():
             y = np.empty_like(x)
             for image, result in zip(x, y, strict=True):
                 for plane, kernel, target, shift in zip(image, weight, result, shifts, strict=True):
-                    cv2.filter2D(plane, cv2.CV_32F, kernel[0], dst=target, delta=shift, borderType=border)
+                    filtered(plane, kernel, target, shift)
             return y
 
         return Prepared(call, lambda y: y)
@@ -333,111 +249,29 @@ def opencv_library(threads: int):
 
 
 LIBRARIES = {
-    "portconv-numpy": portconv_numpy,
-    "portconv-mlx": portconv_mlx,
     "torch": partial(torch_library, channels_last=False),
     "torch-channels-last": partial(torch_library, channels_last=True),
     "onnxruntime": onnxruntime_library,
     "openvino": openvino_library,
     "jax": jax_library,
-    "opencv": opencv_library,
+    "opencv": partial(opencv_library, separable=False),
+    "opencv-separable": partial(opencv_library, separable=True),
     "mlx": mlx_library,
 }
-
-# --- the timing
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def steady_state(call: Callable[[], Any], budget: float) -> list[float]:
-    """Seconds a call, one figure for each round, within about `budget` seconds in all."""
-    start = time.perf_counter()
-    calls = 0
-    while (spent := time.perf_counter() - start) < min(WARM_UP, budget) or calls == 0:
-        call()
-        calls += 1
-    repeats = max(1, round(ROUND * calls / spent))
-    deadline = start + budget
-    rounds = []
-    while len(rounds) < ROUNDS and (not rounds or time.perf_counter() < deadline):
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        rounds.append((time.perf_counter() - begin) / repeats)
-    return rounds
-
-
-def time_layer(prepare, layer: Layer, budget: float) -> dict:
-    import reference
-
-    x, weight, bias = reference.make_data(layer)
-    start = time.perf_counter()
-    prepared = prepare(layer, x, weight, bias)
-    built = time.perf_counter()
-    y = prepared.call()
-    first = time.perf_counter() - built
-    wrong = reference.check(layer, x, weight, bias, prepared.to_numpy(y))
-    if wrong:
-        return {"error": wrong}
-    del y
-    rounds = sorted(steady_state(prepared.call, budget)) if first < SLOW else [first]
-    return {
-        "best_ms": 1e3 * rounds[0],
-        "median_ms": 1e3 * rounds[len(rounds) // 2],
-        "rounds": len(rounds),
-        "build_ms": 1e3 * (built - start),
-        "first_ms": 1e3 * first,
-        **prepared.notes(),
-    }
-
-
-def answer(prepare, layer: Layer, budget: float) -> dict:
-    try:
-        return time_layer(prepare, layer, budget)
-    except Unsupported as reason:
-        return {"skipped": str(reason)}
-    except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
-
-
-def versions() -> dict:
-    """Versions of the array libraries that this process has loaded, and the BLAS that NumPy was built with."""
-    import numpy as np
-
-    names = ("portconv", "numpy", "mlx.core", "torch", "onnxruntime", "openvino", "jax", "cv2")
-    found = {name: str(getattr(sys.modules[name], "__version__", "?")) for name in names if name in sys.modules}
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {**found, "blas": f"{blas.get('name')} {blas.get('version')}"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library", choices=LIBRARIES)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds to time one layer")
-    arguments = parser.parse_args()
+    library = parser.parse_args().library
+    prepare = None
 
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(arguments.threads)))
-    # The libraries print to stdout as they like; the answers keep a channel of their own.
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    def hello() -> dict:
+        nonlocal prepare
+        try:
+            prepare = LIBRARIES[library](int(os.environ["OMP_NUM_THREADS"]))
+        except (ImportError, OSError) as error:  # OSError: a shared library of its own is missing
+            return {"missing": f"{type(error).__name__}: {error}"}
+        return {"versions": versions()}
 
-    def send(message: dict) -> None:
-        print(json.dumps(message), file=channel, flush=True)
-
-    try:
-        prepare = LIBRARIES[arguments.library](arguments.threads)
-    except (ImportError, OSError) as error:  # OSError: a shared library of its own is missing
-        send({"missing": f"{type(error).__name__}: {error}"})
-        return
-    send({"versions": versions()})
-    for line in sys.stdin:
-        send(answer(prepare, Layer.from_json(json.loads(line)), arguments.budget))
-
-
-if __name__ == "__main__":
-    main()
+    serve(hello, lambda message: handle_task(lambda _engine, _device: prepare, message))

@@ -1,5 +1,6 @@
 """portconv: one `Conv2d` for NumPy, MLX, PyTorch, JAX and every other array API library."""
 
+from .cpu.threads import get_num_threads, set_num_threads
 from .errors import UnsupportedError
 from .functional import array_namespace, conv2d, conv2d_output_shape, plan_conv2d
 from .module import Conv2d
@@ -13,8 +14,10 @@ __all__ = [
     "conv2d",
     "conv2d_output_shape",
     "get_backend",
+    "get_num_threads",
     "plan_conv2d",
     "register_backend",
+    "set_num_threads",
     "use_backend",
 ]
 

@@ -41,6 +41,7 @@ class PackedWeight:
     stamp: Hashable
     data: Any
     nbytes: int
+    separable: bool = False  # packed for two one-dimensional passes
 
 
 @dataclass(frozen=True)

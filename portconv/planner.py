@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from .backend import Backend, Candidate, Plan
+from .engines import low_rank
 from .errors import UnsupportedError
 from .spec import Problem
 
@@ -41,7 +42,11 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
         able = _measured(backend, problem, able)
         candidates = (*able, *(c for c in candidates if c.why_not is not None))
         return _bound(backend, problem, candidates, min(able, key=lambda c: c.seconds), "measurement")
-    return _bound(backend, problem, candidates, min(able, key=lambda c: c.seconds), "heuristic")
+    chosen = min(able, key=lambda c: c.seconds)
+    bound = _bound(backend, problem, candidates, chosen, "heuristic")
+    if any(c.engine == "direct" for c in able) and low_rank.worth_it(problem, chosen.seconds):
+        return low_rank.LowRankPlan.of(bound, backend.build(problem, "direct"))
+    return bound
 
 
 def _bound(backend: Backend, problem: Problem, candidates: tuple[Candidate, ...], chosen: Candidate, by: str) -> Plan:

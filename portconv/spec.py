@@ -35,7 +35,7 @@ __all__ = [
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
 
-ENGINES = ("auto", "native", "gemm", "fft", "direct")
+ENGINES = ("auto", "native", "gemm", "winograd", "fft", "direct")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 COMPUTE_MODES = ("default", "float32")
 CONV_MODES = ("cross_correlation",)

@@ -48,6 +48,7 @@ class Steps:
     """
 
     threads = 1
+    pack_dtype: str | None = None  # what weights are transformed in, where it is not the dtype of the computation
 
     def __init__(
         self,
@@ -129,12 +130,26 @@ class Steps:
         """`x` as part of a packed weight, which must not keep the user's array alive; contiguous."""
         return self.contiguous(x)
 
+    def factors(self, weight: Any) -> tuple[Any, Any] | None:
+        """Columns (n, kh) and rows (n, kw) whose products are the kernels (n, kh, kw) to rounding, if there are any.
+
+        Only a library that can look at values at once finds out.
+        """
+        return None
+
     def stack(self, views: list[Any]) -> Any:
         """The views in one array, along a new axis 1; good until the next call."""
         return self.xp.stack(views, axis=1)
 
-    def sum_of_products(self, pairs: Iterable[tuple[Any, Any]], product: str) -> Any:
-        """Sum of the products of pairs of arrays; `product` is "matmul" or "multiply". Good until the next call."""
+    def product(self, role: str, a: Any, b: Any) -> Any:
+        """The matrix product; good until the next call with the same role."""
+        return self.xp.matmul(a, b)
+
+    def sum_of_products(self, pairs: Iterable[tuple[Any, Any]], product: str, role: str = "sum") -> Any:
+        """Sum of the products of pairs of arrays; `product` is "matmul" or "multiply".
+
+        Good until the next call with the same role.
+        """
         multiply = getattr(self.xp, product)
         return accumulate(multiply(a, b) for a, b in pairs)
 

@@ -17,8 +17,9 @@ PACKAGE = Path(portconv.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "array_api_strict", "tensorflow"}
+TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
-LIBRARIES = {"backends.mlx": {"mlx"}, "functional": {"mlx"}}
+LIBRARIES = {"backends.mlx": {"mlx"}, "functional": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
 
 # The layers, base first: a module imports from its own layer and from those before it only.
 LAYERS = [
@@ -32,7 +33,12 @@ LAYERS = [
     {"functional"},
     {"module"},
     {""},  # the package itself, `__init__.py`
+    {"testing"},
+    {"bench"},
+    {"cli"},
+    {"__main__"},
 ]
+PROGRAMS = {"bench", "cli", "__main__"}  # above the library: they use it as its users do
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -121,7 +127,7 @@ def test_import_loads_no_array_library(run_python):
         print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
     """)
     assert "numpy" in out.split()
-    assert not OPTIONAL & set(out.split())
+    assert not (OPTIONAL | TOOLS) & set(out.split())
 
 
 def test_numpy_calls_load_no_other_library(run_python):
@@ -161,16 +167,20 @@ def test_a_library_loads_no_other_library(run_python, library, name):
 
 def test_every_module_has_its_layer():
     assert len(FILES) > 20
-    for name in NAMES - {"testing"}:
+    for name in NAMES:
         assert name.partition(".")[0] in RANK, f"portconv.{name} stands in no layer: add it to LAYERS"
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"", "testing"}))
+@pytest.mark.parametrize("name", sorted(NAMES - {""}))
 def test_directions(name):
     for other in IMPORTS[name].own:
-        assert other != "", f"portconv.{name} imports the package itself"
-        assert other != "testing", f"portconv.{name} imports portconv.testing"
         assert layer(other) <= layer(name), f"portconv.{name} imports portconv.{other}, which stands above it"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.partition(".")[0] in PROGRAMS))
+def test_programs_use_public_names(name):
+    own = {other for other in IMPORTS[name].own if other.partition(".")[0] not in PROGRAMS}
+    assert own <= {"", "testing"}
 
 
 def test_no_cycles():
@@ -215,15 +225,19 @@ def test_the_registry_imports_no_backend():
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_libraries_are_imported_by_their_backends_only(name):
     allowed = LIBRARIES.get(name, set())
+    if name.startswith("cpu.jit."):  # imported by a plan, not before
+        allowed = {"numba"}
     if name == "backends.array_api":
         allowed = OPTIONAL
         assert not IMPORTS[name].others_at_once & OPTIONAL
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name != "backends.mlx":
+    if name != "backends.mlx" and not name.startswith("cpu.jit."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
-    assert third <= {"numpy", "array_api_compat"}, f"portconv.{name} depends on {third}"
+    tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
+    llvm = {"llvmlite"} if name == "cpu.jit.vectors" else set()
+    assert third <= {"numpy", "array_api_compat"} | tools | llvm, f"portconv.{name} depends on {third}"
 
 
 def test_testing_uses_what_third_parties_may_use():

@@ -11,6 +11,8 @@ A backend, a third party's too, gets all of portconv's engines from here in two 
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +27,9 @@ from .steps import NumpySteps
 __all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan"]
 
 
+MAX_CONVERTED_BYTES = 16 << 20
+
+
 @lru_cache(maxsize=1)
 def _steps() -> NumpySteps:
     return NumpySteps()
@@ -37,13 +42,38 @@ def bridged(p: Problem) -> Problem:
 
 
 def host_candidates(problem: Problem) -> list[Candidate]:
-    """The estimates of portconv's engines on NumPy."""
-    return engines.candidates(problem, _steps(), CPU)
+    """The estimates of portconv's engines on NumPy, the compiled ones where there are."""
+    plain = engines.candidates(problem, _steps(), CPU)
+    if not compiled(problem):
+        return plain
+    from .jit import plans
+
+    found = plans.candidates(problem)
+    return [found.get(candidate.engine, candidate) for candidate in plain]
 
 
 def numpy_plan(problem: Problem, engine: str) -> Plan:
-    """A plan for NumPy arrays."""
+    """A plan for NumPy arrays: compiled, where Numba is installed and has a kernel for it."""
+    if compiled(problem):
+        from .jit import plans
+
+        if (plan := plans.build(problem, engine)) is not None:
+            return plan
     return engines.build(problem, engine, _steps(), CPU)
+
+
+@lru_cache(maxsize=1)
+def jit_enabled() -> bool:
+    """Whether there is the compiled tier: Numba can be imported, and `PORTCONV_JIT` is not 0."""
+    return os.environ.get("PORTCONV_JIT", "1") != "0" and importlib.util.find_spec("numba") is not None
+
+
+def compiled(problem: Problem) -> bool:
+    """Whether the compiled tier takes a problem: not where a large image had to be converted as a whole."""
+    if not jit_enabled():
+        return False
+    elements = problem.batch * problem.in_channels * problem.height * problem.width
+    return problem.x_dtype == problem.compute_dtype or elements * problem.itemsize <= MAX_CONVERTED_BYTES
 
 
 def host_plan(

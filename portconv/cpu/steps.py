@@ -14,7 +14,7 @@ from ..layout import FROM_CBHW, reorder
 from ..shapes import AxisSource
 from ..spec import Problem
 from ..steps import Block, Steps, accumulate
-from . import threads
+from . import separable, threads
 
 __all__ = ["NumpySteps"]
 
@@ -25,9 +25,10 @@ Array = np.ndarray[Any, Any]
 class NumpySteps(Steps):
     """Steps for NumPy arrays, read-only ones included."""
 
+    pack_dtype = "float64"
+
     def __init__(self) -> None:
         super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=8 << 20)
-        self.threads = threads.num_threads()
         self._kept = local()
 
     def _pad(self, x: Array, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Array:
@@ -60,20 +61,27 @@ class NumpySteps(Steps):
         # a weight that can change is packed for one call alone, and a view of it does; read-only ones are kept
         return np.ascontiguousarray(x) if x.flags.writeable else np.array(x, order="C")
 
+    def factors(self, weight: Array) -> tuple[Array, Array] | None:
+        return separable.factors(weight, weight.dtype.name)
+
     def stack(self, views: list[Array]) -> Array:
         first = views[0]
         shape = (first.shape[0], len(views), *first.shape[1:])
         return np.stack(views, axis=1, out=self._buffer("stack", shape, first.dtype))
 
-    def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str) -> Array:
+    def product(self, role: str, a: Array, b: Array) -> Array:
+        out = self._buffer(role, _product_shape(a, b, "matmul"), b.dtype)
+        return np.matmul(a, b, out=out)
+
+    def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str, role: str = "sum") -> Array:
         """As in `Steps`; the sum is good until the next call in this thread."""
         multiply: Any = getattr(np, product)
-        roles = iter(("sum",))  # partial sums beyond the first few terms are new arrays
+        roles = iter((role,))  # partial sums beyond the first few terms are new arrays
 
         def add(total: Array | None, pair: tuple[Array, Array]) -> Array:
             if total is None:
-                role = next(roles, None)
-                out = None if role is None else self._buffer(role, _product_shape(*pair, product), pair[0].dtype)
+                name = next(roles, None)
+                out = None if name is None else self._buffer(name, _product_shape(*pair, product), pair[0].dtype)
                 return np.asarray(multiply(*pair, out=out))
             total += multiply(*pair, out=self._buffer("product", total.shape, total.dtype))
             return total
@@ -119,7 +127,7 @@ class NumpySteps(Steps):
                     else:
                         np.add(value, bias[block.channels].transpose(order), out=target, casting="unsafe")
 
-        threads.run(task_into_y, list(tasks), self.threads if parallel else 1)
+        threads.run(task_into_y, list(tasks), threads.get_num_threads() if parallel else 1)
         return y
 
 

@@ -1,4 +1,10 @@
-"""One pool of threads for the whole process, made when it is first needed and made anew in a forked child."""
+"""How many threads portconv uses on a CPU, and the two ways in which it uses them.
+
+The plain tier has one pool of Python threads for the whole process. The compiled tier has the team of Numba's threads.
+One caller at a time gets the team; another one that comes meanwhile works alone, so that cores are not shared and no
+threading layer is entered twice. A forked child makes a pool of its own, and works alone where its parent had a team,
+since GNU OpenMP does not survive a fork.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock, local
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["num_threads", "run"]
+import numpy as np
+
+from ..spec import integer
+
+__all__ = ["get_num_threads", "launch", "run", "scratch", "set_num_threads", "usable_cores"]
 
 T = TypeVar("T")
 
@@ -17,11 +27,100 @@ _pool: ThreadPoolExecutor | None = None
 _inside = local()  # a task that runs tasks of its own runs them itself: waiting for its own pool would be a deadlock
 
 
-def num_threads() -> int:
-    """Threads that this process may use: its cores, or `OMP_NUM_THREADS` where that is lower, as in BLAS libraries."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(limit))) if limit.isdigit() else cores
+_limit: int | None = None  # what `set_num_threads` or the environment said
+_team_lock = Lock()
+_team_used = False  # by this process or, where it was forked, by its parent
+_alone = False  # the team is lost
+_kept = local()  # scratch memory of each thread
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_num_threads() -> int:
+    """How many threads a convolution on a CPU may use.
+
+    It is what `set_num_threads` said last, else the environment's ``PORTCONV_NUM_THREADS``, else the number of cores
+    that the process may run on, or ``OMP_NUM_THREADS`` where that is lower, as in BLAS libraries.
+
+    Raises
+    ------
+    ValueError
+        If ``PORTCONV_NUM_THREADS`` is not a positive integer.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> portconv.get_num_threads() >= 1
+    True
+    """
+    global _limit
+    if _limit is None:
+        cores = usable_cores()
+        own = os.environ.get("PORTCONV_NUM_THREADS", "").strip()
+        blas = os.environ.get("OMP_NUM_THREADS", "")
+        if own and not (own.isdigit() and int(own) > 0):
+            raise ValueError(f"`PORTCONV_NUM_THREADS` must be a positive integer, but got {own!r}.")
+        _limit = min(cores, int(own)) if own else max(1, min(cores, int(blas))) if blas.isdigit() else cores
+    return _limit
+
+
+def set_num_threads(count: int) -> None:
+    """Let convolutions on a CPU use up to `count` threads, in this process and from now on.
+
+    It concerns portconv's own engines: on NumPy arrays, and on arrays of MLX and JAX on a CPU. A count above the number
+    of cores that the process may run on has the effect of that number. NumPy's BLAS, where portconv calls it, is
+    limited for the time of the call, and PyTorch and XLA keep their own settings.
+
+    Parameters
+    ----------
+    count
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `count` is not an integer, or less than 1.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> before = portconv.get_num_threads()
+    >>> portconv.set_num_threads(1)
+    >>> portconv.get_num_threads()
+    1
+    >>> portconv.set_num_threads(before)
+    """
+    global _limit
+    _limit = min(integer("count", count, 1), usable_cores())
+
+
+def scratch(count: int, dtype: Any) -> Any:
+    """Scratch memory of this thread, the same in every call: new pages cost more than what is done with them."""
+    nbytes = count * np.dtype(dtype).itemsize
+    kept = _kept.__dict__.get("memory")
+    if kept is None or kept.nbytes < nbytes:
+        _kept.memory = None  # free the old one first
+        _kept.memory = kept = np.empty(nbytes + 64, np.uint8)
+        start = -kept.ctypes.data % 64
+        _kept.memory = kept = kept[start : start + nbytes]
+    return kept[:nbytes].view(dtype)
+
+
+def launch(alone: Callable[..., None], team: Callable[..., None], parts: int, *arguments: Any) -> None:
+    """Run a compiled kernel, on up to `parts` threads."""
+    global _team_used
+    parts = min(parts, get_num_threads())
+    if parts < 2 or _alone or getattr(_inside, "busy", False) or not _team_lock.acquire(blocking=False):
+        alone(*arguments)
+        return
+    try:
+        _team_used = True
+        team(parts, *arguments)
+    finally:
+        _team_lock.release()
 
 
 def _shared_pool(threads: int) -> ThreadPoolExecutor:
@@ -33,8 +132,9 @@ def _shared_pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    global _pool, _lock
-    _pool, _lock = None, Lock()  # a fork copies neither the threads nor a sane lock
+    global _pool, _lock, _team_lock, _alone
+    _pool, _lock, _team_lock = None, Lock(), Lock()  # a fork copies neither the threads nor a sane lock
+    _alone = _alone or _team_used
 
 
 if hasattr(os, "register_at_fork"):
@@ -73,7 +173,7 @@ def run(task: Callable[[T], None], items: list[T], threads: int) -> None:
             task(item)
         return
     queue = _SharedIterator(items)
-    pool = _shared_pool(num_threads())
+    pool = _shared_pool(usable_cores())
     others: list[Future[None]] = [pool.submit(_work, task, queue) for _ in range(threads - 1)]
     try:
         _work(task, queue)

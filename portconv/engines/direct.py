@@ -1,7 +1,9 @@
 """The direct sum, tap by tap, in strips that stay in cache: for depthwise layers and few channels.
 
-Each term is one shifted window times one weight per channel. No copy of the image is made beyond the strip, and no sum
-is longer than eight terms before it is added to others in pairs, so this is also the most accurate engine.
+Each term is one shifted window times one weight per channel. A kernel that is the product of a column and a row (a
+Gaussian, a box, Sobel's) runs as two passes, with as many terms as it has rows and columns. No copy of the image is
+made beyond the strip, and no sum is longer than eight terms before it is added to others in pairs, so this is also the
+most accurate engine.
 """
 
 from __future__ import annotations
@@ -91,6 +93,13 @@ def plan(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
     return DirectPlan(p, NAME, candidate(p, costs).workspace_bytes, steps=steps, tasks=tasks)
 
 
+class Passes(NamedTuple):
+    """A separable kernel, packed: (G, O/G, 1, kh, 1, 1) and (G, O/G, 1, kw, 1, 1)."""
+
+    column: Any
+    row: Any
+
+
 @dataclass(frozen=True)
 class DirectPlan(Plan):
     """See the module."""
@@ -105,6 +114,11 @@ class DirectPlan(Plan):
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p = self.steps, self.problem
         g, o, i, kh, kw = p.weight_shape
+        if i == 1 and p.stride == (1, 1) and kh * kw > kh + kw + 1 and not p.traced:
+            kernels = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g * o, kh, kw))
+            if (found := steps.factors(kernels)) is not None:
+                column, row = (steps.xp.reshape(factor, (g, o, 1, -1, 1, 1)) for factor in found)
+                return PackedWeight(self.stamp, Passes(column, row), p.itemsize * g * o * (kh + kw), separable=True)
         data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh * kw, 1, 1))
         return PackedWeight(self.stamp, steps.keep(data), p.itemsize * g * o * i * kh * kw)
 
@@ -114,12 +128,30 @@ class DirectPlan(Plan):
         x = steps.cbhw(x, p.layout)
 
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
-            value = steps.sum_of_products(self._terms(x, weight.data, task), "multiply")
+            terms = self._pass_terms if weight.separable else self._terms
+            value = steps.sum_of_products(terms(x, weight.data, task), "multiply")
             images, rows, cols = (s.stop - s.start for s in task.block[1:])
             value = steps.xp.reshape(value, (-1, images, rows, value.shape[-1] // rows))
             yield task.block, value[:, :, :, :cols]
 
         return steps.assemble(p, bias, self.tasks, compute, parallel=True)
+
+    def _pass_terms(self, x: Any, passes: Passes, task: Task) -> Iterator[tuple[Any, Any]]:
+        """Factors as in `_terms`, of the rows' pass over the result of the columns' pass."""
+        p, steps, xp = self.problem, self.steps, self.steps.xp
+        (kh, kw), (dh, dw) = p.kernel, p.dilation
+        images, h, w = (s.stop - s.start for s in task.block[1:])
+        w += (kw - 1) * dw
+        rows, cols = phase_window(p, task.block, h + (kh - 1) * dh + 1, w)
+        window = group_window(x, task.groups, slice(0, 1), task.block.batch, rows, cols, p, steps)
+        flat = xp.reshape(window, (*window.shape[:2], images, -1))
+        reach = h * w + (kw - 1) * dw
+        columns = (
+            (flat[..., i * dh * w : i * dh * w + reach], passes.column[task.groups, :, 0, i, ...]) for i in range(kh)
+        )
+        value = steps.sum_of_products(columns, "multiply", "columns")
+        for j in range(kw):
+            yield value[..., j * dw : j * dw + h * w], passes.row[task.groups, :, 0, j, ...]
 
     def _terms(self, x: Any, weight: Any, task: Task) -> Iterator[tuple[Any, Any]]:
         """Factors of an array (g, o, B, rows * columns) for every tap of every input; rows end with the halo's columns.

@@ -1,89 +1,49 @@
 """The layers that the benchmarks time, as data, each suite with the publication that it was taken from.
 
-Everything is float32 and one image at a time. `count` says how often the layer occurs in one forward pass, `bias`
-whether the published network has one there. The filters get random taps: no library may profit from a separable kernel.
+Everything is float32 and one image at a time. `bias` says whether the published network has one there.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .layers import Layer, LayerError, distinct
+
+__all__ = ["SUITES", "Suite", "select", "suite"]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One convolution problem; sizes are (height, width)."""
+class Suite:
+    """Layers with where they come from."""
 
-    suite: str
-    name: str
-    batch: int
-    in_channels: int
-    size: tuple[int, int]
-    out_channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    padding_mode: str = "zeros"
-    bias: bool = False
-    count: int = 1
+    source: str
+    bias: bool
+    rows: tuple[Layer, ...]
 
-    @property
-    def id(self) -> str:
-        return f"{self.suite}/{self.name}"
-
-    @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return (self.batch, self.in_channels, *self.size)
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
-
-    @property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        sizes = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
-        return (self.batch, self.out_channels, height, width)
-
-    @property
-    def macs(self) -> int:
-        """Multiplications and additions of the direct sum, counted as one."""
-        batch, channels, height, width = self.y_shape
-        return batch * channels * height * width * self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
-
-    @property
-    def is_depthwise(self) -> bool:
-        return self.groups == self.in_channels == self.out_channels
-
-    def to_json(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: dict) -> Layer:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+    def layers(self, name: str) -> list[Layer]:
+        """The layers, under the suite's name."""
+        return [replace(row, suite=name, bias=self.bias) for row in self.rows]
 
 
-def _pair(value) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 def _layer(
-    name,
-    count,
-    in_channels,
-    size,
-    out_channels,
-    kernel,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    padding_mode="zeros",
-):
+    name: str,
+    count: int,
+    in_channels: int,
+    size: int | tuple[int, int],
+    out_channels: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    **more: Any,
+) -> Layer:
     return Layer(
         suite="",
         name=name,
@@ -95,21 +55,85 @@ def _layer(
         stride=_pair(stride),
         padding=_pair(padding),
         dilation=_pair(dilation),
-        groups=groups,
-        padding_mode=padding_mode,
         count=count,
+        **more,
     )
 
 
-@dataclass(frozen=True)
-class Suite:
-    source: str
-    bias: bool
-    rows: tuple[Layer, ...]
+def _filter(name: str, size: int | tuple[int, int], kernel: int, taps: str, channels: int = 1, **more: Any) -> Layer:
+    """A filter of an image, of the same size: with the taps that its users run, or with random ones."""
+    mode = {"padding_mode": "reflect", "taps": taps, "groups": channels, **more}
+    return _layer(f"{taps}{name}", 1, channels, size, channels, kernel, 1, kernel // 2, **mode)
 
-    def layers(self, name: str) -> list[Layer]:
-        return [replace(row, suite=name, bias=self.bias) for row in self.rows]
 
+# Width, height, input channels, output channels, kernel width, kernel height, padding, stride.
+_DEEPBENCH = (
+    (700, 161, 1, 32, 20, 5, 0, 2),
+    (341, 79, 32, 32, 10, 5, 0, 2),
+    (480, 48, 1, 16, 3, 3, 1, 1),
+    (240, 24, 16, 32, 3, 3, 1, 1),
+    (120, 12, 32, 64, 3, 3, 1, 1),
+    (60, 6, 64, 128, 3, 3, 1, 1),
+    (108, 108, 3, 64, 3, 3, 1, 2),
+    (54, 54, 64, 64, 3, 3, 1, 1),
+    (27, 27, 128, 128, 3, 3, 1, 1),
+    (14, 14, 128, 256, 3, 3, 1, 1),
+    (7, 7, 256, 512, 3, 3, 1, 1),
+    (224, 224, 3, 64, 3, 3, 1, 1),
+    (112, 112, 64, 128, 3, 3, 1, 1),
+    (56, 56, 128, 256, 3, 3, 1, 1),
+    (28, 28, 256, 512, 3, 3, 1, 1),
+    (14, 14, 512, 512, 3, 3, 1, 1),
+    (7, 7, 512, 512, 3, 3, 1, 1),
+    (224, 224, 3, 64, 7, 7, 3, 2),
+    (28, 28, 192, 32, 5, 5, 2, 1),
+    (28, 28, 192, 64, 1, 1, 0, 1),
+    (14, 14, 512, 48, 5, 5, 2, 1),
+    (14, 14, 512, 192, 1, 1, 0, 1),
+    (7, 7, 832, 256, 1, 1, 0, 1),
+    (7, 7, 832, 128, 5, 5, 2, 1),
+    (56, 56, 64, 64, 3, 3, 1, 1),
+    (56, 56, 64, 256, 1, 1, 0, 2),
+    (28, 28, 128, 128, 3, 3, 1, 1),
+    (28, 28, 128, 512, 1, 1, 0, 2),
+    (14, 14, 256, 256, 1, 1, 0, 1),
+    (14, 14, 256, 256, 3, 3, 1, 1),
+    (14, 14, 256, 1024, 1, 1, 0, 2),
+    (7, 7, 512, 512, 1, 1, 0, 1),
+    (7, 7, 2048, 512, 1, 1, 3, 2),
+    (700, 161, 1, 64, 5, 5, 1, 2),
+    (350, 80, 64, 64, 3, 3, 1, 1),
+    (350, 80, 64, 128, 5, 5, 1, 2),
+    (175, 40, 128, 128, 3, 3, 1, 1),
+    (175, 40, 128, 256, 5, 5, 1, 2),
+    (84, 20, 256, 256, 3, 3, 1, 1),
+    (84, 20, 256, 512, 5, 5, 1, 2),
+    (42, 10, 512, 512, 3, 3, 1, 1),
+    (112, 112, 64, 64, 1, 1, 0, 1),
+    (56, 56, 64, 256, 1, 1, 0, 1),
+    (56, 56, 256, 64, 1, 1, 0, 1),
+    (56, 56, 256, 128, 1, 1, 0, 2),
+    (28, 28, 128, 512, 1, 1, 0, 1),
+    (28, 28, 512, 128, 1, 1, 0, 1),
+    (28, 28, 512, 256, 1, 1, 0, 2),
+    (14, 14, 256, 1024, 1, 1, 0, 1),
+    (28, 28, 512, 1024, 1, 1, 0, 2),
+    (14, 14, 1024, 256, 1, 1, 0, 1),
+    (14, 14, 1024, 512, 1, 1, 0, 2),
+    (7, 7, 512, 2048, 1, 1, 0, 1),
+    (14, 14, 1024, 2048, 1, 1, 0, 2),
+    (7, 7, 2048, 512, 1, 1, 0, 1),
+)
+
+
+def _deepbench() -> Iterator[Layer]:
+    for width, height, channels, outputs, kernel_width, kernel_height, padding, stride in _DEEPBENCH:
+        name = f"{height}x{width}x{channels}_{kernel_height}x{kernel_width}x{outputs}"
+        name += f"_s{stride}" if stride > 1 else ""
+        yield _layer(name, 1, channels, (height, width), outputs, (kernel_height, kernel_width), stride, padding)
+
+
+_PHOTO = (3000, 4000)
 
 # Columns: name, count, input channels, input size, output channels, kernel, stride, padding, dilation.
 SUITES = {
@@ -263,59 +287,54 @@ SUITES = {
             _layer("tail", 1, 64, (1080, 1920), 3, 3, 1, 1),
         ),
     ),
+    "deepbench": Suite(
+        "Baidu DeepBench, code/kernels/conv_problems.h: the problems of its training and inference server sets, which "
+        "differ in the batch only: 4 to 32 and 1 to 4. Here every batch is cut to 1.",
+        bias=False,
+        rows=tuple(_deepbench()),
+    ),
     "filters": Suite(
-        "Classical image filters: a 12-megapixel photograph (4000x3000) and a 31x31 blur of 2048x2048.",
+        "Classical filters of a 12-megapixel photograph (4000x3000) and of 2048x2048: with the taps that users run, "
+        "which are all separable, and with random ones, which are not.",
         bias=False,
         rows=(
-            _layer("sobel3_12mp", 1, 1, (3000, 4000), 1, 3, 1, 1, padding_mode="reflect"),
-            _layer("gauss9_12mp", 1, 1, (3000, 4000), 1, 9, 1, 4, padding_mode="reflect"),
-            _layer("gauss9_12mp_rgb", 1, 3, (3000, 4000), 3, 9, 1, 4, groups=3, padding_mode="reflect"),
-            _layer("gauss33_12mp", 1, 1, (3000, 4000), 1, 33, 1, 16, padding_mode="reflect"),
-            _layer("blur31_2048", 1, 1, 2048, 1, 31, 1, 15, padding_mode="reflect"),
-            _layer("blur31_2048_zeros", 1, 1, 2048, 1, 31, 1, 15),
+            _filter("3_12mp", _PHOTO, 3, "sobel"),
+            _filter("3_12mp", _PHOTO, 3, "random"),
+            _filter("9_12mp", _PHOTO, 9, "gaussian"),
+            _filter("9_12mp", _PHOTO, 9, "random"),
+            _filter("9_12mp_rgb", _PHOTO, 9, "gaussian", 3),
+            _filter("9_12mp_rgb", _PHOTO, 9, "random", 3),
+            _filter("33_12mp", _PHOTO, 33, "gaussian"),
+            _filter("33_12mp", _PHOTO, 33, "random"),
+            _filter("31_2048", 2048, 31, "box"),
+            _filter("31_2048", 2048, 31, "random"),
+            _filter("31_2048_zeros", 2048, 31, "random", padding_mode="zeros"),
         ),
     ),
 }
 
 
 def suite(name: str) -> list[Layer]:
+    """The layers of a suite; of every suite for `all`."""
+    if name == "all":
+        return [layer for each in SUITES for layer in suite(each)]
     return SUITES[name].layers(name)
 
 
-def load(path: str | Path) -> list[Layer]:
-    """Layers from a JSON file: a list of records, `{"shapes": [...]}`, or `{"sets": {suite: [...]}}`.
+def select(names: Iterable[str], others: Iterable[Layer] = (), pattern: str = "") -> list[Layer]:
+    """The layers of these suites, and others, whose id has a match for the pattern.
 
-    A record has N, Cin, H, W, Cout, kh, kw; it may have stride, padding, dilation (an int or a pair each), groups,
-    padding_mode, bias, count, id and suite.
+    Raises
+    ------
+    LayerError
+        If the pattern is no regular expression, or nothing is left.
     """
-    records = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(records, dict) and "sets" in records:
-        records = [{"suite": name, **record} for name, members in records["sets"].items() for record in members]
-    elif isinstance(records, dict):
-        records = records["shapes"]
-    return [
-        Layer(
-            suite=record.get("suite", Path(path).stem),
-            name=record.get("id", str(index)),
-            batch=record["N"],
-            in_channels=record["Cin"],
-            size=(record["H"], record["W"]),
-            out_channels=record["Cout"],
-            kernel=(record["kh"], record["kw"]),
-            stride=_pair(record.get("stride", 1)),
-            padding=_pair(record.get("padding", 0)),
-            dilation=_pair(record.get("dilation", 1)),
-            groups=record.get("groups", 1),
-            padding_mode=record.get("padding_mode", "zeros"),
-            bias=record.get("bias", False),
-            count=record.get("count", 1),
-        )
-        for index, record in enumerate(records)
-    ]
-
-
-def choose(names: list[str], file: str | None, pattern: str) -> list[Layer]:
-    """The layers of the suites (`all`: of every suite), or of a file, whose id has a match for the pattern."""
-    names = list(SUITES) if "all" in names else names
-    layers = load(file) if file else [layer for name in names for layer in suite(name)]
-    return [layer for layer in layers if re.search(pattern, layer.id)]
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise LayerError(f"{pattern!r} is no regular expression: {error}.") from None
+    layers = distinct([*(layer for name in names for layer in suite(name)), *others])
+    chosen = [layer for layer in layers if wanted.search(layer.id)]
+    if not chosen:
+        raise LayerError(f"none of {len(layers)} layers has a match for {pattern!r}.")
+    return chosen

@@ -1,0 +1,47 @@
+"""What is compared: portconv, in two tiers and on MLX arrays, and the libraries that compute the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import checkout  # noqa: F401  before portconv
+
+from portconv.bench.runner import Target, environment
+
+HERE = Path(__file__).resolve().parent
+
+# portconv's two tiers on NumPy arrays: without its compiled kernels, and with them.
+TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "portconv-numpy": (("PORTCONV_JIT", "0"),),
+    "portconv-jit": (("PORTCONV_JIT", None),),
+}
+OURS = (*TIERS, "portconv-mlx")
+PEERS = (
+    *("torch", "torch-channels-last", "onnxruntime", "openvino", "jax"),
+    *("opencv", "opencv-separable", "mlx"),
+)
+
+_PORTCONV = "portconv.bench.worker"
+TARGETS = {
+    "portconv-numpy": Target("portconv-numpy", _PORTCONV, ("numpy",), TIERS["portconv-numpy"]),
+    "portconv-jit": Target("portconv-jit", _PORTCONV, ("numpy", "--require", "numba"), TIERS["portconv-jit"]),
+    "portconv-mlx": Target("portconv-mlx", _PORTCONV, ("mlx",)),
+    **{name: Target(name, "workers", (name,)) for name in PEERS},
+}
+
+
+def missing(tier: str) -> str | None:
+    """Why a tier cannot be measured, or None."""
+    return "numba is not installed" if tier == "portconv-jit" and find_spec("numba") is None else None
+
+
+def run_child(script: str, arguments: dict, threads: int, tier: str) -> dict:
+    """What a script of this folder prints as JSON when it runs in a new process as `script --child ARGUMENTS`."""
+    command = [sys.executable, str(HERE / script), "--child", json.dumps(arguments)]
+    env = environment(threads, dict(TIERS[tier]))
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True, env=env)
+    return json.loads(done.stdout)

@@ -1,0 +1,8 @@
+"""`python -m portconv` is the command `portconv`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Charts: for every layer a line, on it a mark for everything that was timed, at its time relative to the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from .files import replace_file
+from .runner import Timed
+
+__all__ = ["COLOURS", "SUFFIXES", "Series", "draw", "of_results"]
+
+SUFFIXES = (".png", ".svg", ".pdf")
+# Colours of Okabe and Ito, which colour-blind readers can tell apart.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+MARKERS = {"auto": "o", "gemm": "s", "fft": "^", "direct": "v", "winograd": "D", "native": "*"}
+MORE_MARKERS = "PXphd<>"  # for engines that have no mark of their own yet
+SLOWEST = 300.0  # beyond, a mark stands at the edge
+TICKS = (1, 1.2, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One kind of mark: its look, and the milliseconds by layer id. Series of different lanes never overlap."""
+
+    label: str
+    colour: str
+    marker: str
+    times: Mapping[str, float] = field(default_factory=dict)
+    size: float = 30.0
+    hollow: bool = False
+    lane: int = 0
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """What `scatter` takes."""
+        if self.hollow:
+            paint: dict[str, Any] = {"facecolors": "none", "edgecolors": self.colour, "linewidths": 1.3}
+        else:
+            paint = {"c": self.colour, "linewidths": 0}
+        return {"s": self.size, "marker": self.marker, "label": self.label, **paint}
+
+
+def of_results(results: Mapping[str, Timed]) -> tuple[list[Series], list[list[Series]]]:
+    """The series of `portconv bench`, a lane for each backend and device, a mark for each engine; and a legend."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for name, timed in results.items():
+        for task, found in timed.answers.items():
+            if "best_ms" in found:
+                place = name if task.device.startswith("cpu") else f"{name}, {task.device}"
+                times.setdefault((place, task.engine), {})[task.layer.id] = found["best_ms"]
+    places = list(dict.fromkeys(place for place, _ in times))
+    engines = sorted(dict.fromkeys(engine for _, engine in times), key=lambda engine: engine != "auto")
+    others = iter(MORE_MARKERS * len(engines))
+    marks = {
+        # the ring of auto stands around the mark of the engine that it chose
+        engine: Series(engine, "#555555", MARKERS.get(engine) or next(others), size=62 if auto else 20, hollow=auto)
+        for engine, auto in ((engine, engine == "auto") for engine in engines)
+    }
+    series = [
+        replace(marks[engine], colour=COLOURS[lane % len(COLOURS)], times=times[place, engine], lane=lane)
+        for lane, place in enumerate(places)
+        for engine in engines
+        if (place, engine) in times
+    ]
+    colours = [Series(place, COLOURS[lane % len(COLOURS)], "s", size=70) for lane, place in enumerate(places)]
+    return series, [colours, list(marks.values())]
+
+
+def draw(
+    series: Sequence[Series],
+    rows: Sequence[str],
+    title: str,
+    target: str | Path,
+    legend: Sequence[Sequence[Series]] | None = None,
+) -> None:
+    """Draw the marks of the layers `rows` (ids, the first on top) and write the chart.
+
+    The first series lies on top of the others. `legend` has the rows of the legend, if it is not that of the series.
+    """
+    from matplotlib.figure import Figure
+
+    fastest = {row: min((s.times[row] for s in series if row in s.times), default=0.0) for row in rows}
+    shown = [row for row in reversed(rows) if fastest[row] > 0]
+    used = [s for s in series if any(row in s.times for row in shown)]
+    lanes = 1 + max((s.lane for s in used), default=0)
+    pitch = 0.21 if lanes == 1 else 0.10 + 0.145 * lanes  # inches for a layer
+    keys = legend or [used[i : i + 4] for i in range(0, len(used), 4)]
+    height = 1.0 + 0.2 * len(keys) + pitch * max(len(shown), 2)
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axes: Any = figure.subplots()
+    slowest = 1.0
+    for s in reversed(used):
+        step = 0.84 / lanes
+        shift = (lanes - 1) * step / 2 - s.lane * step
+        points = [(s.times[row] / fastest[row], y + shift) for y, row in enumerate(shown) if row in s.times]
+        slowest = max(slowest, *(x for x, _ in points))
+        xs, ys = zip(*((min(x, SLOWEST), y) for x, y in points), strict=True)
+        axes.scatter(xs, ys, zorder=3, clip_on=False, **s.look)
+    if lanes > 1:
+        for y in range(0, len(shown), 2):
+            axes.axhspan(y - 0.5, y + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+    _axes(axes, shown, min(slowest, SLOWEST))
+    beyond = f"; beyond {SLOWEST:g} at the edge" if slowest > SLOWEST else ""
+    axes.set_xlabel(f"time relative to the fastest (1 is the fastest; left is better{beyond})", fontsize=9)
+    axes.set_title(title, fontsize=10)
+    if used:
+        # Matplotlib fills a legend by columns: transposed, with blanks where a row is short
+        blank = Series(" ", "none", "s", size=0)
+        handles = [axes.scatter([], [], **key.look) for column in zip_longest(*keys, fillvalue=blank) for key in column]
+        columns = max(map(len, keys))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    replace_file(target, lambda file: figure.savefig(file, dpi=130))
+
+
+def _axes(axes: Any, shown: Sequence[str], slowest: float) -> None:
+    edge = max(slowest * 1.08, 2.1)
+    crowded = {*((1.2, 1.5) if edge > 4 else ()), *((20, 50, 200) if edge > 30 else ())}
+    ticks = [tick for tick in TICKS if tick <= edge and tick not in crowded]
+    axes.set_xscale("log")
+    axes.set_xlim(edge**-0.012, edge)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+    axes.minorticks_off()
+    axes.set_ylim(-0.6, max(len(shown), 1) - 0.4)
+    axes.set_yticks(range(len(shown)), shown, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#dddddd", zorder=0)
+    axes.grid(axis="y", color="#eeeeee", zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)

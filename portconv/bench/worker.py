@@ -1,0 +1,85 @@
+"""Times portconv with the arrays of one library: the argument is the backend's name, the rest comes by `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from typing import Any
+
+import portconv
+
+from .devices import placement
+from .layers import Layer
+from .runner import handle_task
+from .serve import serve, versions
+from .timing import Prepare, Prepared, seconds
+
+__all__ = ["main", "make_conv", "prepare"]
+
+
+def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.Conv2d:
+    """The module for a layer, with these parameters (NumPy arrays)."""
+    conv = portconv.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        bias=layer.bias,
+        padding_mode=layer.padding_mode,
+        **options,
+    )
+    conv.weight = weight.reshape(conv.weight.shape)
+    if layer.bias:
+        conv.bias = bias.reshape(conv.bias.shape)
+    return conv
+
+
+def prepare(name: str, engine: str, device: str) -> Prepare:
+    """What prepares layers for portconv on arrays of the library `name`, on a device (empty: its default)."""
+    library = portconv.get_backend(name)
+
+    def with_arrays(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
+        place = placement(name, device) if device else None
+        conv = make_conv(layer, weight, bias, backend=name, device=place, engine=engine)
+        array = library.from_numpy(x, device=place)
+        library.synchronize(array)
+
+        def call() -> Any:
+            y = conv(array)
+            library.synchronize(y)
+            return y
+
+        def notes() -> dict[str, Any]:
+            plan = conv.plan(array)
+            found: dict[str, Any] = {"engine": plan.engine, "workspace_bytes": plan.workspace_bytes}
+            if name == "numpy":  # others may pack lazily
+                found["pack_ms"] = 1e3 * seconds(lambda: plan.pack(conv.weight))
+            return found
+
+        return Prepared(call, library.to_numpy, notes)
+
+    return with_arrays
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backend")
+    parser.add_argument("--require", metavar="MODULE", help="count as missing without this module")
+    options = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of a GPU's memory
+
+    def hello() -> dict[str, Any]:
+        try:
+            if options.require:
+                importlib.import_module(options.require)
+            portconv.get_backend(options.backend)
+        except (ImportError, OSError, ValueError) as error:  # OSError: a shared library of its own is missing
+            return {"missing": f"{type(error).__name__}: {error}"}
+        return {"versions": versions()}
+
+    serve(hello, lambda message: handle_task(lambda engine, device: prepare(options.backend, engine, device), message))

@@ -1,0 +1,217 @@
+"""`portconv bench`: every backend, device and engine that is here, on layers of published networks or on one's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import portconv
+
+from ..bench import chart as charts
+from ..bench import report, suites
+from ..bench.files import write_json
+from ..bench.layers import Layer, LayerError, load, parse_sizes
+from ..bench.machine import machine, usable_cores
+from ..bench.runner import Settings, Target, Task, Timed, run_all
+from ..bench.survey import Choice, SurveyError, choose, survey, target_of
+from ..bench.timing import describe
+
+__all__ = ["bench"]
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """What reads an option such as 1x64x56x56; one number for a pair stands for both."""
+
+    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        try:
+            sizes = parse_sizes(text, lengths)
+        except LayerError as error:
+            raise click.BadParameter(str(error)) from None
+        return sizes * 2 if len(sizes) == 1 else sizes
+
+    return read
+
+
+def _output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """What checks the name of a file to be written: a mistake must show at once, and not after the timing."""
+
+    def check(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+        if name is None or (name == "-" and not suffixes):
+            return name
+        path = Path(name)
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise click.BadParameter(f"{name} must end in {', '.join(suffixes)}.")
+        if path.is_dir():
+            raise click.BadParameter(f"{name} is a directory.")
+        if not os.access(path.resolve().parent, os.W_OK):
+            raise click.BadParameter(f"{name} cannot be written: no such directory, or no permission.")
+        return name
+
+    return check
+
+
+@click.command(short_help="Compare the backends, devices and engines that are here.")
+@click.option(
+    "--suite",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice([*suites.SUITES, "all"]),
+    help="Layers of a published network, see --list; repeatable. Without any layers: resnet50.",
+)
+@click.option("--layers", "file", metavar="FILE", help="Layers from a JSON file.")
+@click.option("--x", "x_shape", metavar="NxCxHxW", callback=_sizes(4), help="A layer: its image, 1x64x56x56 ...")
+@click.option("--weight", "weight_shape", metavar="OxIxkhxkw", callback=_sizes(4), help="... its weight, 64x64x3x3 ...")
+@click.option("--stride", default="1", metavar="N[xN]", callback=_sizes(1, 2), help="... and more; 2 is 2x2.")
+@click.option("--padding", default="0", metavar="N[xN]", callback=_sizes(1, 2))
+@click.option("--dilation", default="1", metavar="N[xN]", callback=_sizes(1, 2))
+@click.option("--groups", type=click.IntRange(1), metavar="N", help="By default what --x and --weight imply.")
+@click.option("--padding-mode", type=click.Choice(MODES), default="zeros")
+@click.option("--bias", is_flag=True, help="That layer has a bias.")
+@click.option("--select", "pattern", default="", metavar="REGEX", help="Only layers whose suite/name has a match.")
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
+@click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
+@click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default all worth a try; repeatable.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="For every library; by default all cores.")
+@click.option(
+    "--budget", metavar="SECONDS", type=click.FloatRange(0), default=0.5, help="To time an engine; by default 0.5."
+)
+@click.option(
+    "--limit", metavar="SECONDS", type=click.FloatRange(1), default=60, help="Until it is given up; by default 60."
+)
+@click.option("--passes", metavar="N", type=click.IntRange(1), default=1, help="Run all so often, and keep the best.")
+@click.option("--json", "json_file", metavar="FILE", callback=_output(), help="Write everything there; - is stdout.")
+@click.option(
+    "--chart", "chart_file", metavar="FILE", callback=_output(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
+)
+@click.option("--list", "list_suites", is_flag=True, help="List the suites, and stop.")
+def bench(
+    names: Sequence[str],
+    file: str | None,
+    pattern: str,
+    backends: Sequence[str],
+    devices: Sequence[str],
+    engines: Sequence[str],
+    threads: int | None,
+    budget: float,
+    limit: float,
+    passes: int,
+    json_file: str | None,
+    chart_file: str | None,
+    list_suites: bool,
+    **layer_options: Any,
+) -> int:
+    """Time portconv's backends, devices and engines on the same layers, each library in a process of its own.
+
+    A result is checked against a float64 sum before it is timed: a wrong one gets no time, and the exit status is 1.
+    GFLOP/s count the operations of the direct sum, whatever an engine does instead.
+
+    \b
+    portconv bench --suite mobilenet_v1 --backend numpy --chart chart.png
+    portconv bench --x 1x64x56x56 --weight 64x64x3x3 --padding 1 --json results.json
+    """  # noqa: D301  \b is a character that keeps click from filling the paragraph
+    if list_suites:
+        for name, suite in suites.SUITES.items():
+            click.echo(f"{name:<15} {len(suite.rows):>2} layers  {suite.source}")
+        return 0
+    if chart_file is not None:
+        importlib.import_module("matplotlib")  # its absence must show before the timing
+    settings = Settings(threads or usable_cores(), budget, limit)
+    try:
+        others = load(file) if file else []
+        others += _given(**layer_options)
+        layers = suites.select(names if names or others else ["resnet50"], others, pattern)
+        found = survey(layers, backends, settings)
+        choice = choose(found, layers, engines, devices)
+    except (LayerError, SurveyError) as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
+
+    # with the document on stdout, everything else goes to stderr
+    console = Console(stderr=json_file == "-", highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge
+    where = machine()
+    console.print(_heading(where, settings, found), markup=False)
+    results = _timed(choice, settings, passes)
+    console.print(report.table(layers, results))
+    wrong = report.problems(results)
+    left_out = choice.left_out if engines else {}  # else nobody has asked for them
+    for line in [*wrong, *report.reasons(left_out), *report.without_row(layers, results, choice.left_out)]:
+        console.print(line, markup=False)
+    if json_file is not None:
+        more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "devices": _devices(found)}
+        write_json(json_file, report.document(layers, results, choice.left_out, settings, more))
+    if chart_file is not None:
+        title = f"portconv {portconv.__version__}, float32, {settings.threads} threads, {where['cpu']}"
+        series, legend = charts.of_results(results)
+        charts.draw(series, [layer.id for layer in layers], title, chart_file, legend)
+    return 1 if wrong else 0
+
+
+def _given(
+    x_shape: tuple[int, ...] | None, weight_shape: tuple[int, ...] | None, groups: int | None, **options: Any
+) -> list[Layer]:
+    """The layer of the command line, if there is one."""
+    if x_shape is None and weight_shape is None:
+        return []
+    if x_shape is None or weight_shape is None:
+        raise LayerError("a layer needs both --x and --weight.")
+    n, channels, *size = x_shape
+    outputs, per_group, *kernel = weight_shape
+    if groups is None:
+        groups = max(1, channels // max(per_group, 1))
+    if channels != per_group * groups:
+        raise LayerError(f"--x has {channels} channels, but --weight has {per_group} in each of {groups} groups.")
+    sizes: dict[str, Any] = {"size": tuple(size), "kernel": tuple(kernel), **options}
+    return [Layer("given", "layer", n, channels, out_channels=outputs, groups=groups, **sizes).check()]
+
+
+def _heading(where: dict[str, Any], settings: Settings, found: dict[str, Any]) -> str:
+    cores = f"{where['usable_cores']} of {where['cores']} cores"
+    lines = [f"{where['cpu']}, {cores}, {where['os']}, {settings.threads} threads"]
+    places = [
+        f"{name} {device}" + (f" ({kind})" if kind else "")
+        for name, kinds in _devices(found).items()
+        for device, kind in kinds.items()
+    ]
+    lines.append(", ".join(places))
+    if (where["load_average"] or 0) > 0.5:
+        load = f"Load average {where['load_average']:.2f}"
+        lines.append(f"{load}: other programs are at work, and the figures mean little.")
+    return "\n".join(lines)
+
+
+def _devices(found: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {name: {d: here["hardware"] for d, here in backend["devices"].items()} for name, backend in found.items()}
+
+
+def _timed(choice: Choice, settings: Settings, passes: int) -> dict[str, Timed]:
+    """Every backend over its tasks, `passes` times, with a bar on a terminal and a line for each task elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=passes * sum(map(len, choice.tasks.values())))
+
+        def progress(target: Target, task: Task, found: dict[str, Any]) -> None:
+            where = f"{target.name} {task.device} {task.engine} {task.layer.id}"
+            bar.update(shown, advance=1, description=where)
+            if not console.is_terminal:
+                console.print(f"{where}: {describe(found)}", markup=False, soft_wrap=True)
+
+        jobs = {target_of(name): tasks for name, tasks in choice.tasks.items()}
+        results = run_all(jobs, settings, passes, progress)
+    for name, timed in results.items():
+        if "missing" in timed.hello:  # it was there when asked before, so it is no bad input
+            timed.answers = {task: {"error": timed.hello["missing"]} for task in choice.tasks[name]}
+    return results

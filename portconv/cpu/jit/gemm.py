@@ -1,0 +1,215 @@
+"""`gemm` in blocks of registers: every column of a product is a run of the window, wherever a table says it starts.
+
+No matrix of the window is made, since the table addresses the window itself ("indirect convolution", Dukhan, arXiv
+1907.02129). Terms are counted channel by channel, each with all its taps. Sums are cut after `chunk` terms, and the
+parts are added in pairs, so that rounding errors grow with the logarithm of the terms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from .memory import copy, fill_plane, put, put_more
+from .team import driver, kernel
+from .vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, add_vectors, shifted_products
+
+__all__ = ["FEW", "LEVELS", "gemm_alone", "gemm_team", "tile_shape"]
+
+FEW = ROWS // 2
+LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
+
+_add = add_vectors()
+_p1, _p2, _p3 = (shifted_products(ROWS, n) for n in (1, 2, 3))
+_f1, _f2, _f3, _f4, _f5, _f6 = (shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6))
+_o1, _o2, _o3, _o4, _o6, _o8 = (shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8))
+
+
+def tile_shape(outputs: int) -> tuple[int, int]:
+    """Rows and vectors of the register tile for so many outputs per group: few outputs get wide tiles."""
+    if outputs == 1:
+        return 1, 8
+    return (FEW, 2 * MAX_VECTORS) if outputs <= FEW else (ROWS, MAX_VECTORS)
+
+
+@kernel
+def _product(like, rows, vectors, arguments):
+    if rows == ROWS:
+        if vectors == 3:
+            _p3(like, arguments)
+        elif vectors == 2:
+            _p2(like, arguments)
+        else:
+            _p1(like, arguments)
+    elif rows == 1:
+        if vectors == 8:
+            _o8(like, arguments)
+        elif vectors >= 6:
+            _o6(like, arguments)
+        elif vectors >= 4:
+            _o4(like, arguments)
+        elif vectors == 3:
+            _o3(like, arguments)
+        elif vectors == 2:
+            _o2(like, arguments)
+        else:
+            _o1(like, arguments)
+    elif vectors == 6:
+        _f6(like, arguments)
+    elif vectors == 5:
+        _f5(like, arguments)
+    elif vectors == 4:
+        _f4(like, arguments)
+    elif vectors == 3:
+        _f3(like, arguments)
+    elif vectors == 2:
+        _f2(like, arguments)
+    else:
+        _f1(like, arguments)
+
+
+@kernel
+def _tile(sums, base, table, weight, terms, chunk, rows, vectors):
+    """The products of one tile, at the start of `sums`."""
+    size = sums.itemsize
+    tile_bytes = rows * vectors * VECTOR_BYTES
+    top = 0
+    for count, k in enumerate(range(0, terms, chunk), 1):
+        last = k + chunk >= terms
+        out = sums.ctypes.data + top * tile_bytes
+        arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, terms - k), out)
+        _product(sums, rows, vectors, arguments)
+        top += 1
+        level = count
+        while top > 1 and (level % 2 == 0 or last):
+            out = sums.ctypes.data + (top - 2) * tile_bytes
+            _add(sums, (out, out + tile_bytes, rows * vectors))
+            top -= 1
+            level //= 2
+
+
+@kernel
+def _store(sums, pitch, rows, first, last, line, cols, bias, output, y, start, o_step, row_step, col_step, add):
+    """Columns `first` to `last` of the flat window: `line` of them make a row, of which `cols` are results."""
+    size = sums.itemsize
+    for r in range(rows):
+        shift = bias.ctypes.data + (output + r) * size
+        target = start + r * o_step
+        row, col = first // line, first % line
+        p = first
+        while p < last:
+            run = min(line - col, last - p)
+            place = target + row * row_step + col * col_step
+            source = r * pitch + p - first
+            count = min(run, cols - col)
+            if col_step == 1 and count > 0:
+                arguments = (y.ctypes.data + place * size, sums.ctypes.data + source * size, count, shift)
+                if add:
+                    put_more(sums, arguments)
+                else:
+                    put(sums, arguments)
+            else:
+                for j in range(count):
+                    old = y[place + j * col_step] if add else bias[output + r]
+                    y[place + j * col_step] = old + sums[source + j]
+            p += run
+            row, col = row + 1, 0
+
+
+@kernel
+def _width(left, widest, rows):
+    """Vectors of the next tile, so that the tiles that are left are about as wide as each other."""
+    tiles = (left + widest - 1) // widest
+    width = (left + tiles - 1) // tiles
+    return width - 1 if rows == 1 and (width == 5 or width == 7) else width
+
+
+@kernel
+def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, widest,
+              columns, block, line, cols, bias, output, y, start, y_steps, add, sums, tail):  # fmt: skip
+    """Outputs m0 to m1 of one group on all columns of a window, which starts at the address `base`.
+
+    `beyond` is the largest offset in the table: where a vector would reach over the end of the memory, at the address
+    `end`, its columns are copied.
+    """
+    size = sums.itemsize
+    lanes = VECTOR_BYTES // size
+    pitch = widest * lanes
+    total = (columns + lanes - 1) // lanes
+    for v0 in range(0, total, block):
+        v1 = min(v0 + block, total)
+        for m in range(m0, m1, rows):
+            factors = weight + m // rows * weight_pitch * size
+            v = v0
+            while v < v1:
+                vectors = _width(v1 - v, widest, rows)
+                first, last = v * lanes, min((v + vectors) * lanes, columns)
+                place = base + first * size
+                if place + beyond + vectors * VECTOR_BYTES > end:
+                    for k in range(terms):
+                        copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
+                    place = tail.ctypes.data
+                    _tile(sums, place, tail_table.ctypes.data, factors, terms, chunk, rows, vectors)
+                else:
+                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, vectors)
+                _store(sums, vectors * lanes, min(rows, outputs - m), first, last, line, cols, bias, output + m, y,
+                       start + m * y_steps[1], y_steps[1], y_steps[2], y_steps[3], add)  # fmt: skip
+                v += vectors
+
+
+@kernel
+def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows, source_cols,
+          geometry, scratch):  # fmt: skip
+    """Tasks are (image, group, strip of rows, part of the outputs); each fills its window and multiplies it."""
+    (batch, groups, inputs, outputs, tile_rows, tile_vectors, strips, output_parts, out_rows, cols, halo_rows, line,
+     plane, row_stride, left, width, taps, beyond, at_a_time, chunk, block, in_place, part_size, window_size,
+     sums_size) = geometry  # fmt: skip
+    xb, xc, xh, xw = x_steps
+    yb, yc, yh, yw = y_steps
+    size = scratch.itemsize
+    own = scratch[part * part_size : (part + 1) * part_size]
+    window, sums = own[:window_size], own[window_size : window_size + sums_size]
+    tail = own[window_size + sums_size :]
+    tiles = (outputs + tile_rows - 1) // tile_rows
+    weight_pitch = inputs * taps * tile_rows
+    tasks = batch * groups * strips * output_parts
+    for task in range(part * tasks // parts, (part + 1) * tasks // parts):
+        rest, output_part = divmod(task, output_parts)
+        rest, strip = divmod(rest, strips)
+        b, g = divmod(rest, groups)
+        r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
+        m0 = output_part * tiles // output_parts * tile_rows
+        m1 = (output_part + 1) * tiles // output_parts * tile_rows
+        for c0 in range(0, inputs, at_a_time):
+            count = min(at_a_time, inputs - c0)
+            first = b * xb + (g * inputs + c0) * xc
+            if in_place:
+                base = x.ctypes.data + (first + r0 * xh) * size
+                end = x.ctypes.data + len(x) * size
+            else:
+                for c in range(count):
+                    for p in range(len(planes)):
+                        fill_plane(x, first + c * xc, xh, xw, source_rows, source_cols, r0 * row_stride + planes[p, 0],
+                                   planes[p, 1], r1 - r0 + halo_rows, planes[p, 2], planes[p, 3], line, left, width,
+                                   window, (c * len(planes) + p) * plane)  # fmt: skip
+                base = window.ctypes.data
+                end = base + window_size * size
+            factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
+            _products(base, end, beyond, table, tail_table, factors, weight_pitch, count * taps, chunk, m0, m1,
+                      outputs, tile_rows, tile_vectors, (r1 - r0 - 1) * line + cols, block, line, cols, bias,
+                      g * outputs, y, b * yb + g * outputs * yc + r0 * yh, y_steps, c0 > 0, sums, tail)  # fmt: skip
+
+
+@kernel
+def gemm_alone(*arguments):
+    """The whole convolution on the calling thread."""
+    _gemm(0, 1, *arguments)
+
+
+@driver
+def gemm_team(parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows,
+              source_cols, geometry, scratch):  # fmt: skip
+    """The whole convolution on `parts` threads."""
+    for part in prange(parts):
+        _gemm(np.int64(part), parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows, source_cols,
+              geometry, scratch)  # fmt: skip
