@@ -72,7 +72,9 @@ def conv2d(
     layout
         ``"NCHW"`` or ``"NHWC"``, of `x` and of the result.
     engine
-        ``"auto"``, or one of ``"native"``, ``"gemm"``, ``"fft"``, ``"direct"``.
+        ``"auto"``, or one of ``"native"``, ``"gemm"``, ``"winograd"``, ``"fft"``, ``"direct"``. With ``"auto"`` a
+        kernel that turns out to be separable (a Gaussian, a box) runs as two one-dimensional passes where that is
+        faster.
     accuracy
         With ``c = sum |x| |w|`` over the receptive field and ``eps`` of the dtype of the sums: ``"normwise"`` keeps
         ``|error| <= 8 eps c + 24 eps max(c)``, the maximum over the image; ``"elementwise"`` keeps ``8 eps c`` at every

@@ -44,8 +44,9 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
         return _bound(backend, problem, candidates, min(able, key=lambda c: c.seconds), "measurement")
     chosen = min(able, key=lambda c: c.seconds)
     bound = _bound(backend, problem, candidates, chosen, "heuristic")
-    if any(c.engine == "direct" for c in able) and low_rank.worth_it(problem, chosen.seconds):
-        return low_rank.LowRankPlan.of(bound, backend.build(problem, "direct"))
+    for c in able:
+        if c.engine == "direct" and low_rank.worth_it(problem, chosen.seconds, c.seconds):
+            return low_rank.LowRankPlan.of(bound, backend.build(problem, "direct"))
     return bound
 
 

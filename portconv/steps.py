@@ -137,9 +137,9 @@ class Steps:
         """
         return None
 
-    def stack(self, views: list[Any]) -> Any:
-        """The views in one array, along a new axis 1; good until the next call."""
-        return self.xp.stack(views, axis=1)
+    def stack(self, views: list[Any], axis: int = 1) -> Any:
+        """The views in one array, along a new axis; good until the next call."""
+        return self.xp.stack(views, axis=axis)
 
     def product(self, role: str, a: Any, b: Any) -> Any:
         """The matrix product; good until the next call with the same role."""
@@ -152,6 +152,35 @@ class Steps:
         """
         multiply = getattr(self.xp, product)
         return accumulate(multiply(a, b) for a, b in pairs)
+
+    def correlation(
+        self, flat: Any, weight: Any, dilation: tuple[int, int], line: int, length: int, role: str = "sum"
+    ) -> Any:
+        """Sums of taps over windows that lie flat in memory, (g, o, B, length); good until the next call with the role.
+
+        `out[g, o, b, t] = sum over (i, r, c) of weight[g, o, i, r, c] * flat[g, i, b, t + r dh line + c dw]`
+
+        Parameters
+        ----------
+        flat
+            (g, i, B, elements)
+        weight
+            (g, o, i, kh, kw)
+        dilation
+            (dh, dw)
+        line
+            Elements from row to row. The last `(kw - 1) dw` results of each row are not used.
+        length
+            Elements of a result.
+        """
+        inputs, kh, kw = weight.shape[2:]
+        starts = [(r, c, r * dilation[0] * line + c * dilation[1]) for r in range(kh) for c in range(kw)]
+        terms = (
+            (flat[:, None, i, :, start : start + length], weight[:, :, i, r, c, None, None])
+            for r, c, start in starts
+            for i in range(inputs)
+        )
+        return self.sum_of_products(terms, "multiply", role)
 
     def all_finite(self, x: Any) -> bool:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
@@ -174,10 +203,12 @@ class Steps:
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         *,
         parallel: bool,
+        products: bool = False,
     ) -> Any:
         """The result, from `compute(task)` for every task, which gives blocks (O, B, H, W) of it; adds the bias.
 
-        `parallel` says that the tasks gain from several threads, because what they call uses only one.
+        `parallel` says that the tasks gain from several threads, because what they call uses only one. `products` says
+        that they call matrix products, too, which then have to use only one.
         """
         with self.quiet():
             return self._assembled(problem, self.bias(bias, problem.compute_dtype), tasks, compute)

@@ -20,8 +20,9 @@ from typing import Any
 
 from .. import engines
 from ..backend import Candidate, PackedWeight, Plan
-from ..engines.costs import CPU
+from ..engines.costs import CPU, Costs
 from ..spec import Problem
+from .jit.costs import JIT, JitCosts
 from .steps import NumpySteps
 
 __all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan"]
@@ -41,14 +42,14 @@ def bridged(p: Problem) -> Problem:
     return replace(p, x_dtype=x_dtype, dtype="float32" if p.dtype == "bfloat16" else p.dtype)
 
 
-def host_candidates(problem: Problem) -> list[Candidate]:
+def host_candidates(problem: Problem, costs: Costs = CPU, jit_costs: JitCosts = JIT) -> list[Candidate]:
     """The estimates of portconv's engines on NumPy, the compiled ones where there are."""
-    plain = engines.candidates(problem, _steps(), CPU)
+    plain = engines.candidates(problem, _steps(), costs)
     if not compiled(problem):
         return plain
     from .jit import plans
 
-    found = plans.candidates(problem)
+    found = plans.candidates(problem, jit_costs)
     return [found.get(candidate.engine, candidate) for candidate in plain]
 
 

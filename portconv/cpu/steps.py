@@ -9,14 +9,19 @@ from threading import local
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..layout import FROM_CBHW, reorder
 from ..shapes import AxisSource
 from ..spec import Problem
 from ..steps import Block, Steps, accumulate
-from . import separable, threads
+from . import blas, separable, threads
 
 __all__ = ["NumpySteps"]
+
+# Terms that `einsum` adds one after the other, before the sums are added in pairs.
+MAX_TERMS = 32
+RUN = 150  # elements that a run of its innermost loop costs beyond its length
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
@@ -64,18 +69,66 @@ class NumpySteps(Steps):
     def factors(self, weight: Array) -> tuple[Array, Array] | None:
         return separable.factors(weight, weight.dtype.name)
 
-    def stack(self, views: list[Array]) -> Array:
+    def stack(self, views: list[Array], axis: int = 1) -> Array:
         first = views[0]
-        shape = (first.shape[0], len(views), *first.shape[1:])
-        return np.stack(views, axis=1, out=self._buffer("stack", shape, first.dtype))
+        shape = (*first.shape[:axis], len(views), *first.shape[axis:])
+        return np.stack(views, axis=axis, out=self._buffer("stack", shape, first.dtype))
 
     def product(self, role: str, a: Array, b: Array) -> Array:
         out = self._buffer(role, _product_shape(a, b, "matmul"), b.dtype)
         return np.matmul(a, b, out=out)
 
+    def correlation(
+        self, flat: Array, weight: Array, dilation: tuple[int, int], line: int, length: int, role: str = "sum"
+    ) -> Array:
+        """As in `Steps`. By `einsum`, which multiplies and adds in one pass: a column of the kernel at a time."""
+        g, inputs, images, _ = flat.shape
+        outputs, _, kh, kw = weight.shape[1:]
+        rows, cols = length // line, line - (kw - 1) * dilation[1]
+        # the runs of its innermost loop: along the image, or along the channels, if those are many and rows few
+        if inputs == outputs == images == 1 and rows * line == length:
+            along_image, along_channels = g * (RUN + length), rows * cols * (RUN + g) + 8 * flat.size // (kh * kw)
+            if along_channels < along_image:
+                return self._channels_last(flat, weight, dilation, line, rows, cols, role)
+        count = max(1, MAX_TERMS // inputs)
+        size = flat.itemsize
+        steps = (*flat.strides[:3], dilation[0] * line * size, size)
+
+        def columns() -> Iterable[tuple[Array, Array]]:
+            for r in range(0, kh, count):
+                n = min(count, kh - r)
+                for c in range(kw):
+                    start = flat[..., r * dilation[0] * line + c * dilation[1] :]
+                    view = as_strided(start, (g, inputs, images, n, length), steps)
+                    yield view, weight[:, :, :, r : r + n, c]
+
+        return self.sum_of_products(columns(), "columns", role)
+
+    def _channels_last(
+        self, flat: Array, weight: Array, dilation: tuple[int, int], line: int, rows: int, cols: int, role: str
+    ) -> Array:
+        """One input and output per group, of one image, with the groups along the innermost axis."""
+        g, (kh, kw), size = flat.shape[0], weight.shape[3:], flat.itemsize
+        used = (rows + (kh - 1) * dilation[0]) * line
+        image = self._buffer("image", (used, g), flat.dtype)
+        image[:] = flat.reshape(g, -1)[:, :used].T
+        taps = np.ascontiguousarray(weight.reshape(g, kh, kw).transpose(1, 2, 0))
+        steps = (dilation[0] * line * g * size, dilation[1] * g * size, line * g * size, g * size, size)
+        count = max(1, MAX_TERMS // kw)
+
+        def parts() -> Iterable[tuple[Array, Array]]:
+            for r in range(0, kh, count):
+                n = min(count, kh - r)
+                yield as_strided(image[r * dilation[0] * line :], (n, kw, rows, cols, g), steps), taps[r : r + n]
+
+        value = self.sum_of_products(parts(), "taps", "last")
+        result = self._buffer(role, (g, 1, 1, rows * line), flat.dtype)
+        result.reshape(g, rows, line)[:, :, :cols] = value.transpose(2, 0, 1)
+        return result
+
     def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str, role: str = "sum") -> Array:
         """As in `Steps`; the sum is good until the next call in this thread."""
-        multiply: Any = getattr(np, product)
+        multiply: Any = {"columns": _columns, "taps": _taps}.get(product) or getattr(np, product)
         roles = iter((role,))  # partial sums beyond the first few terms are new arrays
 
         def add(total: Array | None, pair: tuple[Array, Array]) -> Array:
@@ -112,6 +165,7 @@ class NumpySteps(Steps):
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         *,
         parallel: bool,
+        products: bool = False,
     ) -> Array:
         order = FROM_CBHW[problem.layout]
         bias = self.bias(bias, problem.compute_dtype)
@@ -127,11 +181,33 @@ class NumpySteps(Steps):
                     else:
                         np.add(value, bias[block.channels].transpose(order), out=target, casting="unsafe")
 
-        threads.run(task_into_y, list(tasks), threads.get_num_threads() if parallel else 1)
+        count = min(threads.get_num_threads(), len(tasks)) if parallel else 1
+        if products and count > 1:
+            if not blas.can_limit():  # its own threads are all that there is to gain
+                count = 1
+            else:
+                with blas.single_threaded():
+                    threads.run(task_into_y, list(tasks), count)
+                return y
+        threads.run(task_into_y, list(tasks), count)
         return y
 
 
+def _columns(view: Array, weight: Array, out: Array | None) -> Array:
+    result: Array = np.einsum("gibrt,goir->gobt", view, weight, out=out)
+    return result
+
+
+def _taps(view: Array, weight: Array, out: Array | None) -> Array:
+    result: Array = np.einsum("ijhwg,ijg->hwg", view, weight, out=out)
+    return result
+
+
 def _product_shape(a: Array, b: Array, product: str) -> tuple[int, ...]:
+    if product == "taps":
+        return (a.shape[2], a.shape[3], a.shape[4])
+    if product == "columns":
+        return (*b.shape[:2], a.shape[2], a.shape[4])
     if product == "multiply":
         return np.broadcast_shapes(a.shape, b.shape)
     return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])

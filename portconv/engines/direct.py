@@ -25,6 +25,7 @@ NAME = "direct"
 
 # 512 KiB of float32. Smaller strips stay in closer caches, but their threads wait for each other more than they work.
 STRIP_ELEMENTS = 1 << 17
+WORTH_SHARING = 5e5  # operations from which on a second thread is worth its start
 
 
 class Tiling(NamedTuple):
@@ -61,6 +62,8 @@ def tiling(p: Problem) -> Tiling:
     rows = min(oh, max(room // cols, 1))
     rows = -(-oh // -(-oh // rows))
     groups = min(p.groups, max(room // (rows * cols), 1)) if rows == oh else 1
+    if groups == p.groups > 1 and p.batch <= 1 and p.flops > WORTH_SHARING:
+        groups = -(-groups // 2)
     batch = min(max(p.batch, 1), max(room // (groups * rows * cols), 1)) if groups == p.groups else 1
     return Tiling(groups, batch, rows, cols)
 
@@ -94,7 +97,7 @@ def plan(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
 
 
 class Passes(NamedTuple):
-    """A separable kernel, packed: (G, O/G, 1, kh, 1, 1) and (G, O/G, 1, kw, 1, 1)."""
+    """A separable kernel, packed: (G, O/G, 1, kh, 1) and (G, O/G, 1, 1, kw)."""
 
     column: Any
     row: Any
@@ -117,9 +120,10 @@ class DirectPlan(Plan):
         if i == 1 and p.stride == (1, 1) and kh * kw > kh + kw + 1 and not p.traced:
             kernels = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g * o, kh, kw))
             if (found := steps.factors(kernels)) is not None:
-                column, row = (steps.xp.reshape(factor, (g, o, 1, -1, 1, 1)) for factor in found)
-                return PackedWeight(self.stamp, Passes(column, row), p.itemsize * g * o * (kh + kw), separable=True)
-        data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh * kw, 1, 1))
+                column, row = found
+                passes = Passes(steps.xp.reshape(column, (g, o, 1, kh, 1)), steps.xp.reshape(row, (g, o, 1, 1, kw)))
+                return PackedWeight(self.stamp, passes, p.itemsize * g * o * (kh + kw), separable=True)
+        data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh, kw))
         return PackedWeight(self.stamp, steps.keep(data), p.itemsize * g * o * i * kh * kw)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
@@ -128,30 +132,36 @@ class DirectPlan(Plan):
         x = steps.cbhw(x, p.layout)
 
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
-            terms = self._pass_terms if weight.separable else self._terms
-            value = steps.sum_of_products(terms(x, weight.data, task), "multiply")
             images, rows, cols = (s.stop - s.start for s in task.block[1:])
+            if p.stride == (1, 1):
+                value = self._correlation(x, weight, task)
+            else:
+                value = steps.sum_of_products(self._terms(x, weight.data, task), "multiply")
             value = steps.xp.reshape(value, (-1, images, rows, value.shape[-1] // rows))
             yield task.block, value[:, :, :, :cols]
 
         return steps.assemble(p, bias, self.tasks, compute, parallel=True)
 
-    def _pass_terms(self, x: Any, passes: Passes, task: Task) -> Iterator[tuple[Any, Any]]:
-        """Factors as in `_terms`, of the rows' pass over the result of the columns' pass."""
+    def _correlation(self, x: Any, weight: PackedWeight, task: Task) -> Any:
+        """A strip at stride 1, (g, o, B, rows * columns); rows end with the halo's columns. Two passes if separable."""
         p, steps, xp = self.problem, self.steps, self.steps.xp
-        (kh, kw), (dh, dw) = p.kernel, p.dilation
+        halo_rows, halo_cols = halo(p)
         images, h, w = (s.stop - s.start for s in task.block[1:])
-        w += (kw - 1) * dw
-        rows, cols = phase_window(p, task.block, h + (kh - 1) * dh + 1, w)
-        window = group_window(x, task.groups, slice(0, 1), task.block.batch, rows, cols, p, steps)
+        w += halo_cols
+        # one row more than the taps read: the last tap's run ends `halo_cols` elements into it
+        rows, cols = phase_window(p, task.block, h + halo_rows + 1, w)
+        size = p.in_channels // p.groups
+        window = group_window(x, task.groups, slice(0, size), task.block.batch, rows, cols, p, steps)
         flat = xp.reshape(window, (*window.shape[:2], images, -1))
-        reach = h * w + (kw - 1) * dw
-        columns = (
-            (flat[..., i * dh * w : i * dh * w + reach], passes.column[task.groups, :, 0, i, ...]) for i in range(kh)
-        )
-        value = steps.sum_of_products(columns, "multiply", "columns")
-        for j in range(kw):
-            yield value[..., j * dw : j * dw + h * w], passes.row[task.groups, :, 0, j, ...]
+        (dh, dw), every = p.dilation, (task.groups, ...)
+        if not weight.separable:
+            return steps.correlation(flat, weight.data[every], (dh, dw), w, h * w)
+        column, row = weight.data.column[every], weight.data.row[every]
+        value = steps.correlation(flat, column, (dh, 1), w, h * w + halo_cols, "columns")
+        g, o = value.shape[:2]
+        value = xp.reshape(value, (g * o, 1, *value.shape[2:]))
+        value = steps.correlation(value, xp.reshape(row, (g * o, 1, *row.shape[2:])), (1, dw), w, h * w)
+        return xp.reshape(value, (g, o, *value.shape[2:]))
 
     def _terms(self, x: Any, weight: Any, task: Task) -> Iterator[tuple[Any, Any]]:
         """Factors of an array (g, o, B, rows * columns) for every tap of every input; rows end with the halo's columns.
@@ -174,4 +184,5 @@ class DirectPlan(Plan):
             start = tap.row * w + tap.col
             shifted = flat[tap.phase][..., start : start + h * w]
             for i in range(size):
-                yield shifted[:, None, i, ...], weight[task.groups, :, i, tap.position, ...]
+                row, col = divmod(tap.position, p.kernel[1])
+                yield shifted[:, None, i, ...], weight[task.groups, :, i, row, col, None, None]

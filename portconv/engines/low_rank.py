@@ -19,10 +19,11 @@ __all__ = ["LowRankPlan", "worth_it"]
 MIN_SECONDS = 3e-4
 
 
-def worth_it(p: Problem, seconds: float) -> bool:
-    """Whether two passes could gain on a plan that is estimated to take so long."""
+def worth_it(p: Problem, seconds: float, direct_seconds: float) -> bool:
+    """Whether two passes could gain on a plan that takes so long, where all taps take `direct` so long."""
     kh, kw = p.kernel
-    return p.groups == p.in_channels and p.stride == (1, 1) and kh * kw >= 2 * (kh + kw) and seconds > MIN_SECONDS
+    two_passes = direct_seconds * (kh + kw) / (kh * kw)
+    return p.groups == p.in_channels and p.stride == (1, 1) and seconds > max(MIN_SECONDS, two_passes)
 
 
 @dataclass(frozen=True)

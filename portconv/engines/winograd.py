@@ -204,6 +204,8 @@ class Data(NamedTuple):
     """A packed weight."""
 
     products: Any  # (products, O, I), or None where the weight is not finite, and gemm does all the work
+    forward: Any  # (products, products): the transform of a tile's inputs
+    back: Any  # (outputs, products): the transform of the products
     exact: PackedWeight  # gemm's, for the blocks with values that are not finite
 
 
@@ -231,7 +233,10 @@ class WinogradPlan(Plan):
             nbytes += exact.nbytes // (p.kernel[0] * p.kernel[1]) * tile.size[0] * tile.size[1]
             if not steps.all_finite(products):
                 products = None
-        return PackedWeight(self.stamp, Data(products, exact), nbytes)
+        dtype, device = steps.dtype(p.compute_dtype), steps.device
+        both = [_kron(*(matrices(m, r)[which] for m, r in zip(*tile[:2], strict=True))) for which in (2, 0)]
+        forward, back = (steps.xp.asarray(matrix, dtype=dtype, **device) for matrix in both)
+        return PackedWeight(self.stamp, Data(products, forward, back, exact), nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
@@ -248,16 +253,16 @@ class WinogradPlan(Plan):
         ]
 
         def compute(block: Block) -> Iterator[tuple[Block, Any]]:
-            value = None if data.products is None else self._tiles(x, data.products, block)
+            value = None if data.products is None else self._tiles(x, data, block)
             # An input that is not finite reaches every output of the tile, as does an overflow in the transforms.
             if value is None or not steps.all_finite(value):
                 yield from gemm.values(x, data.exact.data, block, p, steps)
             else:
                 yield block, value[:, :, : block.rows.stop - block.rows.start, :ow]
 
-        return steps.assemble(p, bias, tasks, compute, parallel=False)
+        return steps.assemble(p, bias, tasks, compute, parallel=True, products=True)
 
-    def _tiles(self, x: Any, products: Any, block: Block) -> Any:
+    def _tiles(self, x: Any, data: Data, block: Block) -> Any:
         """The outputs of whole tiles, (O, B, rows, columns)."""
         p, steps, xp = self.problem, self.steps, self.steps.xp
         (mh, mw), (nh, nw) = self.tiling.tile.outputs, self.tiling.tile.size
@@ -273,15 +278,12 @@ class WinogradPlan(Plan):
             for j in range(nw)
         ]
         count = images * down * across
-        stack = xp.reshape(steps.stack(elements), (p.in_channels, nh * nw, count))
-        dtype = steps.dtype(p.compute_dtype)
-        a, b = (self.tiling.tile.outputs[axis] for axis in (0, 1))
-        forward = _kron(matrices(a, p.kernel[0])[2], matrices(b, p.kernel[1])[2])
-        back = _kron(matrices(a, p.kernel[0])[0], matrices(b, p.kernel[1])[0])
-        tiles = steps.product("tiles", xp.asarray(forward, dtype=dtype, **steps.device), stack)
-        summed = steps.product("summed", products, xp.permute_dims(tiles, (1, 0, 2)))
+        stack = xp.reshape(steps.stack(elements, axis=0), (nh * nw, p.in_channels * count))
+        tiles = steps.product("tiles", data.forward, stack)
+        tiles = xp.reshape(tiles, (nh * nw, p.in_channels, count))
+        summed = steps.product("summed", data.products, tiles)
         summed = xp.reshape(summed, (nh * nw, p.out_channels * count))
-        outputs = steps.product("tiles", xp.asarray(back, dtype=dtype, **steps.device), summed)
+        outputs = steps.product("tiles", data.back, summed)
         outputs = xp.reshape(outputs, (mh, mw, p.out_channels, images, down, across))
         outputs = xp.permute_dims(outputs, (2, 3, 4, 0, 5, 1))
         return xp.reshape(outputs, (p.out_channels, images, down * mh, across * mw))

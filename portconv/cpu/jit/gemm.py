@@ -211,5 +211,5 @@ def gemm_team(parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, pl
               source_cols, geometry, scratch):  # fmt: skip
     """The whole convolution on `parts` threads."""
     for part in prange(parts):
-        _gemm(np.int64(part), parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows, source_cols,
-              geometry, scratch)  # fmt: skip
+        _gemm(np.int64(part), parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows,
+              source_cols, geometry, scratch)  # fmt: skip

@@ -56,24 +56,25 @@ def fill_plane(x, start, row_step, col_step, source_rows, source_cols, row0, row
 
 
 @kernel
-def _stage_edge(x, origin, channel_step, col_step, channels, source_cols, first, last, lanes, stage, target):
+def _stage_edge(x, origin, channel_step, col_step, channels, source_cols, col0, first, last, lanes, stage, target):
     for j in range(first, last):
-        col = source_cols[j] if j < len(source_cols) else -1
+        col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
         for lane in range(lanes):
             inside = col >= 0 and lane < channels
             stage[target + j * lanes + lane] = x[origin + col * col_step + lane * channel_step] if inside else 0
 
 
 @kernel
-def stage_rows(x, start, channel_step, row_step, col_step, channels, source_rows, source_cols, row0, rows, left, width,
-               cols, stage, square):  # fmt: skip
-    """Rows of the padded image for up to as many channels as a vector has lanes: stage[row, column, lane].
+def stage_rows(x, start, channel_step, row_step, col_step, channels, source_rows, source_cols, row0, rows, col0, left,
+               width, cols, stage, square):  # fmt: skip
+    """A part of the padded image for up to as many channels as a vector has lanes: stage[row, column, lane].
 
-    The rest of the lanes are zero. `stage` has room for one more vector of columns; `square` is lanes x lanes of scratch.
+    The rest of the lanes are zero. `stage` has room for a vector of columns more; `square` is lanes x lanes of scratch.
     """
     size = x.itemsize
     lanes = VECTOR_BYTES // size
-    low, high = min(left, cols), min(left + width, cols)
+    low = min(max(left - col0, 0), cols)
+    high = max(min(left + width - col0, cols), low)
     for r in range(rows):
         target = r * cols * lanes
         row = source_rows[row0 + r] if row0 + r < len(source_rows) else -1
@@ -85,7 +86,7 @@ def stage_rows(x, start, channel_step, row_step, col_step, channels, source_rows
         if col_step == 1:
             for j in range(low, high, lanes):
                 n = min(lanes, high - j)
-                place = x.ctypes.data + (origin + j - left) * size
+                place = x.ctypes.data + (origin + col0 + j - left) * size
                 pitch = channel_step * size
                 if n < lanes or channels < lanes:
                     for lane in range(lanes):
@@ -99,8 +100,8 @@ def stage_rows(x, start, channel_step, row_step, col_step, channels, source_rows
                 transpose(x, (stage.ctypes.data + (target + j * lanes) * size, lanes * size, place, pitch))
         else:
             for j in range(low, high):
-                place = origin + (j - left) * col_step
+                place = origin + (col0 + j - left) * col_step
                 for lane in range(lanes):
                     stage[target + j * lanes + lane] = x[place + lane * channel_step] if lane < channels else 0
-        _stage_edge(x, origin, channel_step, col_step, channels, source_cols, 0, low, lanes, stage, target)
-        _stage_edge(x, origin, channel_step, col_step, channels, source_cols, high, cols, lanes, stage, target)
+        _stage_edge(x, origin, channel_step, col_step, channels, source_cols, col0, 0, low, lanes, stage, target)
+        _stage_edge(x, origin, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)

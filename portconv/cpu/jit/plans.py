@@ -27,11 +27,14 @@ Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
-MAX_WINDOW_BYTES = 6 << 20  # per thread
+MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
+MANY_WEIGHT_BYTES = 4 << 20
+WORTH_COLUMNS = 384  # columns of a strip that read many weights
+MAX_STRIP_BYTES = 12 << 20  # of a strip of `direct`
 CHUNK = {"normwise": 192, "elementwise": 32}  # see engines/gemm.py
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def build(problem: Problem, engine: str) -> JitPlan | None:
     """The compiled plan, or None where the plain one has to do."""
     if engine == "winograd":
@@ -168,10 +171,14 @@ class GemmPlan(JitPlan):
         parts = threads.usable_cores()
         count = max(len(planes), 1)
         row_bytes = line * count * size
-        at_a_time = inputs
-        if not in_place:
-            at_a_time = max(1, min(inputs, MAX_WINDOW_BYTES // (row_bytes * (1 + halo_rows))))
-        rows = max(1, min(oh, CACHE_BYTES // (row_bytes * at_a_time) - halo_rows))
+        # A strip's window fits the cache. Where the weights are so many that short strips would read them too often,
+        # the strip is as long as to be worth it, and holds some channels at a time.
+        rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
+        weight_bytes = inputs * len(every) * outputs * size
+        if weight_bytes > MANY_WEIGHT_BYTES:
+            rows = max(rows, min(oh, -(-WORTH_COLUMNS // line)))
+        if not in_place and row_bytes * inputs * (rows + halo_rows) > MAX_WINDOW_BYTES:
+            at_a_time = max(1, 2 * CACHE_BYTES // (row_bytes * (rows + halo_rows)))
         strips = -(-oh // rows)
         output_parts = 1
         if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more strips, or share the outputs
@@ -186,14 +193,11 @@ class GemmPlan(JitPlan):
         channel_step = p.height * p.width if in_place else count * plane
         offsets = np.array([n * plane + at for n, at in where], np.int64)
         table = (np.arange(inputs, dtype=np.int64)[:, None] * channel_step + offsets).reshape(-1) * size
-        if in_place:
-            at_a_time = inputs
         window = 0 if in_place else at_a_time * count * plane + tile_vectors * lane
         sums = tile_rows * tile_vectors * lane * gemm_kernels.LEVELS
         terms = at_a_time * len(every)
         tail = terms * tile_vectors * lane
         tail_table = np.arange(terms, dtype=np.int64) * (tile_vectors * lane * size)
-        weight_bytes = inputs * len(every) * outputs * size
         block = tile_vectors if window * size > 2 * CACHE_BYTES or weight_bytes <= CACHE_BYTES else 1 << 40
         if in_place and rows * line * inputs * size > 2 * CACHE_BYTES:
             block = tile_vectors
@@ -319,14 +323,18 @@ class WinogradPlan(JitPlan):
         (mh, mw), (nh, nw) = tile.outputs, tile.size
         size, lane = p.itemsize, lanes(p.compute_dtype)
         parts = threads.usable_cores()
-        down, across = -(-oh // mh), -(-ow // mw)
-        lines = p.batch * down
+        down, row_tiles = -(-oh // mh), -(-ow // mw)
         c_pad, o_pad = _round_up(p.in_channels, lane), _round_up(p.out_channels, lane)
-        line_bytes = nh * nw * across * (c_pad + o_pad) * size
+        tile_bytes = nh * nw * (c_pad + o_pad) * size
         together = joined(p, tile)
-        block_lines = max(1, min(lines, JOINED_BYTES // line_bytes))
+        # a line's tiles fill register tiles, and no more of them than the cache holds
+        room = max((JOINED_BYTES if together else BLOCK_BYTES) // tile_bytes, 2 * ROWS)
+        segments = -(-row_tiles // room)
+        across = -(-row_tiles // segments)
+        lines = p.batch * down * segments
+        block_lines = max(1, min(lines, room // across))
         if not together:
-            block_lines = max(1, min(-(-lines // parts), BLOCK_BYTES // line_bytes))
+            block_lines = max(1, min(-(-lines // parts), block_lines))
             block_lines = -(-lines // _round_up(-(-lines // block_lines), parts)) if lines >= parts else 1
         padded = _round_up(block_lines * across, ROWS)
         v, m = nh * nw * padded * c_pad, nh * nw * padded * o_pad
@@ -340,8 +348,8 @@ class WinogradPlan(JitPlan):
         )
         number = winograd.TILES.index(tile)
         geometry = (
-            p.in_channels, c_pad, p.out_channels, o_pad, down, across, mh, mw, nh, nw, oh, ow, left, p.width, 256,
-            number,
+            p.in_channels, c_pad, p.out_channels, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, oh, ow,
+            left, p.width, 256, number,
         )  # fmt: skip
         return cls(
             p, "winograd", scratch * size, tile=tile, tables=tables, geometry=geometry, sizes=(own, v, m, stage),
@@ -362,7 +370,7 @@ class WinogradPlan(JitPlan):
     def seconds(self, costs: JitCosts) -> float:
         """As in the base."""
         p = self.problem
-        channels, c_pad, outputs, o_pad, _, across, mh, mw, nh, nw, oh, ow, *_ = self.geometry
+        channels, c_pad, outputs, o_pad, _, _, _, across, mh, mw, nh, nw, oh, ow, *_ = self.geometry
         lane = lanes(p.compute_dtype)
         tiles = self.lines * across
         blocks = -(-self.lines // self.block_lines)
@@ -442,7 +450,7 @@ class DirectPlan(JitPlan):
         copied = VECTOR_BYTES < 32 or p.layout != "NCHW" or (any(p.padding) and p.padding_mode != "zeros")
         geometry = _direct_geometry(p, copied)
         passes = _direct_geometry(p, True) if p.in_channels == p.groups and p.kernel[0] * p.kernel[1] > 1 else geometry
-        if max(geometry[-4], passes[-4]) * p.itemsize > 2 * MAX_WINDOW_BYTES:
+        if max(geometry[-4], passes[-4]) * p.itemsize > MAX_STRIP_BYTES:
             return None
         top, bottom, left, right = p.padding
         tables = (

@@ -7,9 +7,20 @@ every layout; what changes from call to call is passed as arguments, what is fix
 
 from __future__ import annotations
 
+import os
+
 from numba import njit
+from numba.core.compiler_lock import global_compiler_lock
 
 __all__ = ["driver", "kernel"]
+
+# A child that is forked while another thread compiles would wait for the compiler's lock for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 # No fastmath: NaN, Inf and the order of the sums are part of the contract.
 kernel = njit(nogil=True, cache=True, error_model="numpy")

@@ -142,7 +142,7 @@ def _loop(b: Any, count: Any, state: Sequence[Any], body: Callable[[Any, list[An
 
 
 def _intrinsic(generate: Callable[..., None]) -> Any:
-    """A Numba intrinsic `(like, integers)` that returns nothing. The array `like` has the dtype; the rest are integers."""
+    """A Numba intrinsic `(like, integers)` without a result. The array `like` has the dtype; the rest are integers."""
 
     def typed(_context: Any, like: Any, integers: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -341,12 +341,12 @@ def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[
 def tap_sums(rows: int, vectors: int, *, masked: bool) -> Any:
     """Sums over channels and taps for a patch: `rows` lines of `vectors` vectors each.
 
-    `out[r, n] = sum over (c, i, j) of weight[c, i, j] * image[c, top + r + i * dh, left + n + j * dw]`. If `masked`, what
-    lies outside `height` rows and `width` columns counts as zero and is not touched; otherwise nothing is checked.
+    `out[r, n] = sum over (c, i, j) of weight[c, i, j] * image[c, top + r + i * dh, left + n + j * dw]`. If `masked`,
+    what lies outside `height` rows and `width` columns counts as zero and is not touched; otherwise nothing is checked.
 
     Arguments of the intrinsic: channels, bytes between them in the image, in the weight; address of
-    image[0, top, left], bytes between rows; dh, dw; address of the weight, bytes between its rows, its height, its width; top, height, left,
-    width; address of a row of zeros as long as a patch's; out (rows, vectors x lanes).
+    image[0, top, left], bytes between rows; dh, dw; address of the weight, bytes between its rows, its height, its
+    width; top, height, left, width; address of a row of zeros as long as a patch's; out (rows, vectors x lanes).
     """
 
     def generate(

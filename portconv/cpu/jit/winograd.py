@@ -1,7 +1,8 @@
 """`winograd` in channels-last tiles: as many channels at a time as a vector has lanes, whatever the size of the image.
 
-A line is a row of tiles. Blocks of lines go through the three steps in the cache of one thread; where there are too
-many weights for that, all threads do one step after the other on a larger block, so that the weights are read once.
+A line is a row of tiles, or a part of it in wide images. Blocks of lines go through the three steps in the cache of one
+thread; where there are too many weights for that, all threads do one step after the other on a larger block, so that
+the weights are read once.
 """
 
 from __future__ import annotations
@@ -79,20 +80,27 @@ def _transform_products(like, number, arguments):
 
 
 @kernel
+def _place(line, down, segments, across, row_tiles):
+    """Image, row of tiles and first tile of a line. The last line of a row overlaps the one before it."""
+    rest, segment = line // segments, line % segments
+    return rest // down, rest % down, min(segment * across, row_tiles - across)
+
+
+@kernel
 def _inputs(l0, l1, padded, x, x_steps, source_rows, source_cols, geometry, v, at, stage, square):
     """Lines l0 to l1, transformed: v[product, tile, channel], from the element `at` on."""
-    channels, c_pad, outputs, o_pad, down, across, mh, mw, nh, nw, out_rows, out_cols, left, width, chunk, form = (
-        geometry
-    )
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
     xb, xc, xh, xw = x_steps
     size = v.itemsize
     lanes = VECTOR_BYTES // size
     cols = (across - 1) * mw + nw
     for line in range(l0, l1):
-        b, row = line // down, line % down * mh
+        b, row, first = _place(line, down, segments, across, row_tiles)
+        row *= mh
         for c in range(0, channels, lanes):
             stage_rows(x, b * xb + c * xc, xc, xh, xw, min(lanes, channels - c), source_rows, source_cols, row, nh,
-                       left, width, cols, stage, square)  # fmt: skip
+                       first * mw, left, width, cols, stage, square)  # fmt: skip
             for i in range(across):
                 tile = (line - l0) * across + i
                 source = stage.ctypes.data + i * mw * VECTOR_BYTES
@@ -106,9 +114,8 @@ def _inputs(l0, l1, padded, x, x_steps, source_rows, source_cols, geometry, v, a
 @kernel
 def _products(q0, q1, tiles, padded, weight, geometry, v, m):
     """m[product, tile, output] of pairs q0 to q1 of a product and a panel of outputs."""
-    channels, c_pad, outputs, o_pad, down, across, mh, mw, nh, nw, out_rows, out_cols, left, width, chunk, form = (
-        geometry
-    )
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
     size = v.itemsize
     lanes = VECTOR_BYTES // size
     vectors_all = o_pad // lanes
@@ -135,15 +142,16 @@ def _products(q0, q1, tiles, padded, weight, geometry, v, m):
 @kernel
 def _outputs(l0, l1, padded, y, y_steps, bias, geometry, m, at, stage, square, mark):
     """Lines l0 to l1 of the result, from m[product, tile, output]; `mark` becomes NaN if some of it is not finite."""
-    channels, c_pad, outputs, o_pad, down, across, mh, mw, nh, nw, out_rows, out_cols, left, width, chunk, form = (
-        geometry
-    )
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
     yb, yc, yh, yw = y_steps
     size = m.itemsize
     lanes = VECTOR_BYTES // size
     cols = across * mw
     for line in range(l0, l1):
-        b, row = line // down, line % down * mh
+        b, row, first = _place(line, down, segments, across, row_tiles)
+        row *= mh
+        out_cols = min(cols, row_cols - first * mw)
         for o in range(0, outputs, lanes):
             for i in range(across):
                 tile = (line - l0) * across + i
@@ -156,7 +164,7 @@ def _outputs(l0, l1, padded, y, y_steps, bias, geometry, m, at, stage, square, m
             _mark(m, (mark, stage.ctypes.data, mh * cols))
             count = min(lanes, outputs - o)
             for r in range(min(mh, out_rows - row)):
-                place = b * yb + o * yc + (row + r) * yh
+                place = b * yb + o * yc + (row + r) * yh + first * mw * yw
                 line_start = r * cols * lanes
                 if yw != 1:
                     for j in range(out_cols):
@@ -178,9 +186,8 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_steps, y, y_steps, weight
           geometry, scratch, sizes, marks):  # fmt: skip
     """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs."""
     own_size, v_size, m_size, stage_size = sizes
-    channels, c_pad, outputs, o_pad, down, across, mh, mw, nh, nw, out_rows, out_cols, left, width, chunk, form = (
-        geometry
-    )
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
     lanes = VECTOR_BYTES // scratch.itemsize
     pairs = nh * nw * ((o_pad // lanes + MAX_VECTORS - 1) // MAX_VECTORS)
     lines = b1 - b0

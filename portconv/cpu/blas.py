@@ -1,0 +1,84 @@
+"""Keeps NumPy's BLAS to one thread while several threads of portconv call it, each with products of its own.
+
+OpenBLAS splits a product over all its threads, which small products lose by, and two callers at a time fight for them.
+Its setting is one for the whole process: it is changed by the first caller that needs it and put back by the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["can_limit", "single_threaded"]
+
+_lock = Lock()
+_users = 0
+_before = 1
+
+
+class _Setting(NamedTuple):
+    get: Callable[[], int]
+    set: Callable[[int], None]
+
+
+@lru_cache(maxsize=1)
+def _setting() -> _Setting | None:
+    """The functions of the OpenBLAS in NumPy's wheels; other libraries are left alone."""
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        for file in sorted(folder.glob("*openblas*")):
+            with contextlib.suppress(OSError, AttributeError):
+                library = ctypes.CDLL(str(file))
+                for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+                    if hasattr(library, f"{prefix}openblas_set_num_threads{suffix}"):
+                        return _Setting(
+                            library[f"{prefix}openblas_get_num_threads{suffix}"],
+                            library[f"{prefix}openblas_set_num_threads{suffix}"],
+                        )
+    return None
+
+
+def _after_fork() -> None:
+    global _lock, _users
+    if _users and (setting := _setting()) is not None:  # the thread that would put it back is not here
+        setting.set(_before)
+    _lock, _users = Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def can_limit() -> bool:
+    """Whether `single_threaded` has an effect."""
+    return _setting() is not None
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Within it, in any thread, NumPy's products use the thread that calls them alone."""
+    global _users, _before
+    setting = _setting()
+    if setting is None:
+        yield
+        return
+    with _lock:
+        if _users == 0:
+            _before = setting.get()
+            setting.set(1)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                setting.set(_before)
