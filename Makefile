@@ -12,6 +12,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The tests fail when one of these cannot be used here, where they would otherwise skip what they cannot run.
 PORTCONV_EXPECT_BACKENDS ?= numpy,mlx,torch,jax,array_api_strict
 export PORTCONV_EXPECT_BACKENDS
+# They fail without Numba, too, where they would otherwise skip those of the compiled tier.
+PORTCONV_EXPECT_JIT ?= 1
+export PORTCONV_EXPECT_JIT
 
 # Through the environment, so that the shell sees the path as one word, spaces and quotes included.
 export IMAGE

@@ -3,7 +3,7 @@
 python benchmarks/fit_costs.py --tier portconv-jit                     # measure the suites, fit, print the constants
 python benchmarks/fit_costs.py --tier portconv-numpy --layers FILE     # on other layers
 python benchmarks/fit_costs.py --tier portconv-jit --check             # only the share of good choices, no fit
-Every engine that can run a layer is timed, unless its estimate is 30 times the least. Each estimate is a sum of counts
+Every engine that can run a layer is timed, unless its estimate is 10 times the least. Each estimate is a sum of counts
 times constants, so that the constants are a least-squares fit of relative errors, none of them negative. The share of
 layers whose chosen engine takes at most 1.25 times as long as the best one is printed before and after the fit. The
 constants go into portconv/engines/costs.py (plain) and portconv/cpu/jit/costs.py (compiled).
@@ -29,7 +29,7 @@ from portconv.bench.runner import environment
 from portconv.bench.suites import SUITES, select
 
 GOOD = 1.25  # times the best engine's time
-WORTH_TIMING = 30.0  # times the least estimate
+WORTH_TIMING = 10.0  # times the least estimate
 BUDGET = 0.25  # seconds for an engine on a layer
 LONGEST = 3.0  # seconds: what is estimated to take longer is not timed
 ROUNDS = 4  # of fit and new tiling: the constants decide which tiles are estimated

@@ -250,7 +250,7 @@ def plan_conv2d(
     >>> import portconv
     >>> plan = portconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
     >>> plan.engine, plan.output_shape
-    ('gemm', (1, 64, 56, 56))
+    ('winograd', (1, 64, 56, 56))
     >>> portconv.plan_conv2d((1, 1, 2048, 2048), (1, 1, 31, 31), padding=15).engine
     'fft'
     """

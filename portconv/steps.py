@@ -182,6 +182,13 @@ class Steps:
         )
         return self.sum_of_products(terms, "multiply", role)
 
+    def small_images(self, x: Any, weight: Any, block: Block, problem: Problem) -> Any:
+        """A depthwise block of whole images at stride 1, (O, B, oh, ow), where a step of its own is faster; else None.
+
+        `x` is the whole image as (C, B, H, W), with as many channels as the result; `weight` is (O, 1, 1, kh, kw).
+        """
+        return None
+
     def all_finite(self, x: Any) -> bool:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
         with self.quiet():

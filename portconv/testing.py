@@ -187,7 +187,7 @@ def check_backend(backend: Backend | str, *, dtypes: tuple[str, ...] = ("float32
     >>> import portconv.testing
     >>> results = portconv.testing.check_backend("numpy")
     >>> sorted({r.engine for r in results})
-    ['direct', 'fft', 'gemm']
+    ['direct', 'fft', 'gemm', 'winograd']
     """
     library = registry.get_backend(backend)
     _check_protocol(library)

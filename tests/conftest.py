@@ -1,7 +1,8 @@
 """What the tests share: one `backend` for every array library, the libraries themselves, and a fresh interpreter.
 
 PORTCONV_EXPECT_BACKENDS, a comma-separated list of libraries, makes a library that is missing a failure; without it the
-tests of a missing library are skipped.
+tests of a missing library are skipped. PORTCONV_EXPECT_JIT=1 does the same for the compiled tier. PORTCONV_JIT=0 runs
+everything in the plain tier alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,18 @@ import pytest
 from hypothesis import settings
 
 import portconv
-from portconv import planner
+from portconv import functional, planner
+from portconv.cpu import bridge
 
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("portconv")
 
 EXPECTED = {name for name in os.environ.get("PORTCONV_EXPECT_BACKENDS", "").replace(" ", "").split(",") if name}
 MODULES = {"mlx": "mlx.core"}  # where the module to import is not called like the library
-LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "mlx", "torch", "jax")
+# What runs portconv's engines on NumPy does so in the compiled tier where there is one; "numpy-plain" does without.
+TIERS = ("compiled", "plain") if bridge.jit_enabled() else ("plain",)
+NUMPY = ("numpy", "numpy-plain", "numpy-readonly") if len(TIERS) == 2 else ("numpy", "numpy-readonly")
+LIBRARIES = (*NUMPY, "array_api_strict", "mlx", "torch", "jax")
 
 
 def load(name):
@@ -45,7 +51,32 @@ def load(name):
 
 def engines_of(name):
     """The engines that run with a library."""
-    return ("auto", "gemm", "fft", "direct", *(("native",) if name == "mlx" else ()))
+    return ("auto", "gemm", "winograd", "fft", "direct", *(("native",) if name == "mlx" else ()))
+
+
+def reason_against(engine, x, weight, bias=None, **options):
+    """Why an engine cannot run a problem, of arrays or shapes: what the planner says of it; None if it can."""
+    if engine == "auto":
+        return None
+    candidates = portconv.plan_conv2d(x, weight, bias, **options).candidates
+    (reason,) = [candidate.why_not for candidate in candidates if candidate.engine == engine]
+    return reason
+
+
+@contextmanager
+def plain_tier_only():
+    """Within it NumPy's engines run in the plain tier, and no plan or packed weight passes in or out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORTCONV_JIT", "0")
+        _forget()
+        yield
+    _forget()
+
+
+def _forget():
+    bridge.jit_enabled.cache_clear()
+    planner.plan.cache_clear()
+    functional._packs = functional.PackCache(functional._packs.limit_bytes)
 
 
 class Library:
@@ -72,6 +103,10 @@ class Library:
     @property
     def engines(self):
         return engines_of(self.name)
+
+    def why_not(self, engine, *arrays, **options):
+        """Why an engine cannot run a problem, or None."""
+        return reason_against(engine, *arrays, **options)
 
     def dtype(self, name):
         """The library's dtype object of a standard name."""
@@ -137,6 +172,58 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(("backend", "engine"), pairs, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", LIBRARIES, indirect=True)
+    elif "tier" in metafunc.fixturenames:
+        metafunc.parametrize("tier", TIERS, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def tier(request):
+    """The name of the tier that the test runs in: a test that asks for `tier` runs in both."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _the_tier(request):
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("backend") == "numpy-plain" or (parameters.get("tier") == "plain" and len(TIERS) == 2):
+        with plain_tier_only():
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(scope="session")
+def plain_tier():
+    """A context in which NumPy's engines run in the plain tier."""
+    return plain_tier_only
+
+
+@pytest.fixture(scope="session")
+def jit():
+    """Skips a test of the compiled tier where there is none, or fails it if there should be one."""
+    if os.environ.get("PORTCONV_JIT", "1") == "0":
+        pytest.skip("PORTCONV_JIT=0")
+    if len(TIERS) < 2:
+        if os.environ.get("PORTCONV_EXPECT_JIT", "0") not in ("", "0"):
+            pytest.fail("Numba cannot be imported, but PORTCONV_EXPECT_JIT asks for the compiled tier")
+        pytest.skip("Numba cannot be imported")
+
+
+@pytest.fixture(scope="session")
+def why_not():
+    """The function that says why an engine cannot run a problem."""
+    return reason_against
+
+
+@pytest.fixture(scope="session")
+def needs():
+    """The function that skips the test if an engine cannot run a problem."""
+
+    def skip(engine, *arrays, **options):
+        if (reason := reason_against(engine, *arrays, **options)) is not None:
+            pytest.skip(f"{engine}: {reason}")
+
+    return skip
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -90,7 +91,15 @@ def oracle_arguments(options):
 
 
 def check(backend, plans, engine, x, weight, bias=None, *, dtype="float32", accuracy="normwise", **options):
-    """Convolve arrays of the backend by the engine, compare with the oracle, and return the result as a NumPy array."""
+    """Convolve arrays of the backend by the engine, compare with the oracle, and return the result as a NumPy array.
+
+    An engine that cannot run the problem must say so, and the test is skipped.
+    """
+    reason = backend.why_not(engine, x, weight, bias, accuracy=accuracy, **options)
+    if reason is not None and engine == "winograd":  # the others run everything that is asked of them here
+        with pytest.raises(portconv.UnsupportedError, match=f"`engine` '{engine}'.*{re.escape(reason)}"):
+            portconv.conv2d(x, weight, bias, engine=engine, accuracy=accuracy, **options)
+        pytest.skip(f"{engine}: {reason}")
     plans.clear()
     y = portconv.conv2d(x, weight, bias, engine=engine, accuracy=accuracy, **options)
     (plan,) = plans
@@ -132,11 +141,13 @@ def test_forms_of_bias(backend, engine, plans, shape):
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 def test_empty_batch(backend, engine, plans, layout, padding_mode):
     shape = (0, 4, 6, 7) if layout == "NCHW" else (0, 6, 7, 4)
-    weight, bias = numbers((2, 3, 2, 3, 3), 1), numbers((1, 6, 1, 1), 2)
+    stride, groups = ((2, 1), 2) if engine != "winograd" else (1, 1)
+    weight, bias = numbers((groups, 6 // groups, 4 // groups, 3, 3), 1), numbers((1, 6, 1, 1), 2)
     arrays = [backend.array(a) for a in (np.zeros(shape, np.float32), weight, bias)]
     plans.clear()
-    y = portconv.conv2d(*arrays, (2, 1), 1, groups=2, layout=layout, padding_mode=padding_mode, engine=engine)
-    assert backend.numpy(y).shape == ((0, 6, 3, 7) if layout == "NCHW" else (0, 3, 7, 6))
+    y = portconv.conv2d(*arrays, stride, 1, groups=groups, layout=layout, padding_mode=padding_mode, engine=engine)
+    height = 6 if stride == 1 else 3
+    assert backend.numpy(y).shape == ((0, 6, height, 7) if layout == "NCHW" else (0, height, 7, 6))
     assert backend.dtype_name(y) == "float32"
     assert engine in ("auto", plans[0].engine)
 
@@ -155,6 +166,8 @@ def test_floating_dtypes(backend, engine, plans):
             CASES["circular"],
         ):
             arrays = [numbers(x_shape), numbers(weight_shape, 1), numbers((1, out_channels(weight_shape), 1, 1), 2)]
+            if engine == "winograd" and backend.why_not(engine, x_shape, weight_shape, **options) is not None:
+                continue
             check(backend, plans, engine, *(backend.array(a, dtype) for a in arrays), dtype=dtype, **options)
 
 
@@ -193,7 +206,8 @@ def test_integer_images(backend, engine, plans, padding_mode):
         high = 2 if dtype == "bool" else 120 if dtype == "int8" else 256
         x = np.random.default_rng(3).integers(0, high, (2, 3, 9, 8)).astype(dtype)
         arrays = backend.array(x, dtype), backend.array(numbers((4, 3, 3, 3), 1)), backend.array(numbers((4,), 2))
-        check(backend, plans, engine, *arrays, padding=2, stride=(1, 2), padding_mode=padding_mode)
+        stride = (1, 2) if engine != "winograd" else 1
+        check(backend, plans, engine, *arrays, padding=2, stride=stride, padding_mode=padding_mode)
 
 
 def test_integer_images_take_the_dtype_of_the_weight(backend):
@@ -240,7 +254,7 @@ def test_float64_is_computed_in_float64(backend, plans):
     weight = np.zeros((1, 2, 3, 3))
     weight[0, :, 1, 1] = 1, -1
     x[0, 1] = 1
-    for engine in ("auto", "gemm", "direct", "fft"):
+    for engine in ("auto", "gemm", "winograd", "direct", "fft"):
         y = check(backend, plans, engine, backend.array(x), backend.array(weight), dtype="float64")
         np.testing.assert_allclose(y, 2.0**-40, rtol=1e-2)
 
@@ -272,9 +286,9 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["auto", "gemm", "fft", "direct"])
+@pytest.mark.parametrize("engine", ["auto", "gemm", "winograd", "fft", "direct"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_numpy_views(library, plans, view, engine):
+def test_numpy_views(library, tier, plans, view, engine):
     backend = library("numpy")
     arrays = numbers((2, 3, 12, 11)), numbers((4, 3, 3, 3), 1), numbers((1, 4, 1, 1), 2)
     views = [VIEWS[view](a) for a in arrays]
@@ -308,7 +322,8 @@ def test_views_of_other_libraries(backend, engine, plans):
 def test_arguments_are_not_changed(backend, engine):
     if backend.name == "numpy-readonly":
         pytest.skip("NumPy refuses to change them")
-    values = numbers((2, 4, 9, 9)), numbers((4, 4, 1, 1), 1), numbers((1, 4, 1, 1), 2)
+    kernel = (1, 1) if engine != "winograd" else (3, 3)
+    values = numbers((2, 4, 9, 9)), numbers((4, 4, *kernel), 1), numbers((1, 4, 1, 1), 2)
     for options in ({}, {"padding": 1}, {"padding": 2, "padding_mode": "circular"}):
         arrays = [backend.array(v) for v in values]
         y = portconv.conv2d(*arrays, engine=engine, **options)
@@ -339,8 +354,8 @@ def test_another_weight_at_the_same_address_counts(library):
         del weight
 
 
-@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
-def test_a_weight_that_was_readonly_for_a_while(engine):
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+def test_a_weight_that_was_readonly_for_a_while(engine, tier):
     x, weight = np.ones((1, 1, 8, 8), np.float32), np.ones((1, 1, 3, 3), np.float32)
     for value in (1, 2):
         weight.flags.writeable = True
@@ -349,11 +364,11 @@ def test_a_weight_that_was_readonly_for_a_while(engine):
         np.testing.assert_allclose(portconv.conv2d(x, weight, engine=engine), 9 * value, rtol=1e-5)
 
 
-def test_a_readonly_view_of_a_writable_weight_is_not_cached():
+def test_a_readonly_view_of_a_writable_weight_is_not_cached(tier):
     x, weight = np.ones((1, 1, 8, 8), np.float32), np.ones((1, 1, 3, 3), np.float32)
     view = weight[...]
     view.flags.writeable = False
-    for engine in ("gemm", "fft", "direct"):
+    for engine in ("gemm", "winograd", "fft", "direct"):
         weight[...] = 1
         np.testing.assert_allclose(portconv.conv2d(x, view, engine=engine), 9, rtol=1e-5)
         weight[...] = 2
@@ -380,7 +395,7 @@ def test_nonfinite_values_stay_in_their_receptive_field(backend, engine, plans, 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nonfinite_weight(backend, engine, plans, bad):
-    x, weight = np.abs(numbers((1, 2, 20, 20))) + 1, numbers((3, 2, 5, 5), 1)
+    x, weight = np.abs(numbers((1, 4, 20, 20))) + 1, numbers((3, 4, 5, 5), 1)
     weight[1, 0, 2, 3] = bad
     y = check(backend, plans, engine, backend.array(x), backend.array(weight), padding=2)
     assert np.isfinite(y[:, [0, 2]]).all()
@@ -394,7 +409,7 @@ def test_nonfinite_bias(backend, engine, plans):
 
 def test_values_near_the_largest_number(backend, engine, plans):
     """The result fits float32; what a transform makes of it does not."""
-    x, weight = np.full((1, 1, 24, 24), 1e38, np.float32), np.zeros((1, 1, 5, 5), np.float32)
+    x, weight = np.full((1, 4, 24, 24), 1e38, np.float32), np.zeros((1, 4, 5, 5), np.float32)
     weight[0, 0, 2, 2] = 1
     check(backend, plans, engine, backend.array(x), backend.array(weight))
     check(backend, plans, engine, backend.array(weight), backend.array(x[:, :, :5, :5]))
@@ -438,7 +453,7 @@ def test_accuracy_of_long_sums(backend, engine, plans, case, data):
 
 def test_engines_without_the_strict_bound_are_refused(backend):
     x, weight = backend.array(numbers((1, 1, 64, 64))), backend.array(numbers((1, 1, 31, 31)))
-    for engine in {"fft", "native"} & set(backend.engines):
+    for engine in {"winograd", "fft", "native"} & set(backend.engines):
         with pytest.raises(portconv.UnsupportedError, match=f"`engine` '{engine}'.*element"):
             portconv.conv2d(x, weight, engine=engine, accuracy="elementwise")
 

@@ -419,7 +419,7 @@ def test_a_huge_result_is_refused_before_memory_is_asked_for(run_python):
         resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
         for padding in (2**31 - 1, 10**9, 10**7, (2**30, 2**10), ((0, 2**31 - 1), (0, 2**31 - 1))):
             for mode in ("zeros", "replicate"):
-                for engine in ("auto", "gemm", "fft", "direct"):
+                for engine in ("auto", "gemm", "winograd", "fft", "direct"):
                     try:
                         portconv.conv2d(x, weight, padding=padding, padding_mode=mode, engine=engine)
                     except ValueError as error:

@@ -11,7 +11,7 @@ import pytest
 
 import portconv
 
-ENGINES = ("auto", "gemm", "fft", "direct")
+ENGINES = ("auto", "gemm", "winograd", "fft", "direct")
 
 with np.load(Path(__file__).parent / "golden" / "megengine.npz", allow_pickle=False) as file:
     ARRAYS = {name: file[name] for name in file.files}
@@ -159,13 +159,15 @@ def test_megengine_agrees_with_the_exact_sum(case):
 
 @every_engine
 @every_case
-def test_conv2d(case, engine):
+def test_conv2d(case, engine, tier, needs):
+    needs(engine, case.x, case.weight, case.bias, **case.args)
     check(case, portconv.conv2d(case.x, case.weight, case.bias, engine=engine, **case.args))
 
 
 @every_engine
 @every_case
-def test_module(case, engine):
+def test_module(case, engine, tier, needs):
+    needs(engine, case.x, case.weight, case.bias, **case.args)
     check(case, case.module(engine=engine)(case.x))
 
 

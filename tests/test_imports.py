@@ -17,6 +17,7 @@ PACKAGE = Path(portconv.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "array_api_strict", "tensorflow"}
+COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
 LIBRARIES = {"backends.mlx": {"mlx"}, "functional": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
@@ -130,27 +131,43 @@ def test_import_loads_no_array_library(run_python):
     assert not (OPTIONAL | TOOLS) & set(out.split())
 
 
-def test_numpy_calls_load_no_other_library(run_python):
-    out = run_python("""
+@pytest.mark.parametrize("jit", ["0", "1"])
+def test_numpy_calls_load_no_other_library(run_python, jit):
+    """But Numba, and what it brings, where the compiled tier is wanted: and that by the first convolution only."""
+    out = run_python(
+        """
         import sys
+
+        def loaded():
+            return {name.partition(".")[0] for name in sys.modules}
+
         import numpy as np, portconv
+        module = portconv.Conv2d(2, 3, 3)
+        portconv.set_num_threads(portconv.get_num_threads())
+        print(*sorted(loaded()))
         x = np.ones((1, 2, 40, 40), np.float32)
-        for engine in ("auto", "gemm", "fft", "direct"):
+        for engine in ("auto", "gemm", "winograd", "fft", "direct"):
             portconv.conv2d(x, np.ones((2, 2, 3, 3), np.float32), engine=engine)
-        portconv.Conv2d(2, 3, 3)(x)
+        module(x)
         try:
             portconv.conv2d([1.0], x)
         except TypeError:
             pass
-        print(*sorted({name.partition(".")[0] for name in sys.modules}))
-    """)
-    assert not OPTIONAL & set(out.split())
+        print(*sorted(loaded()))
+        """,
+        PORTCONV_JIT=jit,
+    )
+    before, after = (set(line.split()) for line in out.splitlines())
+    assert not OPTIONAL & before
+    assert not (OPTIONAL - (COMPILER if jit == "1" else set())) & after
 
 
 @pytest.mark.parametrize("name", ["torch", "jax", "array_api_strict"])
-def test_a_library_loads_no_other_library(run_python, library, name):
+@pytest.mark.parametrize("jit", ["0", "1"])
+def test_a_library_loads_no_other_library(run_python, library, name, jit):
     library(name)
-    out = run_python(f"""
+    out = run_python(
+        f"""
         import sys
         import {name}
         before = {{module.partition(".")[0] for module in sys.modules}}
@@ -158,8 +175,13 @@ def test_a_library_loads_no_other_library(run_python, library, name):
         xp = {name}.numpy if {name!r} == "jax" else {name}
         portconv.conv2d(xp.ones((1, 2, 8, 8)), xp.ones((3, 2, 3, 3)))
         print(*sorted({{module.partition(".")[0] for module in sys.modules}} - before))
-    """)
-    assert not (OPTIONAL - {name, name + "lib"}) & set(out.split())
+        """,
+        PORTCONV_JIT=jit,
+    )
+    allowed = {name, name + "lib"}
+    if name == "jax" and jit == "1":  # whose arrays on a CPU NumPy's engines convolve
+        allowed |= COMPILER
+    assert not (OPTIONAL - allowed) & set(out.split())
 
 
 # --- directions -------------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_float64(run_python):
         rng = np.random.default_rng(0)
         x, weight = rng.standard_normal((1, 4, 9, 9)), rng.standard_normal((6, 4, 3, 3))
         arrays = jax.numpy.asarray(x), jax.numpy.asarray(weight)
-        for engine in ("auto", "gemm", "fft", "direct"):
+        for engine in ("auto", "gemm", "winograd", "fft", "direct"):
             y = portconv.conv2d(*arrays, engine=engine)
             assert y.dtype == "float64"
             assert_close(np.asarray(y), *reference_conv2d(x, weight))

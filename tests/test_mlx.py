@@ -15,8 +15,14 @@ def numbers(shape, seed=0, dtype="f4"):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
-@pytest.fixture(params=["auto", "native", "gemm", "fft", "direct"])
+@pytest.fixture(params=["auto", "native", "gemm", "winograd", "fft", "direct"])
 def engine(request):
+    return request.param
+
+
+@pytest.fixture(params=["auto", "native", "gemm", "fft", "direct"])
+def traced_engine(request):
+    """Those that run where values are not known yet."""
     return request.param
 
 
@@ -47,7 +53,7 @@ def test_what_mlx_cannot_do_is_refused(mx, run_python, case):
         import mlx.core as mx, portconv
 
         def convolve(x_shape, weight_shape, **options):
-            for engine in ("auto", "native", "gemm", "fft", "direct"):
+            for engine in ("auto", "native", "gemm", "winograd", "fft", "direct"):
                 try:
                     mx.eval(portconv.conv2d(mx.ones(x_shape), mx.ones(weight_shape), engine=engine, **options))
                 except ValueError as error:
@@ -58,7 +64,7 @@ def test_what_mlx_cannot_do_is_refused(mx, run_python, case):
 
         convolve({REFUSED[case]})
     """)
-    assert out.split() == ["refused"] * 5
+    assert out.split() == ["refused"] * 6
 
 
 @pytest.mark.parametrize("case", ["float64", "grouped", "dilated", "strided", "reflect", "NHWC"])
@@ -71,7 +77,10 @@ def test_float64_is_exact(mx, case):
     shape = (1, 9, 10, 4) if case == "NHWC" else (1, 4, 9, 10)
     x, weight = numbers(shape, dtype="f8"), numbers((6, 4 // options.get("groups", 1), 3, 3), 1, dtype="f8")
     expected, c = reference_conv2d(x, weight, **options)
-    for engine in ("auto", "gemm", "fft", "direct"):
+    engines = ["auto", "gemm", "fft", "direct"]
+    if case in ("float64", "reflect", "NHWC"):
+        engines.append("winograd")
+    for engine in engines:
         y = portconv.conv2d(mx.array(x, mx.float64), mx.array(weight, mx.float64), engine=engine, **options)
         assert y.dtype == mx.float64
         assert_close(np.array(y), expected, c)
@@ -217,9 +226,10 @@ def test_a_native_result_is_a_view_of_nhwc_memory(mx):
 
 
 def test_nhwc_is_what_mlx_computes(mx, engine):
-    x, weight = numbers((2, 8, 9, 4)), numbers((6, 2, 3, 3))
-    y = portconv.conv2d(mx.array(x), mx.array(weight), None, 2, 1, groups=2, layout="NHWC", engine=engine)
-    theirs = mx.conv2d(mx.array(x), mx.array(weight.transpose(0, 2, 3, 1)), 2, 1, groups=2)
+    stride, groups = (2, 2) if engine != "winograd" else (1, 1)
+    x, weight = numbers((2, 8, 9, 4)), numbers((6, 4 // groups, 3, 3))
+    y = portconv.conv2d(mx.array(x), mx.array(weight), None, stride, 1, groups=groups, layout="NHWC", engine=engine)
+    theirs = mx.conv2d(mx.array(x), mx.array(weight.transpose(0, 2, 3, 1)), stride, 1, groups=groups)
     np.testing.assert_allclose(np.array(y), np.array(theirs), rtol=1e-4, atol=1e-4)
 
 
@@ -292,8 +302,9 @@ def torch_gradients(torch, arrays, options, dy=None):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_vjp(mx, torch, engine, problem):
+def test_vjp(mx, torch, engine, problem, needs):
     x_shape, weight_shape, options = PROBLEMS[problem]
+    needs(engine, x_shape, weight_shape, **options, backend="mlx")
     bias_shape = (1, int(np.prod(weight_shape[:-3])), 1, 1)
     arrays = [numbers(shape, seed) for seed, shape in enumerate((x_shape, weight_shape, bias_shape))]
     dy = numbers(portconv.conv2d_output_shape(x_shape, weight_shape, **options), 9)
@@ -365,7 +376,8 @@ def test_second_derivative(mx, engine):
         np.testing.assert_allclose(got[place], slope, rtol=2e-2, atol=1e-2 * np.abs(got).max())
 
 
-def test_compile(mx, engine):
+def test_compile(mx, traced_engine):
+    engine = traced_engine
     arrays = [numbers(shape, seed) for seed, shape in enumerate(((2, 4, 7, 8), (6, 4, 3, 3), (6,)))]
     expected, c = reference_conv2d(*arrays, stride=2, padding=1)
     compiled = mx.compile(lambda *a: portconv.conv2d(*a, stride=2, padding=1, engine=engine) + 0)
@@ -378,8 +390,9 @@ def test_compile(mx, engine):
     assert_close(np.array(portconv.conv2d(x, weight, bias, stride=2, padding=1, engine=engine)), expected, c)
 
 
-def test_compile_of_a_module(mx, engine):
+def test_compile_of_a_module(mx, traced_engine):
     """Nothing that belongs to the trace may stay in the module."""
+    engine = traced_engine
     for home in ("mlx", "numpy"):
         module = portconv.Conv2d(4, 6, 3, backend=home, engine=engine, rng=1)
         x = numbers((1, 4, 7, 8))
@@ -393,7 +406,8 @@ def test_compile_of_a_module(mx, engine):
         assert np.isfinite(np.array(gradient)).all()
 
 
-def test_vmap(mx, engine):
+def test_vmap(mx, traced_engine):
+    engine = traced_engine
     x, weight, bias = numbers((3, 2, 4, 7, 8)), numbers((3, 6, 4, 3, 3)), numbers((3, 6))
     expected = [reference_conv2d(*a, padding=1)[0] for a in zip(x, weight, bias, strict=True)]
     y = mx.vmap(lambda *a: portconv.conv2d(*a, padding=1, engine=engine))(*map(mx.array, (x, weight, bias)))
@@ -404,7 +418,8 @@ def test_vmap(mx, engine):
     )
 
 
-def test_nonfinite_values_under_compile(mx, engine):
+def test_nonfinite_values_under_compile(mx, traced_engine):
+    engine = traced_engine
     x, weight = numbers((1, 2, 30, 30)), numbers((3, 2, 5, 5))
     x[0, 0, 15, 15], x[0, 1, 3, 3] = np.nan, np.inf
     y = mx.compile(lambda *a: portconv.conv2d(*a, engine=engine))(mx.array(x), mx.array(weight))

@@ -562,7 +562,7 @@ def test_explain(backend):
     module = Conv2d(4, 6, 3, padding=1)
     text = module.explain(backend.array(IMAGE))
     candidates = module.plan(backend.array(IMAGE)).candidates
-    assert {candidate.engine for candidate in candidates} == {"native", "gemm", "fft", "direct"}
+    assert {candidate.engine for candidate in candidates} == {"native", "gemm", "winograd", "fft", "direct"}
     for candidate in candidates:
         (line,) = [line for line in text.splitlines() if line.strip("* ").startswith(candidate.engine + " ")]
         if candidate.why_not:

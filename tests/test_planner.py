@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 import weakref
 
 import numpy as np
@@ -28,16 +29,19 @@ def ones(*shape):
     [
         ((1, 64, 56, 56), (256, 64, 1, 1), {}, {"gemm"}),
         ((8, 512, 7, 7), (512, 512, 1, 1), {}, {"gemm"}),
-        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, {"gemm"}),
+        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, {"winograd"}),
+        ((1, 512, 28, 28), (512, 512, 3, 3), {"padding": 1}, {"winograd"}),
+        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1, "stride": 2}, {"gemm"}),
+        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 2, "dilation": 2}, {"gemm"}),
         ((1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}, {"gemm"}),
         ((1, 1, 2048, 2048), (1, 1, 31, 31), {"padding": 15}, {"fft"}),
         ((1, 3, 1024, 1024), (3, 1, 63, 63), {"padding": 31, "groups": 3}, {"fft"}),
-        ((1, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144}, {"direct"}),
+        ((1, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144}, {"direct", "gemm"}),
         ((1, 1, 512, 512), (1, 1, 3, 3), {"padding": 1}, {"direct", "gemm"}),
     ],
 )
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_heuristic(x_shape, weight_shape, options, engines, layout):
+def test_heuristic(x_shape, weight_shape, options, engines, layout, tier):
     if layout == "NHWC":
         x_shape = tuple(x_shape[axis] for axis in (0, 2, 3, 1))
     plan = portconv.plan_conv2d(x_shape, weight_shape, layout=layout, **options)
@@ -49,8 +53,8 @@ def test_heuristic(x_shape, weight_shape, options, engines, layout):
     assert strict.engine in ("gemm", "direct")
 
 
-def test_estimates_grow_with_the_problem():
-    for engine in ("gemm", "fft", "direct"):
+def test_estimates_grow_with_the_problem(tier):
+    for engine in ("gemm", "winograd", "fft", "direct"):
         seconds = []
         for size in (32, 64, 128, 256):
             candidates = portconv.plan_conv2d((1, 8, size, size), (8, 8, 5, 5)).candidates
@@ -86,8 +90,8 @@ def test_the_planner_sees_sizes_only(monkeypatch):
     assert all(plain(getattr(problem, name)) for name in problem.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
-def test_plans_hold_no_arrays(engine):
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+def test_plans_hold_no_arrays(engine, tier):
     """Neither plans nor caches keep the images and weights that they have seen alive."""
     x, weight = ones(1, 2, 8, 8), ones(3, 2, 3, 3)
     weight.flags.writeable = False  # so that its pack is kept
@@ -132,10 +136,10 @@ def test_measure_runs_once(backend, monkeypatch):
     assert len(measured) == 1
 
 
-def test_measure_chooses_what_was_fastest(monkeypatch):
+def test_measure_chooses_what_was_fastest(monkeypatch, tier):
     """The clock decides, not the estimate."""
     library = portconv.get_backend("numpy")
-    ticks = {"gemm": 3.0, "direct": 1.0, "fft": 2.0}
+    ticks = {"gemm": 3.0, "winograd": 4.0, "direct": 1.0, "fft": 2.0}
     now, execute = [0.0], {}
     for engine in ticks:
         kind = type(portconv.plan_conv2d((1, 2, 12, 14), (3, 2, 3, 3), engine=engine))
@@ -179,7 +183,7 @@ def test_measure_of_an_empty_batch_and_a_named_engine(monkeypatch):
 def test_explain(options):
     plan = portconv.plan_conv2d((2, 8, 30, 31), (4, 8, 5, 5), True, padding=2, **options)
     text = plan.explain()
-    assert {c.engine for c in plan.candidates} == {"native", "gemm", "fft", "direct"}
+    assert {c.engine for c in plan.candidates} == {"native", "gemm", "winograd", "fft", "direct"}
     for candidate in plan.candidates:
         assert text.count(f" {candidate.engine} ") == 1
         assert (candidate.why_not or "") in text
@@ -228,26 +232,28 @@ def test_plan_pack_execute(backend, engine):
 
 VARIANTS = {
     "engine": {"engine": "direct"},
-    "kernel": {"weight": (4, 2, 1, 5)},
-    "outputs": {"weight": (2, 2, 3, 3)},
-    "groups": {"weight": (4, 1, 3, 3), "groups": 2},
+    "kernel": {"weight": (4, 4, 1, 5)},
+    "outputs": {"weight": (2, 4, 3, 3)},
+    "groups": {"weight": (4, 2, 3, 3), "groups": 2},
     "dtype": {"dtype": "float64"},
 }
 
 
-@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_packed_weight_of_another_plan_is_refused(variant, engine):
-    options = {"weight": (4, 2, 3, 3), "engine": engine, "dtype": "float32"}
+def test_the_packed_weight_of_another_plan_is_refused(variant, engine, tier):
+    options = {"weight": (4, 4, 3, 3), "engine": engine, "dtype": "float32"}
     other = {**options, **VARIANTS[variant]}
     if other["engine"] == engine == "direct" and variant == "engine":
         other["engine"] = "gemm"
+    if engine == "winograd" and variant == "groups":
+        other["engine"] = "gemm"
     weight_shape = options.pop("weight")
-    plan = portconv.plan_conv2d((1, 2, 20, 20), weight_shape, **options)
+    plan = portconv.plan_conv2d((1, 4, 20, 20), weight_shape, **options)
     shape = other.pop("weight")
-    packed = portconv.plan_conv2d((1, 2, 20, 20), shape, **other).pack(np.ones(shape, other["dtype"]))
+    packed = portconv.plan_conv2d((1, 4, 20, 20), shape, **other).pack(np.ones(shape, other["dtype"]))
     with pytest.raises(ValueError, match=r"`weight`.*pack"):
-        plan.execute(np.ones((1, 2, 20, 20), options["dtype"]), packed)
+        plan.execute(np.ones((1, 4, 20, 20), options["dtype"]), packed)
 
 
 def test_a_transform_of_another_size_is_refused():
@@ -332,7 +338,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("case", LARGE)
-def test_workspace_is_bounded(case):
+def test_workspace_is_bounded(case, tier):
     x_shape, weight_shape, options = LARGE[case]
     for layout in ("NCHW", "NHWC"):
         shape = x_shape if layout == "NCHW" else tuple(x_shape[axis] for axis in (0, 2, 3, 1))
@@ -341,21 +347,35 @@ def test_workspace_is_bounded(case):
             assert 0 < plan.workspace_bytes <= 64 * MEBIBYTE
 
 
-@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
-def test_workspace_is_what_is_used(run_python, engine):
+def test_planning_takes_no_time(tier):
+    """A plan depends on a few sizes; not even for millions of rows may it take longer than a convolution would."""
+    for x_shape, weight_shape, options in LARGE.values():
+        planner.plan.cache_clear()
+        start = time.process_time()
+        portconv.plan_conv2d(x_shape, weight_shape, **options)
+        assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("jit", ["0", "1"])
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+def test_workspace_is_what_is_used(run_python, engine, jit):
     """Beyond the result, a call takes no more memory than the plan says, and some for the threads."""
-    run_python(f"""
+    kernel, padding = (9, 4) if engine != "winograd" else (3, 1)
+    run_python(
+        f"""
         import tracemalloc
         import numpy as np, portconv
         x = np.ones((1, 3, 1000, 1400), np.float32)
-        weight = np.ones((4, 3, 9, 9), np.float32)
-        plan = portconv.plan_conv2d(x, weight, padding=4, engine={engine!r})
+        weight = np.ones((4, 3, {kernel}, {kernel}), np.float32)
+        plan = portconv.plan_conv2d(x, weight, padding={padding}, engine={engine!r})
         packed = plan.pack(weight)
-        small = portconv.plan_conv2d((1, 3, 40, 40), weight.shape, padding=4, engine={engine!r})
+        small = portconv.plan_conv2d((1, 3, 40, 40), weight.shape, padding={padding}, engine={engine!r})
         small.execute(x[:, :, :40, :40], small.pack(weight))
         tracemalloc.start()
         y = plan.execute(x, packed)
         _, peak = tracemalloc.get_traced_memory()
         used = peak - y.nbytes
         assert used <= plan.workspace_bytes + 2**20, (used, plan.workspace_bytes)
-    """)
+        """,
+        PORTCONV_JIT=jit,
+    )

@@ -47,4 +47,4 @@ def test_plugin_passes_the_check_of_back_ends(site):
         "from portconv.testing import check_backend\n"
         "print(sorted({r.engine for r in check_backend('tinyarray', dtypes=('float32', 'float64'))}))",
     )
-    assert out.strip() == "['direct', 'fft', 'gemm', 'native']"
+    assert out.strip() == "['direct', 'fft', 'gemm', 'native', 'winograd']"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from portconv.testing import assert_close, error_bound, reference_conv2d
 
 ENGINES = ("gemm", "fft", "direct")
 engines = st.sampled_from(ENGINES)
+pytestmark = pytest.mark.usefixtures("tier")
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -480,7 +480,7 @@ SPOILERS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["gemm", "fft", "direct"])
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
 @pytest.mark.parametrize("spoiler", SPOILERS)
 def test_check_backend_finds_what_is_broken(spoiler, engine):
     with pytest.raises(AssertionError, match=engine):

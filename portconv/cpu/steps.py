@@ -83,48 +83,50 @@ class NumpySteps(Steps):
     ) -> Array:
         """As in `Steps`. By `einsum`, which multiplies and adds in one pass: a column of the kernel at a time."""
         g, inputs, images, _ = flat.shape
-        outputs, _, kh, kw = weight.shape[1:]
-        rows, cols = length // line, line - (kw - 1) * dilation[1]
-        # the runs of its innermost loop: along the image, or along the channels, if those are many and rows few
-        if inputs == outputs == images == 1 and rows * line == length:
-            along_image, along_channels = g * (RUN + length), rows * cols * (RUN + g) + 8 * flat.size // (kh * kw)
-            if along_channels < along_image:
-                return self._channels_last(flat, weight, dilation, line, rows, cols, role)
-        count = max(1, MAX_TERMS // inputs)
+        kh, kw = weight.shape[3:]
+        some = min(inputs, MAX_TERMS)
+        count = max(1, MAX_TERMS // some)
         size = flat.itemsize
         steps = (*flat.strides[:3], dilation[0] * line * size, size)
 
         def columns() -> Iterable[tuple[Array, Array]]:
-            for r in range(0, kh, count):
-                n = min(count, kh - r)
-                for c in range(kw):
-                    start = flat[..., r * dilation[0] * line + c * dilation[1] :]
-                    view = as_strided(start, (g, inputs, images, n, length), steps)
-                    yield view, weight[:, :, :, r : r + n, c]
+            for i in range(0, inputs, some):
+                for r in range(0, kh, count):
+                    factors = weight[:, :, i : i + some, r : r + count]
+                    for c in range(kw):
+                        start = flat[:, i : i + some, :, r * dilation[0] * line + c * dilation[1] :]
+                        view = as_strided(start, (g, *factors.shape[2:3], images, *factors.shape[3:4], length), steps)
+                        yield view, factors[..., c]
 
         return self.sum_of_products(columns(), "columns", role)
 
-    def _channels_last(
-        self, flat: Array, weight: Array, dilation: tuple[int, int], line: int, rows: int, cols: int, role: str
-    ) -> Array:
-        """One input and output per group, of one image, with the groups along the innermost axis."""
-        g, (kh, kw), size = flat.shape[0], weight.shape[3:], flat.itemsize
-        used = (rows + (kh - 1) * dilation[0]) * line
-        image = self._buffer("image", (used, g), flat.dtype)
-        image[:] = flat.reshape(g, -1)[:, :used].T
-        taps = np.ascontiguousarray(weight.reshape(g, kh, kw).transpose(1, 2, 0))
-        steps = (dilation[0] * line * g * size, dilation[1] * g * size, line * g * size, g * size, size)
+    def small_images(self, x: Array, weight: Array, block: Block, problem: Problem) -> Array | None:
+        """As in `Steps`: the channels become the innermost axis, along which `einsum` has the longer runs."""
+        p, (kh, kw), (rows, cols) = problem, problem.kernel, problem.out_size
+        (top, bottom, left, right), (dh, dw) = p.padding, p.dilation
+        channels = block.channels.stop - block.channels.start
+        padded = (p.height + top + bottom, p.width + left + right)
+        images = block.batch.stop - block.batch.start
+        # the runs of its innermost loop: along the image, or along the channels with two transpositions besides
+        along_image = channels * (RUN + rows * padded[1])
+        along_channels = rows * cols * (RUN + channels) + 6 * padded[0] * padded[1] * channels // (kh * kw)
+        if p.padding_mode != "zeros" or images != 1 or along_image < along_channels:
+            return None
+        image = self._buffer("image", (*padded, channels), np.dtype(p.compute_dtype))
+        image[:] = 0
+        image[top : top + p.height, left : left + p.width] = x[block.channels, block.batch.start].transpose(1, 2, 0)
+        taps = np.ascontiguousarray(weight.reshape(channels, kh, kw).transpose(1, 2, 0))
+        row, col, one = image.strides
         count = max(1, MAX_TERMS // kw)
 
         def parts() -> Iterable[tuple[Array, Array]]:
             for r in range(0, kh, count):
-                n = min(count, kh - r)
-                yield as_strided(image[r * dilation[0] * line :], (n, kw, rows, cols, g), steps), taps[r : r + n]
+                some = taps[r : r + count]
+                shape, steps = (len(some), kw, rows, cols, channels), (dh * row, dw * col, row, col, one)
+                yield as_strided(image[r * dh :], shape, steps), some
 
-        value = self.sum_of_products(parts(), "taps", "last")
-        result = self._buffer(role, (g, 1, 1, rows * line), flat.dtype)
-        result.reshape(g, rows, line)[:, :, :cols] = value.transpose(2, 0, 1)
-        return result
+        value = self.sum_of_products(parts(), "taps")
+        return value.transpose(2, 0, 1)[:, None]
 
     def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str, role: str = "sum") -> Array:
         """As in `Steps`; the sum is good until the next call in this thread."""

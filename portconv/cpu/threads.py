@@ -61,9 +61,15 @@ def get_num_threads() -> int:
         cores = usable_cores()
         own = os.environ.get("PORTCONV_NUM_THREADS", "").strip()
         blas = os.environ.get("OMP_NUM_THREADS", "")
-        if own and not (own.isdigit() and int(own) > 0):
+        if own and not (own.isascii() and own.isdigit() and int(own) > 0):
             raise ValueError(f"`PORTCONV_NUM_THREADS` must be a positive integer, but got {own!r}.")
-        _limit = min(cores, int(own)) if own else max(1, min(cores, int(blas))) if blas.isdigit() else cores
+        _limit = (
+            min(cores, int(own))
+            if own
+            else max(1, min(cores, int(blas)))
+            if blas.isascii() and blas.isdigit()
+            else cores
+        )
     return _limit
 
 

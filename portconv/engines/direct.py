@@ -23,8 +23,8 @@ __all__ = ["NAME", "DirectPlan", "Tiling", "candidate", "plan"]
 
 NAME = "direct"
 
-# 512 KiB of float32. Smaller strips stay in closer caches, but their threads wait for each other more than they work.
-STRIP_ELEMENTS = 1 << 17
+# 1 MiB of float32. Smaller strips stay in closer caches, but their threads wait for each other more than they work.
+STRIP_ELEMENTS = 1 << 18
 WORTH_SHARING = 5e5  # operations from which on a second thread is worth its start
 
 
@@ -131,8 +131,15 @@ class DirectPlan(Plan):
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
 
+        small = p.stride == (1, 1) and p.groups == p.in_channels == p.out_channels and self._whole()
+
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
             images, rows, cols = (s.stop - s.start for s in task.block[1:])
+            if small and not weight.separable:
+                value = steps.small_images(x, weight.data[task.groups, ...], task.block, p)
+                if value is not None:
+                    yield task.block, value
+                    return
             if p.stride == (1, 1):
                 value = self._correlation(x, weight, task)
             else:
@@ -141,6 +148,10 @@ class DirectPlan(Plan):
             yield task.block, value[:, :, :, :cols]
 
         return steps.assemble(p, bias, self.tasks, compute, parallel=True)
+
+    def _whole(self) -> bool:
+        """Whether every strip is a whole image."""
+        return all((task.block.rows.stop, task.block.cols.stop) == self.problem.out_size for task in self.tasks[:1])
 
     def _correlation(self, x: Any, weight: PackedWeight, task: Task) -> Any:
         """A strip at stride 1, (g, o, B, rows * columns); rows end with the halo's columns. Two passes if separable."""

@@ -31,12 +31,26 @@ MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at 
 MANY_WEIGHT_BYTES = 4 << 20
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
 MAX_STRIP_BYTES = 12 << 20  # of a strip of `direct`
+MAX_WORKSPACE_BYTES = 56 << 20
+MAX_AXIS = 1 << 20  # elements of a padded axis
+MAX_TERMS = 1 << 17  # of a sum: there is a table of them
+WINOGRAD_CHUNK = 64  # see engines/winograd.py
 CHUNK = {"normwise": 192, "elementwise": 32}  # see engines/gemm.py
 
 
 @lru_cache(maxsize=256)
 def build(problem: Problem, engine: str) -> JitPlan | None:
-    """The compiled plan, or None where the plain one has to do."""
+    """The compiled plan, or None where the plain one has to do: its tables and strips suit images, not long rows."""
+    top, bottom, left, right = problem.padding
+    axes = problem.height + top + bottom, problem.width + left + right
+    terms = problem.in_channels // problem.groups * problem.kernel[0] * problem.kernel[1]
+    if max(axes) > MAX_AXIS or terms > MAX_TERMS or problem.batch == 0:
+        return None
+    plan = _made(problem, engine)
+    return plan if plan is None or plan.workspace_bytes <= MAX_WORKSPACE_BYTES else None
+
+
+def _made(problem: Problem, engine: str) -> JitPlan | None:
     if engine == "winograd":
         return WinogradPlan.make(problem)
     if engine == "direct":
@@ -62,7 +76,8 @@ def _round_up(value: int, multiple: int) -> int:
 def _flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
     """The memory of `x` in the dtype of the computation, without its shape, and its steps (B, C, H, W) in elements."""
     if x.dtype != dtype:
-        x = x.astype(dtype)
+        with np.errstate(all="ignore"):
+            x = x.astype(dtype)
     if not x.flags.c_contiguous and not all(s > 0 and s % x.itemsize == 0 for s in x.strides):
         x = np.ascontiguousarray(x)
     b, c, h, w = (s // x.itemsize for s in x.strides)
@@ -78,8 +93,9 @@ def _flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
 def _sources(size: int, before: int, after: int, mode: str, beyond: int = 0) -> Array:
     """Where each element of a padded axis comes from, -1 for zeros; `beyond` are zeros that no result reads."""
     source = axis_source(-before, size + after, size, before, after, mode)
-    sources = [*source.lead, *range(source.inner.start, source.inner.stop), *source.trail, *[None] * beyond]
-    return np.array([-1 if i is None else i for i in sources], np.int64)
+    lead, trail = ([-1 if i is None else i for i in part] for part in (source.lead, source.trail))
+    inner = np.arange(source.inner.start, source.inner.stop)
+    return np.concatenate([lead, inner, trail, [-1] * beyond]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,10 @@ class JitPlan(Plan):
             shift = np.ascontiguousarray(shift)
             shift.flags.writeable = False
             self.fill(flat, steps, out, out_steps, weight.data, shift)
-        return y if y.dtype == p.dtype else y.astype(p.dtype)
+        if y.dtype == p.dtype:
+            return y
+        with np.errstate(all="ignore"):  # an overflow of float16 is infinity, and no warning
+            return y.astype(p.dtype)
 
     def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
         """Compute the result into `y`."""
@@ -349,7 +368,7 @@ class WinogradPlan(JitPlan):
         number = winograd.TILES.index(tile)
         geometry = (
             p.in_channels, c_pad, p.out_channels, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, oh, ow,
-            left, p.width, 256, number,
+            left, p.width, WINOGRAD_CHUNK, number,
         )  # fmt: skip
         return cls(
             p, "winograd", scratch * size, tile=tile, tables=tables, geometry=geometry, sizes=(own, v, m, stage),
@@ -416,7 +435,7 @@ class WinogradPlan(JitPlan):
             self.exact.fill(x, x_steps, y, y_steps, data[1], bias)  # type: ignore[attr-defined]
 
 
-BLOCK_BYTES = 640 << 10  # transformed inputs and outputs of a thread's block
+BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
 JOINED_BYTES = 24 << 20  # of a block that all threads share
 JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them once is worth the waiting
 
@@ -484,7 +503,8 @@ class DirectPlan(JitPlan):
         wide = -(-ow // (vectors * lane))
         patches = batch * outputs * (-(-oh // rows) + strips - 1) * (wide + col_strips - 1)
         # kernel rows that meet the image, on the average
-        met = kh if copied else sum(sum(0 <= r - top + i * dh < height for i in range(kh)) for r in range(oh)) / oh
+        reached = (min(oh, height + top - i * dh) - max(0, top - i * dh) for i in range(kh))
+        met = kh if copied else sum(max(rows_met, 0) for rows_met in reached) / oh
         filled_rows = copied * batch * inputs * (outputs // group_outputs) * (oh + strips * (kh - 1) * dh) * col_strips
         element = costs.filled if p.layout == "NCHW" else costs.strided
         work = (

@@ -35,10 +35,10 @@ def _back(number: int) -> Any:
     return tile_transform(left, right)
 
 
-_forward4, _forward6, _forward8 = _forward((4, 4)), _forward((6, 6)), _forward((8, 8))
+_forward4, _forward6 = _forward((4, 4)), _forward((6, 6))
 _forward18, _forward81 = _forward((1, 8)), _forward((8, 1))
 _back0, _back1, _back2, _back3, _back4 = _back(0), _back(1), _back(2), _back(3), _back(4)
-_back5, _back6, _back7, _back8, _back9 = _back(5), _back(6), _back(7), _back(8), _back(9)
+_back5, _back6, _back7, _back8 = _back(5), _back(6), _back(7), _back(8)
 
 
 @kernel
@@ -49,10 +49,8 @@ def _transform_inputs(like, nh, nw, arguments):
         _forward81(like, arguments)
     elif nh == 6:
         _forward6(like, arguments)
-    elif nh == 4:
-        _forward4(like, arguments)
     else:
-        _forward8(like, arguments)
+        _forward4(like, arguments)
 
 
 @kernel
@@ -73,10 +71,8 @@ def _transform_products(like, number, arguments):
         _back6(like, arguments)
     elif number == 7:
         _back7(like, arguments)
-    elif number == 8:
-        _back8(like, arguments)
     else:
-        _back9(like, arguments)
+        _back8(like, arguments)
 
 
 @kernel
