@@ -32,6 +32,7 @@ GOOD = 1.25  # times the best engine's time
 WORTH_TIMING = 10.0  # times the least estimate
 BUDGET = 0.25  # seconds for an engine on a layer
 LONGEST = 3.0  # seconds: what is estimated to take longer is not timed
+TRUST = 0.5  # in a constant as it was, where one measurement counts 1
 ROUNDS = 4  # of fit and new tiling: the constants decide which tiles are estimated
 
 
@@ -136,9 +137,9 @@ def fit(measured, plain, jit, compiled: bool):
         seconds = np.array([s for *_, s in measured])
         scaled = rows * np.array(values) / seconds[:, None]  # columns in units of today's constants
         # rows that draw each constant to what it was, a little: some are hardly measured at all
-        weak = 0.05 * np.eye(len(values))
+        weak = TRUST * np.eye(len(values))
         factors = nonnegative(
-            np.vstack([scaled, weak]), np.concatenate([np.ones(len(scaled)), 0.05 * np.ones(len(values))])
+            np.vstack([scaled, weak]), np.concatenate([np.ones(len(scaled)), TRUST * np.ones(len(values))])
         )
         new = {
             name: float(value * max(factor, 1e-3)) for name, value, factor in zip(names, values, factors, strict=True)

@@ -23,7 +23,7 @@ class Costs(NamedTuple):
     threads: int  # what elementwise steps gain where they run in parallel
 
 
-# Fitted on two cores of an AMD EPYC (Zen 4) with NumPy 2.4.
-CPU = Costs(gemm_flop=6e-12, fft_flop=8e-11, element=1.5e-10, row=1e-8, call=1.5e-6, task=1.5e-5, threads=2)
+# Fitted on two cores of an AMD EPYC (Zen 4) with NumPy 2.4, by benchmarks/fit_costs.py.
+CPU = Costs(gemm_flop=6.4e-12, fft_flop=6.5e-11, element=3.2e-11, row=9.8e-12, call=2.7e-7, task=1.9e-4, threads=2)
 # Any other library: calls cost more, and elementwise steps use what threads the library has.
 GENERIC = Costs(gemm_flop=6e-12, fft_flop=8e-11, element=1.5e-10, row=1e-8, call=6e-6, task=5e-5, threads=1)

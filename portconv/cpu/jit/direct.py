@@ -16,28 +16,29 @@ from .vectors import VECTOR_BYTES, add_vectors, tap_sums
 
 __all__ = ["SHAPES", "direct_alone", "direct_team"]
 
-SHAPES = ((8, 1), (4, 2), (2, 4))  # rows and vectors of a patch
+# Rows and vectors of a patch; their sums fill half of the registers.
+SHAPES = ((8, 1), (4, 2), (2, 4)) if VECTOR_BYTES == 32 else ((8, 1), (8, 2), (4, 4))
 
 _add = add_vectors()
-_m81, _m42, _m24 = (tap_sums(*shape, masked=True) for shape in SHAPES)
-_u81, _u42, _u24 = (tap_sums(*shape, masked=False) for shape in SHAPES)
+_masked1, _masked2, _masked4 = (tap_sums(*shape, masked=True) for shape in SHAPES)
+_whole1, _whole2, _whole4 = (tap_sums(*shape, masked=False) for shape in SHAPES)
 
 
 @kernel
 def _taps(like, vectors, masked, arguments):
     if masked:
         if vectors == 1:
-            _m81(like, arguments)
+            _masked1(like, arguments)
         elif vectors == 2:
-            _m42(like, arguments)
+            _masked2(like, arguments)
         else:
-            _m24(like, arguments)
+            _masked4(like, arguments)
     elif vectors == 1:
-        _u81(like, arguments)
+        _whole1(like, arguments)
     elif vectors == 2:
-        _u42(like, arguments)
+        _whole2(like, arguments)
     else:
-        _u24(like, arguments)
+        _whole4(like, arguments)
 
 
 @kernel

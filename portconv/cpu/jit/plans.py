@@ -29,6 +29,7 @@ Ints = tuple[int, ...]
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
+SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
 MAX_STRIP_BYTES = 12 << 20  # of a strip of `direct`
 MAX_WORKSPACE_BYTES = 56 << 20
@@ -171,7 +172,8 @@ class GemmPlan(JitPlan):
         halo_rows, halo_cols = taps.halo(p)
         top, bottom, left, right = p.padding
         in_place = len(every) == 1 and p.stride == (1, 1) and not any(p.padding) and p.layout == "NCHW"
-        in_place = in_place and p.x_dtype == p.compute_dtype
+        # rows of the image that start off a vector's boundary are read slowly, each many times: better copied once
+        in_place = in_place and p.x_dtype == p.compute_dtype and p.height * p.width % lane == 0
         # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
         # "gather": every tap has its own copy
         phases = sorted({tap.phase for tap in every})
@@ -194,6 +196,8 @@ class GemmPlan(JitPlan):
         # the strip is as long as to be worth it, and holds some channels at a time.
         rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
         weight_bytes = inputs * len(every) * outputs * size
+        if oh * line <= SMALL_IMAGE and row_bytes * inputs * (oh + halo_rows) <= MAX_WINDOW_BYTES:
+            rows = oh  # cutting it would leave register tiles half empty
         if weight_bytes > MANY_WEIGHT_BYTES:
             rows = max(rows, min(oh, -(-WORTH_COLUMNS // line)))
         if not in_place and row_bytes * inputs * (rows + halo_rows) > MAX_WINDOW_BYTES:
@@ -208,7 +212,7 @@ class GemmPlan(JitPlan):
             else:
                 strips = min(oh, _round_up(strips, parts))
         rows = -(-oh // strips)
-        plane = (rows + halo_rows) * line
+        plane = p.height * p.width if in_place else _round_up((rows + halo_rows) * line, lane)
         channel_step = p.height * p.width if in_place else count * plane
         offsets = np.array([n * plane + at for n, at in where], np.int64)
         table = (np.arange(inputs, dtype=np.int64)[:, None] * channel_step + offsets).reshape(-1) * size
