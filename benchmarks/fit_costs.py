@@ -30,7 +30,7 @@ from portconv.bench.suites import SUITES, select
 
 GOOD = 1.25  # times the best engine's time
 WORTH_TIMING = 10.0  # times the least estimate
-BUDGET = 0.25  # seconds for an engine on a layer
+BUDGET = 0.1  # seconds for an engine on a layer
 LONGEST = 3.0  # seconds: what is estimated to take longer is not timed
 TRUST = 0.5  # in a constant as it was, where one measurement counts 1
 ROUNDS = 4  # of fit and new tiling: the constants decide which tiles are estimated
