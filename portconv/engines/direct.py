@@ -75,7 +75,8 @@ def candidate(p: Problem, costs: Costs) -> Candidate:
     terms = (p.in_channels // p.groups) * p.kernel[0] * p.kernel[1]
     tasks = -(-p.groups // t.groups) * -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
     threads = min(costs.threads, max(tasks, 1))
-    passes = 2.0 * terms * p.batch * p.out_channels  # over one image plane: a product and a sum for every tap
+    # passes over one image plane, a product and a sum for every tap; at stride 1 a CPU's step does both in one
+    passes = (2.0 if p.stride == (1, 1) else 6.0) * terms * p.batch * p.out_channels
     elements = oh * (ow + halo(p)[1])
     seconds = passes * (elements * costs.element + costs.row) + tasks * (costs.task + terms * 2 * costs.call) / threads
     return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p))
