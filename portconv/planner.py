@@ -18,6 +18,7 @@ __all__ = ["plan"]
 
 # A candidate whose estimate is so many times the least is not worth its measurement.
 WORTH_MEASURING = 30.0
+NOT_MEASURED = "not measured: its estimate is too high"
 
 
 @lru_cache(maxsize=4096)
@@ -41,7 +42,8 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
     if strategy == "measure" and not problem.traced and problem.batch:
         able = _measured(backend, problem, able)
         candidates = (*able, *(c for c in candidates if c.why_not is not None))
-        return _bound(backend, problem, candidates, min(able, key=lambda c: c.seconds), "measurement")
+        chosen = min(able, key=lambda c: (c.note == NOT_MEASURED, c.seconds))
+        return _bound(backend, problem, candidates, chosen, "measurement")
     chosen = min(able, key=lambda c: c.seconds)
     bound = _bound(backend, problem, candidates, chosen, "heuristic")
     for c in able:
@@ -82,7 +84,7 @@ def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> 
     timed = []
     for c in able:
         if c.seconds > WORTH_MEASURING * least:
-            timed.append(replace(c, note="not measured: its estimate is too high"))
+            timed.append(replace(c, note=NOT_MEASURED))
             continue
         bound = backend.build(p, c.engine)
         packed = bound.pack(weight)

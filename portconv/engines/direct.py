@@ -25,6 +25,7 @@ NAME = "direct"
 
 # 1 MiB of float32. Smaller strips stay in closer caches, but their threads wait for each other more than they work.
 STRIP_ELEMENTS = 1 << 18
+MAX_STRIP_BYTES = 24 << 20  # of all scratch memory that a strip needs
 WORTH_SHARING = 5e5  # operations from which on a second thread is worth its start
 
 
@@ -65,7 +66,14 @@ def tiling(p: Problem) -> Tiling:
     if groups == p.groups > 1 and p.batch <= 1 and p.flops > WORTH_SHARING:
         groups = -(-groups // 2)
     batch = min(max(p.batch, 1), max(room // (groups * rows * cols), 1)) if groups == p.groups else 1
-    return Tiling(groups, batch, rows, cols)
+    found = Tiling(groups, batch, rows, cols)
+    while found.workspace_bytes(p) > MAX_STRIP_BYTES and max(found.rows, found.cols) > 1:
+        # many sums, or the halo of a large dilation
+        if found.cols > found.rows:
+            found = found._replace(cols=-(-found.cols // 2))
+        else:
+            found = found._replace(rows=-(-found.rows // 2))
+    return found
 
 
 def candidate(p: Problem, costs: Costs) -> Candidate:
