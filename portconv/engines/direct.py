@@ -2,8 +2,7 @@
 
 Each term is one shifted window times one weight per channel. A kernel that is the product of a column and a row (a
 Gaussian, a box, Sobel's) runs as two passes, with as many terms as it has rows and columns. No copy of the image is
-made beyond the strip, and no sum is longer than eight terms before it is added to others in pairs, so this is also the
-most accurate engine.
+made beyond the strip, and no sum is longer than 32 terms before it is added to others in pairs.
 """
 
 from __future__ import annotations

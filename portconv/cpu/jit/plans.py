@@ -35,6 +35,9 @@ MAX_STRIP_BYTES = 12 << 20  # of a strip of `direct`
 MAX_WORKSPACE_BYTES = 56 << 20
 MAX_AXIS = 1 << 20  # elements of a padded axis
 MAX_TERMS = 1 << 17  # of a sum: there is a table of them
+BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
+JOINED_BYTES = 24 << 20  # of a block that all threads share
+JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them once is worth the waiting
 WINOGRAD_CHUNK = 64  # see engines/winograd.py
 CHUNK = {"normwise": 192, "elementwise": 32}  # see engines/gemm.py
 
@@ -81,27 +84,42 @@ def _flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
             x = x.astype(dtype)
     if not x.flags.c_contiguous and not all(s > 0 and s % x.itemsize == 0 for s in x.strides):
         x = np.ascontiguousarray(x)
-    b, c, h, w = (s // x.itemsize for s in x.strides)
     if x.flags.c_contiguous:
         flat = x.reshape(-1)
         flat.flags.writeable = False  # one type, whatever the caller's array is
     else:
-        extent = 1 + sum((n - 1) * s for n, s in zip(x.shape, (b, c, h, w), strict=True))
+        extent = 1 + sum((n - 1) * (s // x.itemsize) for n, s in zip(x.shape, x.strides, strict=True))
         flat = np.lib.stride_tricks.as_strided(x, (extent,), (x.itemsize,), writeable=False)
-    return flat, ((b, w, c, h) if layout == "NHWC" else (b, c, h, w))
+    return flat, _steps(x, layout)
 
 
-def _sources(size: int, before: int, after: int, mode: str, beyond: int = 0) -> Array:
-    """Where each element of a padded axis comes from, -1 for zeros; `beyond` are zeros that no result reads."""
+def _steps(x: Array, layout: str) -> Ints:
+    b, *rest = (s // x.itemsize for s in x.strides)
+    return (b, rest[2], rest[0], rest[1]) if layout == "NHWC" else (b, *rest)
+
+
+def _sources(p: Problem) -> tuple[Array, Array]:
+    """Where each row, and each column, of the padded image comes from; -1 for zeros."""
+    top, bottom, left, right = p.padding
+    rows = _axis_sources(p.height, top, bottom, p.padding_mode)
+    return rows, _axis_sources(p.width, left, right, p.padding_mode)
+
+
+def _axis_sources(size: int, before: int, after: int, mode: str) -> Array:
     source = axis_source(-before, size + after, size, before, after, mode)
     lead, trail = ([-1 if i is None else i for i in part] for part in (source.lead, source.trail))
     inner = np.arange(source.inner.start, source.inner.stop)
-    return np.concatenate([lead, inner, trail, [-1] * beyond]).astype(np.int64)
+    return _read_only(np.concatenate([lead, inner, trail]).astype(np.int64))
 
 
 @dataclass(frozen=True)
 class JitPlan(Plan):
     """What the compiled engines share: the result is made here, and the kernels fill it in."""
+
+    tables: tuple[Array, ...] = ()  # what the kernels look up, in the order of their arguments
+    geometry: Ints = ()
+    parts: int = 1
+    scratch: int = 0  # elements of scratch memory: of each thread, or of all in `winograd`
 
     @property
     def note(self) -> str:
@@ -119,12 +137,10 @@ class JitPlan(Plan):
         if y.size:
             flat, steps = _flat(x, p.compute_dtype, p.layout)
             out = y.reshape(-1)
-            b, c, h, w = (s // y.itemsize for s in y.strides)
-            out_steps = (b, w, c, h) if p.layout == "NHWC" else (b, c, h, w)
             shift = np.zeros(p.out_channels, y.dtype) if bias is None else bias.reshape(-1).astype(y.dtype, copy=False)
             shift = np.ascontiguousarray(shift)
             shift.flags.writeable = False
-            self.fill(flat, steps, out, out_steps, weight.data, shift)
+            self.fill(flat, steps, out, _steps(y, p.layout), weight.data, shift)
         if y.dtype == p.dtype:
             return y
         with np.errstate(all="ignore"):  # an overflow of float16 is infinity, and no warning
@@ -155,10 +171,6 @@ def _read_only(x: Array) -> Array:
 class GemmPlan(JitPlan):
     """`gemm`: see kernels in `gemm.py`. The window of a strip fits a core's cache, channel by channel if need be."""
 
-    tables: tuple[Array, ...] = ()  # table, tail table, planes, rows, columns
-    geometry: Ints = ()
-    parts: int = 1
-    scratch: int = 0  # elements of each thread
     in_place: bool = False  # the image itself is the window
 
     @classmethod
@@ -170,7 +182,6 @@ class GemmPlan(JitPlan):
         every = taps.taps(p.kernel, p.stride, p.dilation)
         tile_rows, tile_vectors = gemm_kernels.tile_shape(outputs)
         halo_rows, halo_cols = taps.halo(p)
-        top, bottom, left, right = p.padding
         in_place = len(every) == 1 and p.stride == (1, 1) and not any(p.padding) and p.layout == "NCHW"
         # rows of the image that start off a vector's boundary are read slowly, each many times: better copied once
         in_place = in_place and p.x_dtype == p.compute_dtype and p.height * p.width % lane == 0
@@ -227,14 +238,12 @@ class GemmPlan(JitPlan):
         scratch = _round_up(window + sums + tail, 16)
         geometry = (
             p.batch, p.groups, inputs, outputs, tile_rows, tile_vectors, strips, output_parts, oh, ow, halo_rows, line,
-            plane, p.stride[0], left, p.width, len(every), int(table[: terms].max()), at_a_time, CHUNK[p.accuracy],
-            block, int(in_place), scratch, window, sums,
+            plane, p.stride[0], p.padding[2], p.width, len(every), int(table[: terms].max()), at_a_time,
+            CHUNK[p.accuracy], block, int(in_place), scratch, window, sums,
         )  # fmt: skip
-        row_sources = _read_only(_sources(p.height, top, bottom, p.padding_mode))
-        col_sources = _read_only(_sources(p.width, left, right, p.padding_mode))
         every_table = (
             _read_only(table), _read_only(tail_table), _read_only(np.array(planes, np.int64).reshape(-1, 4)),
-            row_sources, col_sources,
+            *_sources(p),
         )  # fmt: skip
         tasks = p.batch * p.groups * strips * output_parts
         return cls(
@@ -323,24 +332,21 @@ class WinogradPlan(JitPlan):
     """`winograd`: see kernels in `winograd.py`."""
 
     tile: winograd.Tile = None  # type: ignore[assignment]
-    tables: tuple[Array, ...] = ()  # rows, columns
-    geometry: Ints = ()
     sizes: Ints = ()
     together: bool = False
     lines: int = 0
     block_lines: int = 0
-    parts: int = 1
-    scratch: int = 0
-    exact: Plan = None  # type: ignore[assignment]
+    exact: GemmPlan = None  # type: ignore[assignment]
 
     @classmethod
     def make(cls, p: Problem) -> WinogradPlan:
         """Choose the tile and the blocks."""
-        plans = [cls.with_tile(p, tile) for tile in winograd.tiles_for(p)]
+        exact = GemmPlan.make(p)
+        plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
         return min(plans, key=lambda plan: plan.seconds(JIT))
 
     @classmethod
-    def with_tile(cls, p: Problem, tile: winograd.Tile) -> WinogradPlan:
+    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: GemmPlan) -> WinogradPlan:
         """Bind a tile to a problem."""
         oh, ow = p.out_size
         (mh, mw), (nh, nw) = tile.outputs, tile.size
@@ -364,20 +370,15 @@ class WinogradPlan(JitPlan):
         stage = (max(nh * ((across - 1) * mw + nw), mh * across * mw) + lane) * lane
         own = stage + max(lane, nh * nw) * lane + (0 if together else v + m)
         scratch = parts * own + (v + m if together else 0)
-        top, bottom, left, right = p.padding
-        tables = (
-            _read_only(_sources(p.height, top, bottom, p.padding_mode)),
-            _read_only(_sources(p.width, left, right, p.padding_mode)),
-        )
         number = winograd.TILES.index(tile)
         geometry = (
             p.in_channels, c_pad, p.out_channels, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, oh, ow,
-            left, p.width, WINOGRAD_CHUNK, number,
+            p.padding[2], p.width, WINOGRAD_CHUNK, number,
         )  # fmt: skip
         return cls(
-            p, "winograd", scratch * size, tile=tile, tables=tables, geometry=geometry, sizes=(own, v, m, stage),
+            p, "winograd", scratch * size, tile=tile, tables=_sources(p), geometry=geometry, sizes=(own, v, m, stage),
             together=together, lines=lines, block_lines=block_lines, parts=parts, scratch=scratch,
-            exact=GemmPlan.make(p),
+            exact=exact,
         )  # fmt: skip
 
     @property
@@ -436,12 +437,7 @@ class WinogradPlan(JitPlan):
         )  # fmt: skip
         # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
         if marks.any():
-            self.exact.fill(x, x_steps, y, y_steps, data[1], bias)  # type: ignore[attr-defined]
-
-
-BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
-JOINED_BYTES = 24 << 20  # of a block that all threads share
-JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them once is worth the waiting
+            self.exact.fill(x, x_steps, y, y_steps, data[1], bias)
 
 
 def joined(p: Problem, tile: winograd.Tile) -> bool:
@@ -457,11 +453,7 @@ def joined(p: Problem, tile: winograd.Tile) -> bool:
 class DirectPlan(JitPlan):
     """`direct`: see kernels in `direct.py`. Strides are left to the plain engine."""
 
-    tables: tuple[Array, ...] = ()
-    geometry: Ints = ()
     passes: Ints = ()  # the geometry for separable kernels
-    parts: int = 1
-    scratch: int = 0
     copied: bool = False
 
     @classmethod
@@ -475,15 +467,10 @@ class DirectPlan(JitPlan):
         passes = _direct_geometry(p, True) if p.in_channels == p.groups and p.kernel[0] * p.kernel[1] > 1 else geometry
         if max(geometry[-4], passes[-4]) * p.itemsize > MAX_STRIP_BYTES:
             return None
-        top, bottom, left, right = p.padding
-        tables = (
-            _read_only(_sources(p.height, top, bottom, p.padding_mode)),
-            _read_only(_sources(p.width, left, right, p.padding_mode)),
-        )
         tasks = p.batch * p.out_channels * geometry[14] * geometry[15]
         parts, scratch = threads.usable_cores(), max(geometry[-4], passes[-4])
         return cls(
-            p, "direct", parts * scratch * p.itemsize, tables=tables, geometry=geometry, passes=passes,
+            p, "direct", parts * scratch * p.itemsize, tables=_sources(p), geometry=geometry, passes=passes,
             parts=min(parts, max(tasks, 1)), scratch=scratch, copied=copied,
         )  # fmt: skip
 
