@@ -10,11 +10,19 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .memory import copy, fill_plane, put, put_more
+from .memory import copy, fill_plane, put, put_more, transpose
 from .team import driver, kernel
-from .vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, add_vectors, shifted_products
+from .vectors import (
+    MAX_VECTORS,
+    PIXELS,
+    ROWS,
+    VECTOR_BYTES,
+    add_vectors,
+    broadcast_products,
+    shifted_products,
+)
 
-__all__ = ["FEW", "LEVELS", "gemm_alone", "gemm_team", "tile_shape"]
+__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm_alone", "gemm_team", "tile_shape"]
 
 FEW = ROWS // 2
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
@@ -23,6 +31,9 @@ _add = add_vectors()
 _p1, _p2, _p3 = (shifted_products(ROWS, n) for n in (1, 2, 3))
 _f1, _f2, _f3, _f4, _f5, _f6 = (shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6))
 _o1, _o2, _o3, _o4, _o6, _o8 = (shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8))
+# Columns of a tile that has outputs in its lanes.
+WIDTHS = tuple(n for n in (14, 12, 10, 8, 6, 5, 4, 2, 1) if n <= PIXELS)
+_w14, _w12, _w10, _w8, _w6, _w5, _w4, _w2, _w1 = (broadcast_products(n) for n in (14, 12, 10, 8, 6, 5, 4, 2, 1))
 
 
 def tile_shape(outputs: int) -> tuple[int, int]:
@@ -69,28 +80,69 @@ def _product(like, rows, vectors, arguments):
 
 
 @kernel
-def _tile(sums, base, table, weight, terms, chunk, rows, vectors):
-    """The products of one tile, at the start of `sums`."""
+def _wide_product(like, pixels, arguments):
+    if pixels == 14:
+        _w14(like, arguments)
+    elif pixels == 12:
+        _w12(like, arguments)
+    elif pixels == 10:
+        _w10(like, arguments)
+    elif pixels == 8:
+        _w8(like, arguments)
+    elif pixels == 6:
+        _w6(like, arguments)
+    elif pixels == 5:
+        _w5(like, arguments)
+    elif pixels == 4:
+        _w4(like, arguments)
+    elif pixels == 2:
+        _w2(like, arguments)
+    else:
+        _w1(like, arguments)
+
+
+@kernel
+def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
+    """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows)."""
     size = sums.itemsize
-    tile_bytes = rows * vectors * VECTOR_BYTES
+    tile_bytes = rows * width * size if wide else rows * width * VECTOR_BYTES
     top = 0
     for count, k in enumerate(range(0, terms, chunk), 1):
         last = k + chunk >= terms
         out = sums.ctypes.data + top * tile_bytes
         arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, terms - k), out)
-        _product(sums, rows, vectors, arguments)
+        if wide:
+            _wide_product(sums, width, arguments)
+        else:
+            _product(sums, rows, width, arguments)
         top += 1
         level = count
         while top > 1 and (level % 2 == 0 or last):
             out = sums.ctypes.data + (top - 2) * tile_bytes
-            _add(sums, (out, out + tile_bytes, rows * vectors))
+            _add(sums, (out, out + tile_bytes, tile_bytes // VECTOR_BYTES))
             top -= 1
             level //= 2
 
 
 @kernel
-def _store(sums, pitch, rows, first, last, line, cols, bias, output, y, start, o_step, row_step, col_step, add):
-    """Columns `first` to `last` of the flat window: `line` of them make a row, of which `cols` are results."""
+def _turn(sums, rows, width, pitch):
+    """The sums of a wide tile, (width, rows), as (rows, pitch); returns where they are in `sums`."""
+    lanes = VECTOR_BYTES // sums.itemsize
+    target = pitch * rows
+    for j in range(0, rows, lanes):
+        for n in range(0, width, lanes):
+            place = sums.ctypes.data + (target + j * pitch + n) * sums.itemsize
+            source = sums.ctypes.data + (n * rows + j) * sums.itemsize
+            transpose(sums, (place, pitch * sums.itemsize, source, rows * sums.itemsize))
+    return target
+
+
+@kernel
+def _store(sums, source, pitch, rows, first, last, line, cols, bias, output, y, start, o_step, row_step, col_step, add):
+    """Columns `first` to `last` of the flat window, from `sums[source]` on.
+
+    `line` of them make a row, of which `cols` are results.
+    """
     size = sums.itemsize
     for r in range(rows):
         shift = bias.ctypes.data + (output + r) * size
@@ -100,10 +152,10 @@ def _store(sums, pitch, rows, first, last, line, cols, bias, output, y, start, o
         while p < last:
             run = min(line - col, last - p)
             place = target + row * row_step + col * col_step
-            source = r * pitch + p - first
+            value = source + r * pitch + p - first
             count = min(run, cols - col)
             if col_step == 1 and count > 0:
-                arguments = (y.ctypes.data + place * size, sums.ctypes.data + source * size, count, shift)
+                arguments = (y.ctypes.data + place * size, sums.ctypes.data + value * size, count, shift)
                 if add:
                     put_more(sums, arguments)
                 else:
@@ -111,7 +163,7 @@ def _store(sums, pitch, rows, first, last, line, cols, bias, output, y, start, o
             else:
                 for j in range(count):
                     old = y[place + j * col_step] if add else bias[output + r]
-                    y[place + j * col_step] = old + sums[source + j]
+                    y[place + j * col_step] = old + sums[value + j]
             p += run
             row, col = row + 1, 0
 
@@ -125,43 +177,48 @@ def _width(left, widest, rows):
 
 
 @kernel
-def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, widest,
-              columns, block, line, cols, bias, output, y, start, y_steps, add, sums, tail):  # fmt: skip
+def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
+              widest, columns, block, line, cols, bias, output, y, start, y_steps, add, sums, tail):  # fmt: skip
     """Outputs m0 to m1 of one group on all columns of a window, which starts at the address `base`.
 
-    `beyond` is the largest offset in the table: where a vector would reach over the end of the memory, at the address
+    `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
     `end`, its columns are copied.
     """
     size = sums.itemsize
     lanes = VECTOR_BYTES // size
-    pitch = widest * lanes
-    total = (columns + lanes - 1) // lanes
+    unit = 1 if wide else lanes  # what widths are counted in: columns or vectors of them
+    pitch = widest * unit
+    total = (columns + unit - 1) // unit
     for v0 in range(0, total, block):
         v1 = min(v0 + block, total)
         for m in range(m0, m1, rows):
             factors = weight + m // rows * weight_pitch * size
             v = v0
             while v < v1:
-                vectors = _width(v1 - v, widest, rows)
-                first, last = v * lanes, min((v + vectors) * lanes, columns)
+                width = widest if wide else _width(v1 - v, widest, rows)
+                first, last = v * unit, min((v + width) * unit, columns)
                 place = base + first * size
-                if place + beyond + vectors * VECTOR_BYTES > end:
+                if place + beyond + width * unit * size > end:
                     for k in range(terms):
                         copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
                     place = tail.ctypes.data
-                    _tile(sums, place, tail_table.ctypes.data, factors, terms, chunk, rows, vectors)
+                    _tile(sums, place, tail_table.ctypes.data, factors, terms, chunk, rows, width, wide)
                 else:
-                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, vectors)
-                _store(sums, vectors * lanes, min(rows, outputs - m), first, last, line, cols, bias, output + m, y,
+                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                source, step = 0, width * lanes
+                if wide:
+                    step = (width + lanes - 1) // lanes * lanes
+                    source = _turn(sums, rows, width, step)
+                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, bias, output + m, y,
                        start + m * y_steps[1], y_steps[1], y_steps[2], y_steps[3], add)  # fmt: skip
-                v += vectors
+                v += width
 
 
 @kernel
 def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows, source_cols,
           geometry, scratch):  # fmt: skip
     """Tasks are (image, group, strip of rows, part of the outputs); each fills its window and multiplies it."""
-    (batch, groups, inputs, outputs, tile_rows, tile_vectors, strips, output_parts, out_rows, cols, halo_rows, line,
+    (batch, groups, inputs, outputs, tile_rows, wide, widest, strips, output_parts, out_rows, cols, halo_rows, line,
      plane, row_stride, left, width, taps, beyond, at_a_time, chunk, block, in_place, part_size, window_size,
      sums_size) = geometry  # fmt: skip
     xb, xc, xh, xw = x_steps
@@ -196,7 +253,7 @@ def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, 
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             _products(base, end, beyond, table, tail_table, factors, weight_pitch, count * taps, chunk, m0, m1,
-                      outputs, tile_rows, tile_vectors, (r1 - r0 - 1) * line + cols, block, line, cols, bias,
+                      outputs, tile_rows, wide, widest, (r1 - r0 - 1) * line + cols, block, line, cols, bias,
                       g * outputs, y, b * yb + g * outputs * yc + r0 * yh, y_steps, c0 > 0, sums, tail)  # fmt: skip
 
 

@@ -21,12 +21,19 @@ from numba.extending import intrinsic
 
 __all__ = [
     "MAX_VECTORS",
+    "OUTPUT_VECTORS",
+    "PIXELS",
     "ROWS",
     "VECTOR_BYTES",
     "add_vectors",
+    "add_to_vectors",
+    "broadcast_products",
+    "channel_sums",
     "copy_elements",
     "lanes",
+    "move_vectors",
     "row_products",
+    "scatter_transposed",
     "shifted_products",
     "tap_sums",
     "tile_transform",
@@ -38,6 +45,9 @@ VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") el
 # The sums of a register tile, ROWS x MAX_VECTORS vectors, take most of the 32 or 16 registers.
 ROWS = 4 if VECTOR_BYTES == 32 else 8
 MAX_VECTORS = 3
+# Columns of a register tile that has outputs in its lanes, OUTPUT_VECTORS vectors of them.
+PIXELS = 6 if VECTOR_BYTES == 32 else 14
+OUTPUT_VECTORS = 2
 
 _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
@@ -104,6 +114,17 @@ class _Vectors:
         kind = ir.FunctionType(self.type, [self.type] * 3)
         function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.fma.{self.suffix}")
         return self.b.call(function, [a, b, c])
+
+    def transposed(self, rows: list[Any]) -> list[Any]:
+        """As many vectors as a vector has lanes, transposed."""
+        order, half = ir.VectorType(_I32, self.n), self.n // 2
+        # Each round interleaves the rows of the first half with those of the second, log2(lanes) times.
+        low = ir.Constant(order, [i // 2 + (i % 2) * self.n for i in range(self.n)])
+        high = ir.Constant(order, [half + i // 2 + (i % 2) * self.n for i in range(self.n)])
+        for _ in range(self.n.bit_length() - 1):
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [self.b.shuffle_vector(one, two, part) for one, two in pairs for part in (low, high)]
+        return rows
 
     def combination(self, coefficients: Sequence[Fraction], values: Sequence[Any]) -> Any:
         """The sum of `coefficients[i] * values[i]`; zeros and ones cost no multiplication."""
@@ -176,6 +197,31 @@ def shifted_products(rows: int, vectors: int) -> Any:
         sums = _loop(b, terms, [v.zero] * (rows * vectors), body)
         for i, total in enumerate(sums):
             v.store(total, v.at(out, i * v.n * v.size))
+
+    return _intrinsic(generate)
+
+
+def broadcast_products(pixels: int) -> Any:
+    """`out[n, :] = sum over k of weight[k, :] * memory[base + table[k] + n]`: the same with outputs in the lanes.
+
+    Arguments as in `shifted_products`. Weight is (terms, OUTPUT_VECTORS x lanes), out (pixels, OUTPUT_VECTORS x lanes).
+    """
+
+    def generate(b: Any, v: _Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
+
+        def body(k: Any, sums: list[Any]) -> list[Any]:
+            offset = b.load(b.inttoptr(v.at(table, b.mul(k, _I64(8))), _I64.as_pointer()))
+            line = v.at(weight, b.mul(k, _I64(OUTPUT_VECTORS * VECTOR_BYTES)))
+            factors = [v.load(v.at(line, j * VECTOR_BYTES)) for j in range(OUTPUT_VECTORS)]
+            added = []
+            for n in range(pixels):
+                value = v.load_splat(v.at(base, offset, n * v.size))
+                added += [v.fma(factor, value, sums[n * OUTPUT_VECTORS + j]) for j, factor in enumerate(factors)]
+            return added
+
+        sums = _loop(b, terms, [v.zero] * (pixels * OUTPUT_VECTORS), body)
+        for i, total in enumerate(sums):
+            v.store(total, v.at(out, i * VECTOR_BYTES))
 
     return _intrinsic(generate)
 
@@ -289,15 +335,7 @@ def transpose_block() -> Any:
 
     def generate(b: Any, v: _Vectors, target: Any, target_row: Any, source: Any, source_row: Any) -> None:
         rows = [v.load(v.at(source, b.mul(source_row, _I64(i)))) for i in range(v.n)]
-        order = ir.VectorType(_I32, v.n)
-        half = v.n // 2
-        # Each round interleaves the rows of the first half with those of the second, log2(lanes) times.
-        low = ir.Constant(order, [i // 2 + (i % 2) * v.n for i in range(v.n)])
-        high = ir.Constant(order, [half + i // 2 + (i % 2) * v.n for i in range(v.n)])
-        for _ in range(v.n.bit_length() - 1):
-            pairs = zip(rows[:half], rows[half:], strict=True)
-            rows = [b.shuffle_vector(one, two, part) for one, two in pairs for part in (low, high)]
-        for i, row in enumerate(rows):
+        for i, row in enumerate(v.transposed(rows)):
             v.store(row, v.at(target, b.mul(target_row, _I64(i))))
 
     return _intrinsic(generate)
@@ -334,6 +372,82 @@ def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[
 
         _loop(b, _I64(len(right[0])), [], column)
         _loop(b, _I64(height), [], line)
+
+    return _intrinsic(generate)
+
+
+def scatter_transposed() -> Any:
+    """As `transpose_block`, with rows of the target where a table of offsets in bytes says.
+
+    Arguments: target, address of the table; source, bytes between its rows.
+    """
+
+    def generate(b: Any, v: _Vectors, target: Any, table: Any, source: Any, source_row: Any) -> None:
+        rows = [v.load(v.at(source, b.mul(source_row, _I64(i)))) for i in range(v.n)]
+        for i, row in enumerate(v.transposed(rows)):
+            offset = b.load(b.inttoptr(v.at(table, 8 * i), _I64.as_pointer()))
+            v.store(row, v.at(target, offset))
+
+    return _intrinsic(generate)
+
+
+def move_vectors() -> Any:
+    """Copies vectors. Arguments: target, bytes between vectors; source, the same; how many vectors."""
+
+    def generate(b: Any, v: _Vectors, target: Any, target_step: Any, source: Any, source_step: Any, count: Any) -> None:
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            v.store(v.load(v.at(source, b.mul(i, source_step))), v.at(target, b.mul(i, target_step)))
+            return []
+
+        _loop(b, count, [], body)
+
+    return _intrinsic(generate)
+
+
+def add_to_vectors() -> Any:
+    """`target[n] = source[n] + shift` for vectors. Arguments: target, source, how many, address of the shift."""
+
+    def generate(b: Any, v: _Vectors, target: Any, source: Any, count: Any, shift: Any) -> None:
+        shifts = v.load(shift)
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            offset = b.mul(i, _I64(VECTOR_BYTES))
+            v.store(b.fadd(v.load(v.at(source, offset)), shifts), v.at(target, offset))
+            return []
+
+        _loop(b, count, [], body)
+
+    return _intrinsic(generate)
+
+
+def channel_sums(width: int, step: int) -> Any:
+    """`out[n] = shift + sum over (i, j) of one[i, j] * other[i, j + n * step]`, all of them vectors of channels.
+
+    Arguments of the intrinsic: address of one[0, 0], bytes between its rows, between its columns; the same of other;
+    how many rows, columns; address of the shift; out (width vectors).
+    """
+
+    def generate(
+        b: Any, v: _Vectors, one: Any, one_row: Any, one_col: Any, other: Any, other_row: Any, other_col: Any,
+        rows: Any, cols: Any, shift: Any, out: Any,
+    ) -> None:  # fmt: skip
+
+        def row(i: Any, sums: list[Any]) -> list[Any]:
+            ones, others = v.at(one, b.mul(i, one_row)), v.at(other, b.mul(i, other_row))
+
+            def col(j: Any, sums: list[Any]) -> list[Any]:
+                factor = v.load(v.at(ones, b.mul(j, one_col)))
+                place = v.at(others, b.mul(j, other_col))
+                return [
+                    v.fma(factor, v.load(v.at(place, n * step * VECTOR_BYTES)), total) for n, total in enumerate(sums)
+                ]
+
+            return _loop(b, cols, sums, col)
+
+        sums = _loop(b, rows, [v.zero] * width, row)
+        shifts = v.load(shift)
+        for n, total in enumerate(sums):
+            v.store(b.fadd(total, shifts), v.at(out, n * VECTOR_BYTES))
 
     return _intrinsic(generate)
 

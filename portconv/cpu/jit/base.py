@@ -1,0 +1,130 @@
+"""What the plans of all compiled engines share: the memory of arrays as the kernels see it, and the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backend import PackedWeight, Plan
+from ...shapes import axis_source
+from ...spec import Problem
+from .costs import JitCosts
+
+__all__ = [
+    "CACHE_BYTES",
+    "CHUNK",
+    "Array",
+    "Ints",
+    "JitPlan",
+    "contiguous",
+    "per_thread",
+    "read_only",
+    "round_up",
+    "sources",
+]
+
+Array = np.ndarray[Any, Any]
+Ints = tuple[int, ...]
+
+CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
+CHUNK = {"normwise": 192, "elementwise": 32}  # terms that are added one after the other: see engines/gemm.py
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-value // multiple) * multiple
+
+
+def flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
+    """The memory of `x` in the dtype of the computation, without its shape, and its steps (B, C, H, W) in elements."""
+    if x.dtype != dtype:
+        with np.errstate(all="ignore"):
+            x = x.astype(dtype)
+    if not x.flags.c_contiguous and not all(s > 0 and s % x.itemsize == 0 for s in x.strides):
+        x = np.ascontiguousarray(x)
+    if x.flags.c_contiguous:
+        flat = x.reshape(-1)
+        flat.flags.writeable = False  # one type, whatever the caller's array is
+    else:
+        extent = 1 + sum((n - 1) * (s // x.itemsize) for n, s in zip(x.shape, x.strides, strict=True))
+        flat = np.lib.stride_tricks.as_strided(x, (extent,), (x.itemsize,), writeable=False)
+    return flat, steps_of(x, layout)
+
+
+def steps_of(x: Array, layout: str) -> Ints:
+    b, *rest = (s // x.itemsize for s in x.strides)
+    return (b, rest[2], rest[0], rest[1]) if layout == "NHWC" else (b, *rest)
+
+
+def sources(p: Problem) -> tuple[Array, Array]:
+    """Where each row, and each column, of the padded image comes from; -1 for zeros."""
+    top, bottom, left, right = p.padding
+    rows = _axis_sources(p.height, top, bottom, p.padding_mode)
+    return rows, _axis_sources(p.width, left, right, p.padding_mode)
+
+
+def _axis_sources(size: int, before: int, after: int, mode: str) -> Array:
+    source = axis_source(-before, size + after, size, before, after, mode)
+    lead, trail = ([-1 if i is None else i for i in part] for part in (source.lead, source.trail))
+    inner = np.arange(source.inner.start, source.inner.stop)
+    return read_only(np.concatenate([lead, inner, trail]).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class JitPlan(Plan):
+    """What the compiled engines share: the result is made here, and the kernels fill it in."""
+
+    tables: tuple[Array, ...] = ()  # what the kernels look up, in the order of their arguments
+    geometry: Ints = ()
+    parts: int = 1
+    scratch: int = 0  # elements of scratch memory: of each thread, or of all in `winograd`
+
+    @property
+    def note(self) -> str:
+        """For `explain`."""
+        return "compiled"
+
+    def seconds(self, costs: JitCosts) -> float:
+        """The estimate."""
+        raise NotImplementedError  # abstract: every engine has its own
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        p = self.problem
+        y = np.empty(p.out_shape, p.compute_dtype)
+        if y.size:
+            memory, steps = flat(x, p.compute_dtype, p.layout)
+            out = y.reshape(-1)
+            shift = np.zeros(p.out_channels, y.dtype) if bias is None else bias.reshape(-1).astype(y.dtype, copy=False)
+            shift = np.ascontiguousarray(shift)
+            shift.flags.writeable = False
+            self.fill(memory, steps, out, steps_of(y, p.layout), weight.data, shift)
+        if y.dtype == p.dtype:
+            return y
+        with np.errstate(all="ignore"):  # an overflow of float16 is infinity, and no warning
+            return y.astype(p.dtype)
+
+    def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
+        """Compute the result into `y`."""
+        raise NotImplementedError  # abstract: every engine has its own
+
+
+def contiguous(x: Array, steps: Ints, p: Problem) -> tuple[Array, Ints]:
+    """A copy (B, C, H, W), for views whose rows are not runs in memory, where a kernel reads the image in place."""
+    shape = (p.batch, p.in_channels, p.height, p.width)
+    view = np.lib.stride_tricks.as_strided(x, shape, [s * x.itemsize for s in steps])
+    copy = np.ascontiguousarray(view)
+    return read_only(copy.reshape(-1)), tuple(s // copy.itemsize for s in copy.strides)
+
+
+def read_only(x: Array) -> Array:
+    """The same array: kernels are compiled for arrays that nobody writes to."""
+    x.flags.writeable = False
+    return x
+
+
+def per_thread(parts: int, tasks: int) -> float:
+    """The share of the work that the busiest thread has."""
+    return -(-tasks // parts) / tasks if tasks else 1.0

@@ -1,0 +1,146 @@
+"""The compiled `winograd` bound to a problem: the tile and the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ...backend import PackedWeight
+from ...engines import winograd
+from ...spec import Problem
+from .. import threads
+from . import winograd as kernels
+from .base import Array, Ints, JitPlan, per_thread, read_only, round_up, sources
+from .costs import JIT, JitCosts
+from .gemm_plan import GemmPlan
+from .vectors import MAX_VECTORS, ROWS, lanes
+
+__all__ = ["WinogradPlan"]
+
+BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
+JOINED_BYTES = 24 << 20  # of a block that all threads share
+JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them once is worth the waiting
+WINOGRAD_CHUNK = 64  # see engines/winograd.py
+
+
+@dataclass(frozen=True)
+class WinogradPlan(JitPlan):
+    """`winograd`: see kernels in `winograd.py`."""
+
+    tile: winograd.Tile = None  # type: ignore[assignment]
+    sizes: Ints = ()
+    together: bool = False
+    lines: int = 0
+    block_lines: int = 0
+    exact: GemmPlan = None  # type: ignore[assignment]
+
+    @classmethod
+    def make(cls, p: Problem) -> WinogradPlan:
+        """Choose the tile and the blocks."""
+        exact = GemmPlan.make(p)
+        plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
+        return min(plans, key=lambda plan: plan.seconds(JIT))
+
+    @classmethod
+    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: GemmPlan) -> WinogradPlan:
+        """Bind a tile to a problem."""
+        oh, ow = p.out_size
+        (mh, mw), (nh, nw) = tile.outputs, tile.size
+        size, lane = p.itemsize, lanes(p.compute_dtype)
+        parts = threads.usable_cores()
+        down, row_tiles = -(-oh // mh), -(-ow // mw)
+        c_pad, o_pad = round_up(p.in_channels, lane), round_up(p.out_channels, lane)
+        tile_bytes = nh * nw * (c_pad + o_pad) * size
+        together = joined(p, tile)
+        # a line's tiles fill register tiles, and no more of them than the cache holds
+        room = max((JOINED_BYTES if together else BLOCK_BYTES) // tile_bytes, 2 * ROWS)
+        segments = -(-row_tiles // room)
+        across = -(-row_tiles // segments)
+        lines = p.batch * down * segments
+        block_lines = max(1, min(lines, room // across))
+        if not together:
+            block_lines = max(1, min(-(-lines // parts), block_lines))
+            block_lines = -(-lines // round_up(-(-lines // block_lines), parts)) if lines >= parts else 1
+        padded = round_up(block_lines * across, ROWS)
+        v, m = nh * nw * padded * c_pad, nh * nw * padded * o_pad
+        stage = (max(nh * ((across - 1) * mw + nw), mh * across * mw) + lane) * lane
+        own = stage + max(lane, nh * nw) * lane + (0 if together else v + m)
+        scratch = parts * own + (v + m if together else 0)
+        number = winograd.TILES.index(tile)
+        geometry = (
+            p.in_channels, c_pad, p.out_channels, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, oh, ow,
+            p.padding[2], p.width, WINOGRAD_CHUNK, number,
+        )  # fmt: skip
+        return cls(
+            p, "winograd", scratch * size, tile=tile, tables=sources(p), geometry=geometry, sizes=(own, v, m, stage),
+            together=together, lines=lines, block_lines=block_lines, parts=parts, scratch=scratch,
+            exact=exact,
+        )  # fmt: skip
+
+    @property
+    def stamp(self) -> Hashable:
+        p = self.problem
+        return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile)
+
+    @property
+    def note(self) -> str:
+        """For `explain`."""
+        return f"compiled, {winograd.note(self.tile)}"
+
+    def seconds(self, costs: JitCosts) -> float:
+        """As in the base."""
+        p = self.problem
+        channels, c_pad, outputs, o_pad, _, _, _, across, mh, mw, nh, nw, oh, ow, *_ = self.geometry
+        lane = lanes(p.compute_dtype)
+        tiles = self.lines * across
+        blocks = -(-self.lines // self.block_lines)
+        padded = blocks * round_up(-(-self.lines // blocks) * across, ROWS)
+        work = (
+            nh * nw * padded * channels * o_pad / lane * costs.product
+            + nh * nw * tiles * (c_pad + o_pad) / lane * costs.transform
+            + self.lines * c_pad / lane * nh * ((across - 1) * mw + nw) * costs.stage
+            + p.batch * outputs * oh * -(-ow // lane) * (costs.line + costs.stored)
+            + blocks * costs.task
+            + blocks * nh * nw * channels * o_pad * p.itemsize * costs.weight
+        )
+        share = 1 / self.parts if self.together else per_thread(self.parts, blocks)
+        return costs.launch * (1 + 0.3 * self.together * blocks) + work * share
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        p = self.problem
+        lane = lanes(p.compute_dtype)
+        exact = self.exact.pack(weight)
+        wide = np.asarray(weight, np.float64).reshape(p.out_channels, p.in_channels, *p.kernel)
+        with np.errstate(all="ignore"):
+            products = winograd.transformed(wide, self.tile, np, np.float64).transpose(0, 2, 1)
+            padded = np.zeros((*products.shape[:2], round_up(p.out_channels, lane)), p.compute_dtype)
+            padded[:, :, : p.out_channels] = products
+        # panels as wide as a register tile, each with all its channels
+        vectors = padded.shape[2] // lane
+        panels = -(-vectors // MAX_VECTORS)
+        edges = [i * vectors // panels * lane for i in range(panels + 1)]
+        parts = [padded[:, :, a:b].reshape(len(padded), -1) for a, b in pairwise(edges)]
+        data = read_only(np.ascontiguousarray(np.concatenate(parts, axis=1)).reshape(-1))
+        return PackedWeight(self.stamp, (data, exact.data), data.nbytes + exact.nbytes)
+
+    def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
+        """As in the base."""
+        marks = np.zeros(self.parts * lanes(y.dtype.name), y.dtype)
+        threads.launch(
+            kernels.winograd_alone, kernels.winograd_team, self.parts,
+            self.together, self.lines, self.block_lines, x, x_steps, y, y_steps, data[0], bias, *self.tables,
+            self.geometry, threads.scratch(self.scratch, y.dtype), self.sizes, marks,
+        )  # fmt: skip
+        # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
+        if marks.any():
+            self.exact.fill(x, x_steps, y, y_steps, data[1], bias)
+
+
+def joined(p: Problem, tile: winograd.Tile) -> bool:
+    """Whether the threads do one step after the other together."""
+    weight_bytes = tile.size[0] * tile.size[1] * p.in_channels * p.out_channels * p.itemsize
+    return weight_bytes > JOINED_WEIGHT_BYTES
