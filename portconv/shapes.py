@@ -35,9 +35,9 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[in
     return total // 2, total - total // 2
 
 
-def ranges(total: int, step: int) -> list[slice]:
-    """`[0, total)` cut into slices of at most `step`."""
-    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
+def ranges(total: int, step: int, first: int = 0) -> list[slice]:
+    """`[first, total)` cut into slices of at most `step`."""
+    return [slice(start, min(start + step, total)) for start in range(first, total, step)]
 
 
 class AxisSource(NamedTuple):

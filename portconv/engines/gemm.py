@@ -26,7 +26,7 @@ from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from .costs import Costs
-from .taps import Tap, group_window, halo, input_block, phase, phase_window, taps
+from .taps import Tap, group_window, halo, input_block, met, phase, phase_window, regions, taps
 
 __all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "plan", "values"]
 
@@ -54,13 +54,16 @@ class Tiling:
 
     def tasks(self, problem: Problem) -> tuple[Block, ...]:
         """The blocks of the result."""
-        oh, ow = problem.out_size
-        everything = slice(0, problem.out_channels)
+        everything, (oh, ow) = slice(0, problem.out_channels), problem.out_size
+        parts = [(slice(0, oh), slice(0, ow))]
+        if self.form == "gather" and self.stacked == 1:
+            parts = [(region.rows, region.cols) for region in regions(problem)]
         return tuple(
             Block(everything, batch, rows, cols)
             for batch in ranges(problem.batch, self.batch)
-            for rows in ranges(oh, self.rows)
-            for cols in ranges(ow, self.cols)
+            for part_rows, part_cols in parts
+            for rows in ranges(part_rows.stop, self.rows, part_rows.start)
+            for cols in ranges(part_cols.stop, self.cols, part_cols.start)
         )
 
 
@@ -109,8 +112,10 @@ def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
     n_tasks = -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
     products = -(-n_taps // t.stacked) * -(-group_inputs * t.stacked // MAX_TERMS[p.accuracy])
     waste = (ow + halo(p)[1]) / ow if t.form == "shift" else 1.0
+    if t.form == "gather" and t.stacked == 1:
+        waste = sum(region.taps * region.outputs for region in regions(p)) / (oh * ow * n_taps)
     thin = max(1.0, 12 / (p.out_channels // p.groups))  # a product of few rows is bound by memory, not by arithmetic
-    copied = outputs * p.in_channels * n_taps if t.form == "gather" and n_taps > 1 else 0
+    copied = outputs * p.in_channels * n_taps * waste if t.form == "gather" and n_taps > 1 else 0
     seconds = (
         p.flops * waste * thin * costs.gemm_flop
         + (copied + outputs * p.out_channels * (products + 1)) * costs.element
@@ -200,9 +205,11 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
     xp = steps.xp
     b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
     group_inputs = p.in_channels // p.groups
-    every = taps(p.kernel, p.stride, p.dilation)
+    kernel_rows, kernel_cols = (slice(0, p.kernel[0]), slice(0, p.kernel[1])) if t.stacked > 1 else met(p, block)
+    i0, j0 = kernel_rows.start, kernel_cols.start
+    every = taps((kernel_rows.stop - i0, kernel_cols.stop - j0), p.stride, p.dilation)
     for chunk in ranges(group_inputs, t.channels):
-        needed = input_block(p, block, chunk)
+        needed = input_block(p, block, chunk, kernel_rows, kernel_cols)
         groups = slice(0, p.groups)
         window = group_window(x, groups, chunk, needed.batch, needed.rows, needed.cols, p, steps)
         parts = {tap.phase: phase(window, p.stride, tap.phase) for tap in every}
@@ -213,7 +220,8 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
             stack = views[0] if len(views) == 1 else steps.stack(views)
             terms = len(views) * (chunk.stop - chunk.start)
             stack = xp.reshape(stack, (p.groups, terms, b * h * w))
-            first = some.start * group_inputs + chunk.start
+            i, j = divmod(some.start, kernel_cols.stop - j0)
+            first = ((i0 + i) * p.kernel[1] + j0 + j) * group_inputs + chunk.start
             for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
                 yield weight[:, :, first + part.start : first + part.stop], stack[:, part, :]
             del stack  # before the next one is made

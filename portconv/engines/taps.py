@@ -8,13 +8,17 @@ whatever the stride.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..shapes import dilated
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 
-__all__ = ["Tap", "group_window", "halo", "input_block", "phase", "phase_window", "taps"]
+__all__ = ["Region", "Tap", "group_window", "halo", "input_block", "met", "phase", "phase_window", "regions", "taps"]
+
+MIN_REGION = 6  # rows or columns
+MIN_SAVING = 0.1  # of the products
 
 
 class Tap(NamedTuple):
@@ -24,6 +28,80 @@ class Tap(NamedTuple):
     phase: Pair
     row: int
     col: int
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+class Region(NamedTuple):
+    """A part of the result, and the kernel's rows and columns that meet the image there: the rest meets only zeros."""
+
+    rows: slice
+    cols: slice
+    kernel_rows: slice
+    kernel_cols: slice
+
+    @property
+    def outputs(self) -> int:
+        """How many."""
+        return _length(self.rows) * _length(self.cols)
+
+    @property
+    def taps(self) -> int:
+        """How many."""
+        return _length(self.kernel_rows) * _length(self.kernel_cols)
+
+
+@lru_cache(maxsize=512)
+def regions(problem: Problem) -> tuple[Region, ...]:
+    """The result in parts that need not all taps; in one part unless that saves a tenth.
+
+    A large dilation moves most of a kernel's taps over the edge: 3x3 with rate 36 on an image of 65x65 spends three
+    fifths of its products on padding.
+    """
+    p = problem
+    (top, _, left, _), (oh, ow) = p.padding, p.out_size
+    whole = Region(slice(0, oh), slice(0, ow), slice(0, p.kernel[0]), slice(0, p.kernel[1]))
+    if p.padding_mode != "zeros" or not any(p.padding):
+        return (whole,)
+    rows = _axis_regions(p.height, oh, p.kernel[0], p.stride[0], p.dilation[0], top)
+    cols = _axis_regions(p.width, ow, p.kernel[1], p.stride[1], p.dilation[1], left)
+    found = tuple(Region(r, c, i, j) for r, i in rows for c, j in cols)
+    needed = sum(region.outputs * region.taps for region in found)
+    return found if needed < (1 - MIN_SAVING) * whole.outputs * whole.taps else (whole,)
+
+
+def _axis_regions(
+    size: int, outputs: int, kernel: int, stride: int, dilation: int, before: int
+) -> list[tuple[slice, slice]]:
+    """Stretches of outputs, each with the taps that meet the image somewhere in it."""
+    edges = {-(-(edge - k * dilation) // stride) for k in range(kernel) for edge in (before, before + size)}
+    cuts = [0]
+    for cut in sorted(edges):
+        if cut - cuts[-1] >= MIN_REGION and outputs - cut >= MIN_REGION:
+            cuts.append(cut)
+    parts = [slice(a, b) for a, b in pairwise([*cuts, outputs])]
+    return [(part, _met(part, size, kernel, stride, dilation, before)) for part in parts]
+
+
+def _met(outputs: slice, size: int, kernel: int, stride: int, dilation: int, before: int) -> slice:
+    """The taps of an axis that meet the image for some of the outputs; one at least."""
+    first, last = outputs.start * stride - before, (outputs.stop - 1) * stride - before
+    start = min(max(-(last // dilation), 0), kernel - 1)
+    stop = min(max(-((first - size) // dilation), start + 1), kernel)
+    return slice(start, stop)
+
+
+def met(problem: Problem, block: Block) -> tuple[slice, slice]:
+    """The kernel's rows and columns that read more than zero padding for the outputs `block`."""
+    p = problem
+    if p.padding_mode != "zeros":
+        return slice(0, p.kernel[0]), slice(0, p.kernel[1])
+    return (
+        _met(block.rows, p.height, p.kernel[0], p.stride[0], p.dilation[0], p.padding[0]),
+        _met(block.cols, p.width, p.kernel[1], p.stride[1], p.dilation[1], p.padding[2]),
+    )
 
 
 @lru_cache(maxsize=512)
@@ -57,12 +135,13 @@ def phase_window(problem: Problem, block: Block, rows: int, cols: int) -> tuple[
     return slice(row, row + rows * sh), slice(col, col + cols * sw)
 
 
-def input_block(problem: Problem, block: Block, channels: slice) -> Block:
-    """The window of the image that the outputs `block` read, with its halo."""
+def input_block(problem: Problem, block: Block, channels: slice, kernel_rows: slice, kernel_cols: slice) -> Block:
+    """The window of the image that some rows and columns of the kernel read for the outputs `block`."""
     top, _, left, _ = problem.padding
-    (sh, sw), (dh, dw), (kh, kw) = problem.stride, problem.dilation, problem.kernel
-    rows = slice(block.rows.start * sh - top, (block.rows.stop - 1) * sh - top + dilated(kh, dh))
-    cols = slice(block.cols.start * sw - left, (block.cols.stop - 1) * sw - left + dilated(kw, dw))
+    (sh, sw), (dh, dw), i, j = problem.stride, problem.dilation, kernel_rows, kernel_cols
+    row, col = i.start * dh - top, j.start * dw - left
+    rows = slice(block.rows.start * sh + row, (block.rows.stop - 1) * sh + row + dilated(i.stop - i.start, dh))
+    cols = slice(block.cols.start * sw + col, (block.cols.stop - 1) * sw + col + dilated(j.stop - j.start, dw))
     return Block(channels, block.batch, rows, cols)
 
 

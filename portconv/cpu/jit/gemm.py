@@ -103,25 +103,32 @@ def _wide_product(like, pixels, arguments):
 
 @kernel
 def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
-    """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows)."""
+    """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows).
+
+    `terms` are as many runs of so many terms, the first term, and how far it is from run to run.
+    """
+    runs, run, first, step = terms
     size = sums.itemsize
     tile_bytes = rows * width * size if wide else rows * width * VECTOR_BYTES
-    top = 0
-    for count, k in enumerate(range(0, terms, chunk), 1):
-        last = k + chunk >= terms
-        out = sums.ctypes.data + top * tile_bytes
-        arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, terms - k), out)
-        if wide:
-            _wide_product(sums, width, arguments)
-        else:
-            _product(sums, rows, width, arguments)
-        top += 1
-        level = count
-        while top > 1 and (level % 2 == 0 or last):
-            out = sums.ctypes.data + (top - 2) * tile_bytes
-            _add(sums, (out, out + tile_bytes, tile_bytes // VECTOR_BYTES))
-            top -= 1
-            level //= 2
+    top, count = 0, 0
+    for n in range(runs):
+        for done in range(0, run, chunk):
+            k = first + n * step + done
+            out = sums.ctypes.data + top * tile_bytes
+            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done), out)
+            if wide:
+                _wide_product(sums, width, arguments)
+            else:
+                _product(sums, rows, width, arguments)
+            top += 1
+            count += 1
+            level = count
+            last = n == runs - 1 and done + chunk >= run
+            while top > 1 and (level % 2 == 0 or last):
+                out = sums.ctypes.data + (top - 2) * tile_bytes
+                _add(sums, (out, out + tile_bytes, tile_bytes // VECTOR_BYTES))
+                top -= 1
+                level //= 2
 
 
 @kernel
@@ -199,7 +206,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 first, last = v * unit, min((v + width) * unit, columns)
                 place = base + first * size
                 if place + beyond + width * unit * size > end:
-                    for k in range(terms):
+                    for k in range(terms[1]):
                         copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
                     place = tail.ctypes.data
                     _tile(sums, place, tail_table.ctypes.data, factors, terms, chunk, rows, width, wide)
@@ -215,12 +222,15 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
 
 
 @kernel
-def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows, source_cols,
-          geometry, scratch):  # fmt: skip
-    """Tasks are (image, group, strip of rows, part of the outputs); each fills its window and multiplies it."""
-    (batch, groups, inputs, outputs, tile_rows, wide, widest, strips, output_parts, out_rows, cols, halo_rows, line,
-     plane, row_stride, left, width, taps, beyond, at_a_time, chunk, block, in_place, part_size, window_size,
-     sums_size) = geometry  # fmt: skip
+def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, regions, source_rows,
+          source_cols, geometry, scratch):  # fmt: skip
+    """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
+
+    If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs.
+    """
+    (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
+     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, part_size,
+     window_size, sums_size) = geometry  # fmt: skip
     xb, xc, xh, xw = x_steps
     yb, yc, yh, yw = y_steps
     size = scratch.itemsize
@@ -229,16 +239,23 @@ def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, 
     tail = own[window_size + sums_size :]
     tiles = (outputs + tile_rows - 1) // tile_rows
     weight_pitch = inputs * taps * tile_rows
-    tasks = batch * groups * strips * output_parts
-    for task in range(part * tasks // parts, (part + 1) * tasks // parts):
+    tasks = batch * groups * len(regions) * output_parts
+    # regions with fewer taps take less time, and come last: they are dealt out one by one
+    start, stop, step = (part, tasks, parts) if by_tap else (part * tasks // parts, (part + 1) * tasks // parts, 1)
+    for task in range(start, stop, step):
         rest, output_part = divmod(task, output_parts)
-        rest, strip = divmod(rest, strips)
+        rest, region = divmod(rest, len(regions))
         b, g = divmod(rest, groups)
-        r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
+        r0, r1, q0, q1, i0, i1, j0, j1 = regions[region]
+        cols = q1 - q0
+        line = cols + halo_cols
         m0 = output_part * tiles // output_parts * tile_rows
         m1 = (output_part + 1) * tiles // output_parts * tile_rows
         for c0 in range(0, inputs, at_a_time):
             count = min(at_a_time, inputs - c0)
+            terms = (1, count * taps, 0, 0)
+            if by_tap:
+                terms = (i1 - i0, (j1 - j0) * count, (i0 * kernel_cols + j0) * count, kernel_cols * count)
             first = b * xb + (g * inputs + c0) * xc
             if in_place:
                 base = x.ctypes.data + (first + r0 * xh) * size
@@ -246,15 +263,19 @@ def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, 
             else:
                 for c in range(count):
                     for p in range(len(planes)):
+                        i, j = p // kernel_cols, p % kernel_cols
+                        if by_tap and (i < i0 or i >= i1 or j < j0 or j >= j1):
+                            continue
                         fill_plane(x, first + c * xc, xh, xw, source_rows, source_cols, r0 * row_stride + planes[p, 0],
-                                   planes[p, 1], r1 - r0 + halo_rows, planes[p, 2], planes[p, 3], line, left, width,
-                                   window, (c * len(planes) + p) * plane)  # fmt: skip
+                                   planes[p, 1], r1 - r0 + halo_rows, q0 * col_stride + planes[p, 2], planes[p, 3],
+                                   line, left, width, window, (c * len(planes) + p) * plane)  # fmt: skip
                 base = window.ctypes.data
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
-            _products(base, end, beyond, table, tail_table, factors, weight_pitch, count * taps, chunk, m0, m1,
-                      outputs, tile_rows, wide, widest, (r1 - r0 - 1) * line + cols, block, line, cols, bias,
-                      g * outputs, y, b * yb + g * outputs * yc + r0 * yh, y_steps, c0 > 0, sums, tail)  # fmt: skip
+            place = b * yb + g * outputs * yc + r0 * yh + q0 * yw
+            _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
+                      tile_rows, wide, widest, (r1 - r0 - 1) * line + cols, block, line, cols, bias, g * outputs, y,
+                      place, y_steps, c0 > 0, sums, tail)  # fmt: skip
 
 
 @kernel
@@ -264,9 +285,9 @@ def gemm_alone(*arguments):
 
 
 @driver
-def gemm_team(parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows,
-              source_cols, geometry, scratch):  # fmt: skip
+def gemm_team(parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, regions,
+              source_rows, source_cols, geometry, scratch):  # fmt: skip
     """The whole convolution on `parts` threads."""
     for part in prange(parts):
-        _gemm(np.int64(part), parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, source_rows,
-              source_cols, geometry, scratch)  # fmt: skip
+        _gemm(np.int64(part), parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, planes, regions,
+              source_rows, source_cols, geometry, scratch)  # fmt: skip

@@ -23,6 +23,7 @@ MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at 
 MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
+MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class GemmPlan(JitPlan):
 
     in_place: bool = False  # the image itself is the window
     wide: bool = False  # register tiles have outputs in their lanes
+    by_tap: int = 0  # channels at a time whose terms come tap by tap; 0 where they come channel by channel
 
     @classmethod
     def make(cls, p: Problem) -> GemmPlan:
@@ -68,94 +70,121 @@ class GemmPlan(JitPlan):
         parts = threads.usable_cores()
         count = max(len(planes), 1)
         row_bytes = line * count * size
-        # A strip's window fits the cache. Where the weights are so many that short strips would read them too often,
-        # the strip is as long as to be worth it, and holds some channels at a time.
-        rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
         weight_bytes = inputs * len(every) * outputs * size
-        if oh * line <= SMALL_IMAGE and row_bytes * inputs * (oh + halo_rows) <= MAX_WINDOW_BYTES:
-            rows = oh  # cutting it would leave register tiles half empty
-        if weight_bytes > MANY_WEIGHT_BYTES:
-            rows = max(rows, min(oh, -(-WORTH_COLUMNS // line)))
-        if not in_place and row_bytes * inputs * (rows + halo_rows) > MAX_WINDOW_BYTES:
-            at_a_time = max(1, 2 * CACHE_BYTES // (row_bytes * (rows + halo_rows)))
-        strips = -(-oh // rows)
-        output_parts = 1
-        if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more strips, or share the outputs
-            if oh // (strips * parts) >= 4 and not (outputs >= 64 * parts and halo_rows * 4 > rows):
-                strips = round_up(strips, parts)
-            elif outputs >= 2 * parts * tile_rows:
-                output_parts = parts
-            else:
-                strips = min(oh, round_up(strips, parts))
-        rows = -(-oh // strips)
+        parts_of_result = () if shift or in_place else taps.regions(p)
+        output_parts, at_a_time = 1, inputs
+        if by_tap := len(parts_of_result) > 1:
+            regions = _strips(parts_of_result)
+            plane = round_up(int(max((r1 - r0) * (q1 - q0) for r0, r1, q0, q1, *_ in regions)), lane)
+            read = max((r1 - r0) * (q1 - q0) * (i1 - i0) * (j1 - j0) for r0, r1, q0, q1, i0, i1, j0, j1 in regions)
+            at_a_time = _divisor(inputs, 2 * CACHE_BYTES // (read * size))
+            by_tap = at_a_time >= min(inputs, MIN_CHANNELS)
+        if not by_tap:
+            # A strip's window fits the cache. Where the weights are so many that short strips would read them too
+            # often, the strip is as long as to be worth it, and holds some channels at a time.
+            rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
+            if oh * line <= SMALL_IMAGE and row_bytes * inputs * (oh + halo_rows) <= MAX_WINDOW_BYTES:
+                rows = oh  # cutting it would leave register tiles half empty
+            if weight_bytes > MANY_WEIGHT_BYTES:
+                rows = max(rows, min(oh, -(-WORTH_COLUMNS // line)))
+            if not in_place and row_bytes * inputs * (rows + halo_rows) > MAX_WINDOW_BYTES:
+                at_a_time = max(1, 2 * CACHE_BYTES // (row_bytes * (rows + halo_rows)))
+            strips = -(-oh // rows)
+            if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more, or share the outputs
+                if oh // (strips * parts) >= 4 and not (outputs >= 64 * parts and halo_rows * 4 > rows):
+                    strips = round_up(strips, parts)
+                elif outputs >= 2 * parts * tile_rows:
+                    output_parts = parts
+                else:
+                    strips = min(oh, round_up(strips, parts))
+            kernel = (0, p.kernel[0], 0, p.kernel[1])
+            regions = [(i * oh // strips, (i + 1) * oh // strips, 0, ow, *kernel) for i in range(strips)]
+            plane = round_up((-(-oh // strips) + halo_rows) * line, lane)
+        if in_place:
+            plane = p.height * p.width
+        columns = [(r1 - r0 - 1) * (q1 - q0 + line - ow) + q1 - q0 for r0, r1, q0, q1, *_ in regions]
         if wide:
-            widest = _even_width((rows - 1) * line + ow)
+            widest = _even_width(columns[0])
         reach = widest if wide else widest * lane  # columns of a tile
-        plane = p.height * p.width if in_place else round_up((rows + halo_rows) * line, lane)
-        channel_step = p.height * p.width if in_place else count * plane
         offsets = np.array([n * plane + at for n, at in where], np.int64)
-        table = (np.arange(inputs, dtype=np.int64)[:, None] * channel_step + offsets).reshape(-1) * size
+        starts = np.arange(at_a_time if by_tap else inputs, dtype=np.int64) * (plane if in_place else count * plane)
+        table = (offsets[:, None] + starts if by_tap else starts[:, None] + offsets).reshape(-1) * size
         window = 0 if in_place else at_a_time * count * plane + reach
         sums = tile_rows * max(reach, lane) * kernels.LEVELS
         terms = at_a_time * len(every)
         tail = terms * reach
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
-        block = widest if window * size > 2 * CACHE_BYTES or weight_bytes <= CACHE_BYTES else 1 << 40
-        if in_place and rows * line * inputs * size > 2 * CACHE_BYTES:
-            block = widest
+        small = (columns[0] * inputs if in_place else window) * size <= 2 * CACHE_BYTES
+        block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
         scratch = round_up(window + sums + tail, 16)
         geometry = (
-            p.batch, p.groups, inputs, outputs, tile_rows, int(wide), widest, strips, output_parts, oh, ow, halo_rows,
-            line, plane, p.stride[0], p.padding[2], p.width, len(every), int(table[: terms].max()), at_a_time,
-            CHUNK[p.accuracy], block, int(in_place), scratch, window, sums,
+            p.batch, p.groups, inputs, outputs, tile_rows, int(wide), widest, output_parts, halo_rows, line - ow,
+            plane, *p.stride, p.padding[2], p.width, len(every), p.kernel[1], int(table[:terms].max()), at_a_time,
+            int(by_tap), CHUNK[p.accuracy], block, int(in_place), scratch, window, sums,
         )  # fmt: skip
         every_table = (
             read_only(table), read_only(tail_table), read_only(np.array(planes, np.int64).reshape(-1, 4)),
-            *sources(p),
+            read_only(np.array(regions, np.int64)), *sources(p),
         )  # fmt: skip
-        tasks = p.batch * p.groups * strips * output_parts
+        tasks = p.batch * p.groups * len(regions) * output_parts
         return cls(
             p, "gemm", parts * scratch * size, tables=every_table, geometry=geometry, parts=min(parts, max(tasks, 1)),
-            scratch=scratch, in_place=in_place, wide=wide,
+            scratch=scratch, in_place=in_place, wide=wide, by_tap=at_a_time if by_tap else 0,
         )  # fmt: skip
 
     @property
     def stamp(self) -> Hashable:
         p = self.problem
-        return ("gemm", "jit", p.weight_shape, p.compute_dtype, self.wide)
+        return ("gemm", "jit", p.weight_shape, p.compute_dtype, self.wide, self.by_tap)
 
     @property
     def note(self) -> str:
         """For `explain`."""
-        where = "in place" if self.in_place else f"{self.geometry[7]} strips"
+        where = "in place" if self.in_place else f"{len(self.tables[3])} strips"
         return f"compiled, {where}" + (", outputs in the lanes" if self.wide else "")
 
     def seconds(self, costs: JitCosts) -> float:
         """As in the base."""
-        (batch, groups, inputs, outputs, tile_rows, wide, widest, strips, output_parts, oh, ow, halo_rows, line, _,
-         _, _, _, n_taps, *_) = self.geometry  # fmt: skip
-        planes, lane = self.tables[2], lanes(self.problem.compute_dtype)
-        rows = -(-oh // strips)
-        columns = (rows - 1) * line + ow
-        vectors = -(-columns // widest) * widest / lane if wide else -(-columns // lane)
-        tiles = -(-outputs // tile_rows)
-        images = batch * groups * strips
+        (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, _, _, _, _, _,
+         n_taps, *_) = self.geometry  # fmt: skip
+        p, lane, images = self.problem, lanes(self.problem.compute_dtype), self.problem.batch * self.problem.groups
         product = costs.single if tile_rows == 1 else costs.product
-        filled_rows = images * output_parts * inputs * len(planes) * (rows + halo_rows)
-        element = costs.filled if self.problem.stride[1] == 1 and self.problem.layout == "NCHW" else costs.strided
-        tile_runs = images * outputs * (columns / widest * 2 if wide else vectors / 3)
-        runs = batch * groups * outputs * (oh if line != ow else strips) + tile_runs
-        work = (
-            images * vectors * tiles * tile_rows * inputs * n_taps * product
-            + filled_rows * (costs.row + line * element)
-            + runs * costs.line
-            + batch * groups * outputs * oh * ow / lane * costs.stored
-            + images * output_parts * costs.task
-        )
-        return costs.launch + work * per_thread(threads.get_num_threads(), images * output_parts)
+        element = costs.filled if p.stride[1] == 1 and p.layout == "NCHW" else costs.strided
+        passes = -(-inputs // self.geometry[18])
+        work = 0.0
+        for r0, r1, q0, q1, i0, i1, j0, j1 in self.tables[3].tolist():
+            rows, line = r1 - r0, q1 - q0 + halo_cols
+            columns = rows * line - halo_cols
+            vectors = -(-columns // widest) * widest / lane if wide else -(-columns // lane)
+            used = (i1 - i0) * (j1 - j0)
+            filled_rows = 0 if self.in_place else output_parts * inputs * (rows + halo_rows)
+            filled_rows *= used if len(self.tables[2]) == n_taps else len(self.tables[2])
+            runs = passes * outputs * (columns / widest * 2 if wide else vectors / 3) + passes * outputs * (
+                rows if halo_cols else 1
+            )
+            work += (
+                vectors * round_up(outputs, tile_rows) * inputs * used * product
+                + filled_rows * (costs.row + line * element)
+                + runs * costs.line
+                + passes * outputs * rows * (q1 - q0) / lane * costs.stored
+                + output_parts * costs.task
+            )
+        tasks = images * len(self.tables[3]) * output_parts
+        return costs.launch + images * work * per_thread(threads.get_num_threads(), tasks)
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        data = pack_gemm(weight, self.problem, self.geometry[4])
+        p, tile = self.problem, self.geometry[4]
+        g, o, i, kh, kw = p.weight_shape
+        tiles = -(-o // tile)
+        padded = np.zeros((g, tiles * tile, i, kh * kw), p.compute_dtype)
+        padded[:, :o] = weight.reshape(g, o, i, kh * kw)
+        # what a register tile reads, in its order: channel by channel, or some channels at a time and tap by tap
+        if self.by_tap:
+            some = padded.reshape(g, tiles, tile, i // self.by_tap, self.by_tap, kh * kw)
+            packed = some.transpose(0, 1, 3, 5, 4, 2)
+        else:
+            packed = padded.reshape(g, tiles, tile, i * kh * kw).transpose(0, 1, 3, 2)
+        data = read_only(np.ascontiguousarray(packed).reshape(-1))
         return PackedWeight(self.stamp, data, data.nbytes)
 
     def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
@@ -184,11 +213,29 @@ def _even_width(columns: int) -> int:
     return min(kernels.WIDTHS, key=lambda width: -(-columns // width) * (width + 1))
 
 
-def pack_gemm(weight: Array, p: Problem, tile: int) -> Array:
-    """(G, tiles, I/G x kh x kw, outputs of a tile): what a register tile reads, in its order."""
-    g, o, i, kh, kw = p.weight_shape
-    tiles = -(-o // tile)
-    padded = np.zeros((g, tiles * tile, i * kh * kw), p.compute_dtype)
-    padded[:, :o] = weight.reshape(g, o, i * kh * kw)
-    packed = np.ascontiguousarray(padded.reshape(g, tiles, tile, i * kh * kw).transpose(0, 1, 3, 2))
-    return read_only(packed.reshape(-1))
+def _strips(regions: tuple[taps.Region, ...]) -> list[Ints]:
+    """Regions cut into strips that are worth reading all weights, those with the most work first."""
+    found = []
+    for rows, cols, kernel_rows, kernel_cols in regions:
+        height, width = rows.stop - rows.start, cols.stop - cols.start
+        strips = -(-height // max(1, WORTH_COLUMNS // width))
+        for i in range(strips):
+            r0, r1 = rows.start + i * height // strips, rows.start + (i + 1) * height // strips
+            found.append(
+                (
+                    r0,
+                    r1,
+                    cols.start,
+                    cols.stop,
+                    kernel_rows.start,
+                    kernel_rows.stop,
+                    kernel_cols.start,
+                    kernel_cols.stop,
+                )
+            )
+    return sorted(found, key=lambda s: -(s[1] - s[0]) * (s[3] - s[2]) * (s[5] - s[4]) * (s[7] - s[6]))
+
+
+def _divisor(value: int, limit: int) -> int:
+    """The largest divisor up to a limit."""
+    return max(n for n in range(1, max(min(value, limit), 1) + 1) if value % n == 0)
