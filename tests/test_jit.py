@@ -276,6 +276,22 @@ def test_columns_or_outputs_in_the_lanes(monkeypatch, plain_tier, wide, layout, 
             pass
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_results_that_no_cache_holds(dtype):
+    """They are streamed to memory: whole tiles, the last outputs and rows, a bias, several images."""
+    for x_shape, weight_shape, options in (
+        ((1, 3, 130, 1024), (67, 3, 3, 3), {"padding": 1}),
+        ((1, 3, 130, 1020), (67, 3, 3, 3), {"padding": 1}),
+        ((2, 8, 100, 640), (64, 8, 1, 1), {}),
+        ((1, 4, 260, 2100), (64, 2, 4, 4), {"stride": 4, "groups": 2}),
+        ((1, 200, 100, 1024), (64, 200, 1, 1), {}),
+    ):
+        x, weight = numbers(x_shape, dtype=dtype), numbers(weight_shape, 1, dtype)
+        plan = portconv.plan_conv2d(x, weight, engine="gemm", **options)
+        y = check(x, weight, numbers(weight_shape[:1], 2, dtype), engine="gemm", **options)
+        assert y.nbytes >= 8 * MEBIBYTE, (plan.output_shape, y.nbytes)
+
+
 @pytest.mark.parametrize("kernel", [(12, 12), (31, 31), (1, 63), (40, 3), (17, 2)])
 @pytest.mark.parametrize("engine", ["gemm", "direct"])
 def test_large_kernels(engine, kernel):
@@ -361,6 +377,7 @@ LARGE = {
     "kernel is nearly image": ("gemm", (1, 4, 300, 300), (4, 4, 280, 280), {}),
     "many channels": ("gemm", (1, 4096, 64, 64), (16, 4096, 3, 3), {"padding": 1}),
     "many channels, dilation": ("gemm", (1, 512, 128, 128), (8, 512, 3, 3), {"padding": 40, "dilation": 40}),
+    "a large result": ("gemm", (1, 3, 512, 1024), (16, 3, 3, 3), {"padding": 1}),
     "12 megapixels": ("gemm", (1, 3, 3000, 4000), (4, 3, 7, 7), {"stride": 2, "padding": 3}),
     "12 megapixels, reflect": ("direct", (1, 1, 3000, 4000), (1, 1, 3, 3), {"padding": 1, "padding_mode": "reflect"}),
     "12 megapixels, NHWC": ("direct", (1, 3000, 4000, 1), (1, 1, 5, 5), {"layout": "NHWC"}),

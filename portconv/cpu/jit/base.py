@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
+ALIGNED_BYTES = 1 << 20  # of a result
 CHUNK = {"normwise": 192, "elementwise": 32}  # terms that are added one after the other: see engines/gemm.py
 
 
@@ -93,7 +95,7 @@ class JitPlan(Plan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
         p = self.problem
-        y = np.empty(p.out_shape, p.compute_dtype)
+        y = _aligned(p.out_shape, p.compute_dtype)
         if y.size:
             memory, steps = flat(x, p.compute_dtype, p.layout)
             out = y.reshape(-1)
@@ -109,6 +111,16 @@ class JitPlan(Plan):
     def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
         """Compute the result into `y`."""
         raise NotImplementedError  # abstract: every engine has its own
+
+
+def _aligned(shape: Ints, dtype: str) -> Array:
+    """A new array, of which large ones begin where a vector may be stored past the caches."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < ALIGNED_BYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def contiguous(x: Array, steps: Ints, p: Problem) -> tuple[Array, Ints]:

@@ -19,6 +19,8 @@ from .vectors import (
     VECTOR_BYTES,
     add_vectors,
     broadcast_products,
+    fence,
+    finished_products,
     shifted_products,
 )
 
@@ -28,7 +30,10 @@ FEW = ROWS // 2
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 
 _add = add_vectors()
+_fence = fence()
 _p1, _p2, _p3 = (shifted_products(ROWS, n) for n in (1, 2, 3))
+_d1, _d2, _d3 = (finished_products(ROWS, n, streamed=False) for n in (1, 2, 3))
+_s1, _s2, _s3 = (finished_products(ROWS, n, streamed=True) for n in (1, 2, 3))
 _f1, _f2, _f3, _f4, _f5, _f6 = (shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6))
 _o1, _o2, _o3, _o4, _o6, _o8 = (shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8))
 # Columns of a tile that has outputs in its lanes.
@@ -99,6 +104,23 @@ def _wide_product(like, pixels, arguments):
         _w2(like, arguments)
     else:
         _w1(like, arguments)
+
+
+@kernel
+def _finished(like, vectors, streamed, arguments):
+    if streamed:
+        if vectors == 3:
+            _s3(like, arguments)
+        elif vectors == 2:
+            _s2(like, arguments)
+        else:
+            _s1(like, arguments)
+    elif vectors == 3:
+        _d3(like, arguments)
+    elif vectors == 2:
+        _d2(like, arguments)
+    else:
+        _d1(like, arguments)
 
 
 @kernel
@@ -185,17 +207,20 @@ def _width(left, widest, rows):
 
 @kernel
 def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
-              widest, columns, block, line, cols, bias, output, y, start, y_steps, add, sums, tail):  # fmt: skip
-    """Outputs m0 to m1 of one group on all columns of a window, which starts at the address `base`.
+              widest, start_column, columns, block, line, cols, bias, output, y, start, y_steps, add, streamed, sums,
+              tail):  # fmt: skip
+    """Outputs m0 to m1 of one group on some columns of a window, which starts at the address `base`.
 
     `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
-    `end`, its columns are copied.
+    `end`, its columns are copied. Tiles that are whole, and all of whose terms are one product, write results at once.
     """
     size = sums.itemsize
     lanes = VECTOR_BYTES // size
     unit = 1 if wide else lanes  # what widths are counted in: columns or vectors of them
     pitch = widest * unit
     total = (columns + unit - 1) // unit
+    at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and terms[1] <= chunk and y_steps[3] == 1
+    run_on = line == cols and y_steps[2] == cols  # rows of results follow each other in memory
     for v0 in range(0, total, block):
         v1 = min(v0 + block, total)
         for m in range(m0, m1, rows):
@@ -203,8 +228,17 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
             v = v0
             while v < v1:
                 width = widest if wide else _width(v1 - v, widest, rows)
-                first, last = v * unit, min((v + width) * unit, columns)
+                first = start_column + v * unit
+                last = min(first + width * unit, start_column + columns)
                 place = base + first * size
+                inside = last - first == width * unit and place + beyond + width * unit * size <= end
+                if at_once and inside and m + rows <= outputs and (run_on or first % line + last - first <= cols):
+                    target = start + m * y_steps[1] + first // line * y_steps[2] + first % line
+                    _finished(sums, width, streamed, (place, table.ctypes.data + terms[2] * 8, factors, terms[1],
+                              y.ctypes.data + target * size, y_steps[1] * size,
+                              bias.ctypes.data + (output + m) * size))  # fmt: skip
+                    v += width
+                    continue
                 if place + beyond + width * unit * size > end:
                     for k in range(terms[1]):
                         copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
@@ -229,8 +263,8 @@ def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, 
     If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs.
     """
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
-     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, part_size,
-     window_size, sums_size) = geometry  # fmt: skip
+     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
+     streamed, part_size, window_size, sums_size) = geometry  # fmt: skip
     xb, xc, xh, xw = x_steps
     yb, yc, yh, yw = y_steps
     size = scratch.itemsize
@@ -273,9 +307,13 @@ def _gemm(part, parts, x, x_steps, y, y_steps, weight, bias, table, tail_table, 
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             place = b * yb + g * outputs * yc + r0 * yh + q0 * yw
-            _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
-                      tile_rows, wide, widest, (r1 - r0 - 1) * line + cols, block, line, cols, bias, g * outputs, y,
-                      place, y_steps, c0 > 0, sums, tail)  # fmt: skip
+            columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
+            for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
+                _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
+                          tile_rows, wide, widest, column, columns, block, line, cols, bias, g * outputs, y, place,
+                          y_steps, c0 > 0, streamed, sums, tail)  # fmt: skip
+    if streamed:
+        _fence(sums, ())
 
 
 @kernel

@@ -23,6 +23,7 @@ MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at 
 MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
+STREAMED_BYTES = 24 << 20  # results from so large on are not found in a cache by whoever reads them
 MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 
@@ -116,11 +117,14 @@ class GemmPlan(JitPlan):
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
         small = (columns[0] * inputs if in_place else window) * size <= 2 * CACHE_BYTES
         block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
+        row_by_row = not wide and round_up(ow, lane) <= line and line > ow and weight_bytes <= CACHE_BYTES
+        streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
+        streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
         scratch = round_up(window + sums + tail, 16)
         geometry = (
             p.batch, p.groups, inputs, outputs, tile_rows, int(wide), widest, output_parts, halo_rows, line - ow,
             plane, *p.stride, p.padding[2], p.width, len(every), p.kernel[1], int(table[:terms].max()), at_a_time,
-            int(by_tap), CHUNK[p.accuracy], block, int(in_place), scratch, window, sums,
+            int(by_tap), CHUNK[p.accuracy], block, int(in_place), int(row_by_row), int(streamed), scratch, window, sums,
         )  # fmt: skip
         every_table = (
             read_only(table), read_only(tail_table), read_only(np.array(planes, np.int64).reshape(-1, 4)),

@@ -30,6 +30,8 @@ __all__ = [
     "broadcast_products",
     "channel_sums",
     "copy_elements",
+    "fence",
+    "finished_products",
     "lanes",
     "move_vectors",
     "row_products",
@@ -83,6 +85,12 @@ class _Vectors:
     def store(self, value: Any, address: Any) -> None:
         self.b.store(value, self.b.inttoptr(address, self.type.as_pointer())).align = self.size
 
+    def stream(self, value: Any, address: Any) -> None:
+        """A store past the caches, to an aligned address."""
+        store = self.b.store(value, self.b.inttoptr(address, self.type.as_pointer()))
+        store.align = VECTOR_BYTES
+        store.set_metadata("nontemporal", self.b.module.add_metadata([_I32(1)]))
+
     def masked_load(self, address: Any, mask: Any) -> Any:
         """Lanes outside the mask are zero, and their memory is not touched."""
         masks = ir.VectorType(_I1, self.n)
@@ -114,6 +122,22 @@ class _Vectors:
         kind = ir.FunctionType(self.type, [self.type] * 3)
         function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.fma.{self.suffix}")
         return self.b.call(function, [a, b, c])
+
+    def products(self, base: Any, table: Any, weight: Any, terms: Any, rows: int, vectors: int) -> list[Any]:
+        """See `shifted_products`."""
+        b = self.b
+
+        def body(k: Any, sums: list[Any]) -> list[Any]:
+            offset = b.load(b.inttoptr(self.at(table, b.mul(k, _I64(8))), _I64.as_pointer()))
+            values = [self.load(self.at(base, offset, j * VECTOR_BYTES)) for j in range(vectors)]
+            factors = self.at(weight, b.mul(k, _I64(rows * self.size)))
+            added = []
+            for r in range(rows):
+                factor = self.load_splat(self.at(factors, r * self.size))
+                added += [self.fma(value, factor, sums[r * vectors + j]) for j, value in enumerate(values)]
+            return added
+
+        return _loop(b, terms, [self.zero] * (rows * vectors), body)
 
     def transposed(self, rows: list[Any]) -> list[Any]:
         """As many vectors as a vector has lanes, transposed."""
@@ -182,21 +206,29 @@ def shifted_products(rows: int, vectors: int) -> Any:
     Arguments of the intrinsic: base, table, weight, terms, out. Weight is (terms, rows), out (rows, vectors x lanes).
     """
 
-    def generate(b: Any, v: _Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
-
-        def body(k: Any, sums: list[Any]) -> list[Any]:
-            offset = b.load(b.inttoptr(v.at(table, b.mul(k, _I64(8))), _I64.as_pointer()))
-            values = [v.load(v.at(base, offset, j * v.n * v.size)) for j in range(vectors)]
-            factors = v.at(weight, b.mul(k, _I64(rows * v.size)))
-            added = []
-            for r in range(rows):
-                factor = v.load_splat(v.at(factors, r * v.size))
-                added += [v.fma(value, factor, sums[r * vectors + j]) for j, value in enumerate(values)]
-            return added
-
-        sums = _loop(b, terms, [v.zero] * (rows * vectors), body)
-        for i, total in enumerate(sums):
+    def generate(_b: Any, v: _Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
+        for i, total in enumerate(v.products(base, table, weight, terms, rows, vectors)):
             v.store(total, v.at(out, i * v.n * v.size))
+
+    return _intrinsic(generate)
+
+
+def finished_products(rows: int, vectors: int, *, streamed: bool) -> Any:
+    """`shifted_products` that writes results: `out[r, :] = sum + bias[r]`; past the caches if `streamed`.
+
+    Arguments of the intrinsic: base, table, weight, terms, out, bytes between its rows, address of the bias. Streamed
+    results must be aligned to vectors.
+    """
+
+    def generate(
+        b: Any, v: _Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, bias: Any
+    ) -> None:
+        sums = v.products(base, table, weight, terms, rows, vectors)
+        for r in range(rows):
+            shift, line = v.load_splat(v.at(bias, r * v.size)), v.at(out, b.mul(out_row, _I64(r)))
+            for j in range(vectors):
+                place, value = v.at(line, j * VECTOR_BYTES), b.fadd(sums[r * vectors + j], shift)
+                (v.stream if streamed else v.store)(value, place)
 
     return _intrinsic(generate)
 
@@ -278,6 +310,15 @@ def mark_nonfinite() -> Any:
             return [b.fadd(state[0], b.fsub(value, value))]
 
         v.store(_loop(b, count, [v.load(mark)], body)[0], mark)
+
+    return _intrinsic(generate)
+
+
+def fence() -> Any:
+    """Orders streamed stores before what follows. No arguments."""
+
+    def generate(b: Any, _v: _Vectors) -> None:
+        b.fence("seq_cst")
 
     return _intrinsic(generate)
 
