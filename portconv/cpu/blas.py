@@ -1,7 +1,7 @@
-"""Keeps NumPy's BLAS to one thread while several threads of portconv call it, each with products of its own.
+"""Keeps NumPy's BLAS to the threads that portconv may use: to one where several threads of portconv call it.
 
 OpenBLAS splits a product over all its threads, which small products lose by, and two callers at a time fight for them.
-Its setting is one for the whole process: it is changed by the first caller that needs it and put back by the last.
+Its setting is one for the whole process: callers lower it to what they need, and the last of them puts it back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["can_limit", "single_threaded"]
+__all__ = ["can_limit", "limited"]
 
 _lock = Lock()
 _users = 0
@@ -58,22 +58,24 @@ if hasattr(os, "register_at_fork"):
 
 
 def can_limit() -> bool:
-    """Whether `single_threaded` has an effect."""
+    """Whether `limited` has an effect."""
     return _setting() is not None
 
 
 @contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Within it, in any thread, NumPy's products use the thread that calls them alone."""
+def limited(count: int) -> Iterator[None]:
+    """Within it, in any thread, NumPy's products use so many threads at most, the calling one among them."""
     global _users, _before
     setting = _setting()
-    if setting is None:
+    if setting is None or (_users == 0 and setting.get() <= count):
         yield
         return
     with _lock:
+        current = setting.get()
         if _users == 0:
-            _before = setting.get()
-            setting.set(1)
+            _before = current
+        if count < current:
+            setting.set(count)
         _users += 1
     try:
         yield

@@ -183,15 +183,12 @@ class NumpySteps(Steps):
                     else:
                         np.add(value, bias[block.channels].transpose(order), out=target, casting="unsafe")
 
-        count = min(threads.get_num_threads(), len(tasks)) if parallel else 1
-        if products and count > 1:
-            if not blas.can_limit():  # its own threads are all that there is to gain
-                count = 1
-            else:
-                with blas.single_threaded():
-                    threads.run(task_into_y, list(tasks), count)
-                return y
-        threads.run(task_into_y, list(tasks), count)
+        allowed = threads.get_num_threads()
+        count = min(allowed, len(tasks)) if parallel else 1
+        if products and not blas.can_limit():  # its own threads are all that there is to gain
+            count = 1
+        with blas.limited(1 if products and count > 1 else allowed):
+            threads.run(task_into_y, list(tasks), count)
         return y
 
 
