@@ -1,4 +1,4 @@
-"""MLX: `mx.conv2d` on GPUs, and on a CPU device portconv's NumPy engines over MLX's own memory.
+"""MLX: its own convolution, portconv's engines in MLX's operations, and on a CPU device NumPy's over MLX's own memory.
 
 MLX computes in NHWC with OHWI weights. An NCHW array is handed over as a transposed view, and an NCHW result is a view
 of NHWC memory, so a chain of layers transposes nothing.
@@ -6,15 +6,18 @@ of NHWC memory, so a chain of layers transposes nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from .. import engines
 from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..cpu.bridge import bridged, host_candidates, numpy_plan
+from ..engines.costs import Costs
 from ..errors import UnsupportedError
 from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..shapes import ranges
@@ -23,11 +26,20 @@ from ..steps import Block, Steps, accumulate
 
 __all__ = ["MlxBackend", "backend"]
 
-MAX_ELEMENTS = 2**31 - 1  # beyond, MLX's own index arithmetic was seen to overflow (mlx issues 3248, 3327)
+MAX_ELEMENTS = 2**31 - 1  # beyond, MLX's own index arithmetic was seen to overflow (mlx issues 3248, 3327, 3611)
+# On GPUs: kernels from 182x182 on were seen to be wrong (mlx issue 2504), and so were Winograd's results where its
+# workspace, some four times the image, was more than the device had (mlx issue 3979). Larger batches go in parts.
+MAX_GPU_TAPS = 2**15 - 1
+MAX_TRACED_TAPS = 4096  # each is an operation that MLX has to compile
+MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
 # MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
 CPU_MAX_TERMS = 192
-# Seconds per multiplication or addition of mx.conv2d, to rank it: on Linux its CPU build has a reference BLAS.
-CPU_FLOP, GPU_FLOP = 2e-10, 2e-13
+# What MLX's operations cost, to rank them. Its CPU build for Linux has a reference BLAS, measured on two cores of an
+# AMD EPYC (Zen 4); nothing was measured on a GPU, where `strategy="measure"` knows better.
+CPU_FLOP, GPU_FLOP = 4.6e-10, 2e-13  # of mx.conv2d
+CPU_COSTS = Costs(gemm_flop=2.1e-10, fft_flop=2e-10, element=2e-10, row=1e-9, call=2e-5, task=1e-4, threads=1)
+GPU_COSTS = Costs(gemm_flop=3e-13, fft_flop=2e-12, element=5e-11, row=1e-10, call=1e-5, task=3e-4, threads=1)
+TF32 = "TF32 where the GPU has it (CUDA, M5), unless MLX_ENABLE_TF32=0 is set before MLX is imported"
 
 
 class MlxBackend:
@@ -41,18 +53,19 @@ class MlxBackend:
         return ArrayInfo(x.shape, str(x.dtype).rpartition(".")[2], _device())
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
-        offers = [_native_candidate(problem)]
+        native = _native_candidate(problem)
         if problem.device == "cpu":
-            return [*offers, *host_candidates(problem)]
-        why_not = "portconv's own engines run on MLX's CPU device only; use `mx.set_default_device(mx.cpu)`"
-        return [*offers, *(Candidate(engine, why_not=why_not) for engine in ("gemm", "fft", "direct"))]
+            return [native, *host_candidates(problem)]
+        return [native, *_gpu_candidates(problem)]
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
-        native = NativePlan(problem, "native", 0)
         if engine == "native":
-            return native
+            return NativePlan(problem, "native", 0)
+        if problem.device != "cpu":
+            inner = engines.build(problem, engine, _STEPS, GPU_COSTS)
+            return OpsPlan(problem, engine, inner.workspace_bytes, inner=inner, traced=_traced_plan(problem))
         inner = numpy_plan(bridged(problem), engine)
-        return BridgePlan(problem, engine, inner.workspace_bytes, inner=inner, native=native)
+        return BridgePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=_traced_plan(problem))
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None  # `weight[...] = value` shows nowhere
@@ -84,17 +97,25 @@ def _dtype(name: str) -> Any:
 
 def _native_candidate(p: Problem) -> Candidate:
     """Offered only where MLX is known to be right."""
-    why_not = None
-    padded = (
-        p.batch * p.in_channels * (p.height + p.padding[0] + p.padding[1]) * (p.width + p.padding[2] + p.padding[3])
-    )
+    why_not, flop, note = None, CPU_FLOP if p.device == "cpu" else GPU_FLOP, ""
     if p.dtype == "float64":
         why_not = "mx.conv2d computes float64 in float32"
     elif p.accuracy == "elementwise":
         why_not = "MLX does not bound the error of its sums element by element"
-    elif max(padded, p.batch * p.out_channels * p.out_size[0] * p.out_size[1]) > MAX_ELEMENTS:
+    elif max(_elements(p)) > MAX_ELEMENTS:
         why_not = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
-    return Candidate("native", 1e-4 + p.flops * (CPU_FLOP if p.device == "cpu" else GPU_FLOP), why_not=why_not)
+    elif p.device != "cpu" and p.kernel[0] * p.kernel[1] > MAX_GPU_TAPS:
+        why_not = f"MLX's GPU kernels were seen to be wrong with more than {MAX_GPU_TAPS} taps"
+    elif p.device != "cpu" and p.dtype == "float32" and os.environ.get("MLX_ENABLE_TF32", "1") != "0":
+        note = TF32
+    return Candidate("native", 1e-4 + p.flops * flop, why_not=why_not, note=note)
+
+
+def _elements(p: Problem) -> tuple[int, int]:
+    """How many the padded images have, and the results."""
+    top, bottom, left, right = p.padding
+    padded = p.in_channels * (p.height + top + bottom) * (p.width + left + right)
+    return p.batch * padded, p.batch * p.out_channels * p.out_size[0] * p.out_size[1]
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,12 @@ class NativePlan(Plan):
         return p.compute_dtype if p.has_bias or self._in_parts else p.dtype
 
     @property
+    def _images(self) -> int:
+        """How many are convolved at a time."""
+        p = self.problem
+        return p.batch if p.device == "cpu" else max(1, MAX_GPU_PART * p.batch // max(sum(_elements(p)), 1))
+
+    @property
     def _in_parts(self) -> bool:
         """Whether sums are so long that they must be cut."""
         p = self.problem
@@ -119,11 +146,7 @@ class NativePlan(Plan):
 
     def pack(self, weight: Any, /) -> PackedWeight:
         """OHWI, contiguous: Metal and CUDA would copy any other order in every call."""
-        ohwi = mx.contiguous(self.ohwi(weight))
-        try:
-            mx.eval(ohwi)  # a lazy array can only be evaluated in the thread that made it (mlx issue 3348)
-        except ValueError as error:
-            _check_tracing(error)
+        ohwi = _evaluated(mx.contiguous(self.ohwi(weight)))
         return PackedWeight(self.stamp, ohwi, ohwi.nbytes)
 
     def ohwi(self, weight: Any) -> Any:
@@ -153,7 +176,14 @@ class NativePlan(Plan):
             x = mx.pad(x, [(0, 0), (top, bottom), (left, right), (0, 0)])
             y = accumulate(self._parts(x, ohwi))
         else:
-            y = mx.conv_general(x, ohwi, p.stride, ([top, left], [bottom, right]), p.dilation, groups=p.groups)
+            sides = ([top, left], [bottom, right])
+            parts = [
+                mx.conv_general(
+                    x[some] if self._images < p.batch else x, ohwi, p.stride, sides, p.dilation, groups=p.groups
+                )
+                for some in ranges(p.batch, self._images)
+            ]
+            y = parts[0] if len(parts) == 1 else mx.concatenate(parts)
         if bias is not None:
             y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
         y = y.astype(_dtype(p.dtype))
@@ -186,6 +216,110 @@ def _padded(x: Any, p: Problem, dtype: str) -> Any:
     return mx.transpose(padded, (1, 0, 2, 3) if p.layout == "NCHW" else (1, 2, 3, 0))
 
 
+# --- portconv's engines in MLX's operations ---------------------------------------------------------------------------
+
+
+class MlxSteps(Steps):
+    """The generic steps, which MLX's names suffice for."""
+
+    def keep(self, x: Any) -> Any:
+        """As in `Steps`, with a value where it can have one."""
+        return _evaluated(mx.contiguous(x))
+
+
+_STEPS = MlxSteps(mx)
+
+
+def _evaluated(x: Any) -> Any:
+    """A packed weight needs values: a lazy array can only be evaluated in the thread that made it (mlx issue 3348)."""
+    try:
+        mx.eval(x)
+    except ValueError as error:
+        _check_tracing(error)
+    return x
+
+
+def _ops_candidates(p: Problem, costs: Costs) -> list[Candidate]:
+    """The estimates of the engines in MLX's operations."""
+    offers = engines.candidates(p, _STEPS, costs)
+    if max(_elements(p)) > MAX_ELEMENTS:
+        why_not = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
+        return [Candidate(offer.engine, why_not=why_not) for offer in offers]
+    return offers
+
+
+def _gpu_candidates(p: Problem) -> list[Candidate]:
+    """On a GPU: what MLX has no routine of its own for."""
+    if p.dtype == "float64":
+        why_not = "MLX has float64 on its CPU device only; use `mx.set_default_device(mx.cpu)`"
+        return [Candidate(engine, why_not=why_not) for engine in ("gemm", "winograd", "direct", "fft")]
+    if p.accuracy == "elementwise" and os.environ.get("MLX_ENABLE_TF32", "1") != "0":
+        return [
+            replace(offer, why_not=f"its products may be of {TF32}") if offer.engine == "gemm" else offer
+            for offer in _ops_candidates(p, GPU_COSTS)
+        ]
+    return _ops_candidates(p, GPU_COSTS)
+
+
+def _traced_plan(p: Problem) -> Plan | None:
+    """What convolves arrays that have no values (`mx.compile`, `mx.vmap`): nothing that would look at them."""
+    if p.kernel[0] * p.kernel[1] > MAX_TRACED_TAPS and _native_candidate(p).why_not is not None:
+        return None
+    costs = CPU_COSTS if p.device == "cpu" else GPU_COSTS
+    offers = [c for c in engines.candidates(p, _STEPS, costs) if c.engine in ("gemm", "direct")]
+    best = min([_native_candidate(p), *offers], key=lambda c: (c.why_not is not None, c.seconds))
+    return NativePlan(p, "native", 0) if best.engine == "native" else engines.build(p, best.engine, _STEPS, costs)
+
+
+class _Weight(NamedTuple):
+    packed: PackedWeight | None  # None where the weight has no values yet
+    weight: Any
+
+
+def _with_original(stamp: Hashable, weight: Any, pack: Callable[[], PackedWeight]) -> PackedWeight:
+    """The packed weight, if there are values to pack, and the weight itself for plans of traced arrays."""
+    try:
+        packed = pack()
+    except ValueError as error:
+        _check_tracing(error)
+        return PackedWeight(stamp, _Weight(None, weight), 0)
+    return PackedWeight(stamp, _Weight(packed, weight), packed.nbytes)
+
+
+@dataclass(frozen=True)
+class OpsPlan(Plan):
+    """One of portconv's engines in MLX's operations. Those that look at values leave traced arrays to another plan."""
+
+    inner: Plan = None  # type: ignore[assignment]
+    traced: Plan | None = None
+
+    @property
+    def stamp(self) -> Hashable:
+        return ("mlx operations", self.inner.stamp)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return _with_original(self.stamp, weight, lambda: self.inner.pack(weight))
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        data: _Weight = weight.data
+        if data.packed is not None:
+            try:
+                return self.inner.execute(x, data.packed, bias)
+            except ValueError as error:
+                _check_tracing(error)
+        return _execute_traced(self.traced, x, data.weight, bias)
+
+
+def _execute_traced(plan: Plan | None, x: Any, weight: Any, bias: Any) -> Any:
+    if plan is None:
+        raise UnsupportedError(
+            f"`weight` has more than {MAX_TRACED_TAPS} taps, too many for mx.compile and mx.vmap, where the fft "
+            f"engine cannot look at values. Convolve outside of them."
+        )
+    return plan.execute(x, plan.pack(weight), bias)
+
+
 # --- NumPy's engines on MLX's memory ----------------------------------------------------------------------------------
 
 
@@ -194,37 +328,27 @@ def _view(x: Any) -> np.ndarray[Any, Any]:
     return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, copy=False)
 
 
-class _Bridge(NamedTuple):
-    packed: PackedWeight | None  # None where the weight has no values yet
-    weight: Any
-
-
 @dataclass(frozen=True)
 class BridgePlan(Plan):
-    """One of portconv's engines behind an `mx.custom_function`.
+    """One of portconv's engines on NumPy, behind an `mx.custom_function`.
 
     MLX cannot see through NumPy: without a rule of its own a gradient would silently be zero. The rule is the gradient
-    of `mx.conv2d`. Where arrays have no values (`mx.compile`, `mx.vmap`) `mx.conv2d` does the work itself.
+    of the plan for traced arrays, in MLX's operations.
     """
 
     inner: Plan = None  # type: ignore[assignment]
-    native: NativePlan = None  # type: ignore[assignment]
+    traced: Plan | None = None
 
     @property
     def stamp(self) -> Hashable:
         return ("mlx", self.inner.stamp, self.problem.dtype)
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        try:
-            packed = self.inner.pack(_view(weight))
-        except ValueError as error:
-            _check_tracing(error)
-            packed = None
-        return PackedWeight(self.stamp, _Bridge(packed, weight), packed.nbytes if packed is not None else 0)
+        return _with_original(self.stamp, weight, lambda: self.inner.pack(_view(weight)))
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
-        data: _Bridge = weight.data
+        data: _Weight = weight.data
         convolve = mx.custom_function(self._forward(data.packed))
         convolve.vjp(self._vjp)
         return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
@@ -240,20 +364,16 @@ class BridgePlan(Plan):
                     _check_tracing(error)
                 else:
                     return mx.array(self.inner.execute(image, packed, offset), dtype=dtype)
-            return self._native(x, weight, bias)
+            return self._traced(x, weight, bias)
 
         return forward
 
-    def _native(self, x: Any, weight: Any, bias: Any = None) -> Any:
+    def _traced(self, x: Any, weight: Any, bias: Any = None) -> Any:
         """The same convolution by MLX, weight and all, for transformations of functions."""
-        if self.problem.dtype == "float64":
-            raise UnsupportedError(
-                "float64 cannot go through mx.grad, mx.vjp, mx.compile or mx.vmap: mx.conv2d computes it in float32."
-            )
-        return self.native.convolve(x, self.native.ohwi(weight), bias)
+        return _execute_traced(self.traced, x, weight, bias)
 
     def _vjp(self, primals: Any, cotangent: Any, output: Any) -> Any:
-        return tuple(mx.vjp(self._native, list(primals), [cotangent])[1])
+        return tuple(mx.vjp(self._traced, list(primals), [cotangent])[1])
 
 
 def _check_tracing(error: ValueError) -> None:
