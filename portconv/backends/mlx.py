@@ -15,6 +15,7 @@ import numpy as np
 
 from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..cpu.bridge import bridged, host_candidates, numpy_plan
+from ..cpu.host import host_environment, version
 from ..errors import UnsupportedError
 from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..shapes import ranges
@@ -69,6 +70,16 @@ class MlxBackend:
 
     def synchronize(self, x: Any, /) -> None:
         mx.eval(x)
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        here = host_environment() if problem.device == "cpu" else {"gpu": _gpu()}
+        return {"backend": self.name, "mlx": version("mlx"), **here}
+
+
+def _gpu() -> str:
+    """What MLX calls the hardware."""
+    info = mx.device_info(mx.gpu) if hasattr(mx, "device_info") else mx.metal.device_info()
+    return str(info.get("device_name") or info.get("architecture"))
 
 
 def _device() -> str:
