@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +20,8 @@ __all__ = ["measure", "plan"]
 
 # A candidate whose estimate is so many times the least is not worth its measurement.
 WORTH_MEASURING = 30.0
-# To time one candidate. Longer than this for a single call ends it after that call and the first one.
-MEASURED_SECONDS = 0.2
-MEASURED_CALLS = 20
+MEASURED_SECONDS = 0.25  # to time one candidate, in so many turns of at most so many calls
+TURNS, CALLS = 3, 10
 NOT_MEASURED = "not measured: its estimate is too high"
 
 
@@ -147,34 +147,36 @@ def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> 
     if backend.describe(x).traced:
         return None
     worth = _worth_measuring(able)
-    timed = []
+    calls = {}
     for c in able:
-        if c.engine not in worth:
-            timed.append(replace(c, note=NOT_MEASURED))
-            continue
-        bound = backend.build(p, c.engine)
-        packed = bound.pack(weight)
-        call = partial(_finish, backend, bound, (x, packed, bias))
-        timed.append(replace(c, seconds=_best_of(call)))
-    return timed
+        if c.engine in worth:
+            bound = backend.build(p, c.engine)
+            calls[c.engine] = partial(_finish, backend, bound, (x, bound.pack(weight), bias))
+    seconds = _fastest(calls)
+    return [
+        replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in able
+    ]
 
 
 def _finish(backend: Backend, bound: Plan, arguments: tuple[Any, ...]) -> None:
     backend.synchronize(bound.execute(*arguments))
 
 
-def _best_of(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls after a first one, which may compile; some `MEASURED_SECONDS` in all."""
-    _clocked(call)
-    best = spent = _clocked(call)
-    calls = 1
-    while spent < MEASURED_SECONDS and calls < MEASURED_CALLS:
-        seconds = _clocked(call)
-        best, spent, calls = min(best, seconds), spent + seconds, calls + 1
+def _fastest(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of the fastest of several calls of each, taking turns: what else the machine does then hits them alike.
+
+    The first call of each, which may compile, does not count, and a slow one is called only once more.
+    """
+    for call in calls.values():
+        call()
+    best, spent = dict.fromkeys(calls, math.inf), dict.fromkeys(calls, 0.0)
+    for turn in range(1, TURNS + 1):
+        for engine, call in calls.items():
+            for _ in range(CALLS):
+                if spent[engine] >= MEASURED_SECONDS * turn / TURNS:
+                    break
+                start = time.perf_counter()
+                call()
+                seconds = time.perf_counter() - start
+                best[engine], spent[engine] = min(best[engine], seconds), spent[engine] + seconds
     return best
-
-
-def _clocked(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -209,8 +209,8 @@ def save(records: Mapping[Key, Record]) -> None:
             for key, record in records.items():
                 if key not in kept or kept[key].when <= record.when:
                     kept[key] = record
-            latest = sorted(kept.items(), key=lambda item: item[1].when, reverse=True)[:MAX_RECORDS]
-            _write(file, dict(reversed(latest)))
+            by_age = sorted(kept.items(), key=lambda item: item[1].when)
+            _write(file, dict(by_age[-MAX_RECORDS:]))
     except OSError as error:
         raise WisdomError(
             f"{file} cannot be written ({error.strerror or error}). Make the folder writable, name another one in "
