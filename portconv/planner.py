@@ -64,7 +64,9 @@ def measure(backend: Backend, problem: Problem, *, recall: bool = False, remembe
     candidates = tuple(backend.candidates(problem))
     able = _able(backend, problem, candidates)
     # what the times depend on beyond the problem; a backend that cannot tell is measured anew in every process
-    environment = backend.environment(problem) if hasattr(backend, "environment") else None
+    environment = None
+    if hasattr(backend, "environment"):
+        environment = {"backend": backend.name, **backend.environment(problem)}
     chosen_by = "wisdom"
     timed = _recalled(able, wisdom.recall(environment, problem)) if recall and environment is not None else None
     if timed is None:

@@ -22,7 +22,7 @@ import portconv
 from portconv import planner, wisdom
 from portconv.cpu import host
 from portconv.engines.low_rank import LowRankPlan
-from portconv.testing import assert_close, reference_conv2d
+from portconv.testing import assert_close, check_backend, reference_conv2d
 
 SHAPES = (1, 2, 12, 13), (3, 2, 3, 3)
 ENVIRONMENT = {"backend": "numpy", "threads": "2"}
@@ -214,6 +214,23 @@ def test_a_backend_that_does_not_tell_its_environment_is_measured_anew(cache, me
     for _ in range(2):
         assert plan(backend=bare).chosen_by == "measurement"
     assert len(measured) == 2 and not cache.exists()
+
+
+def test_the_check_of_backends_knows_environments(cache):
+    kind = type(portconv.get_backend("numpy"))
+    assert check_backend(type("Right", (kind,), {"name": "right"})())
+    wrong = type("Wrong", (kind,), {"name": "wrong", "environment": lambda self, problem: {"threads": 2}})
+    with pytest.raises(AssertionError, match=r"environment\(\).*'threads': 2"):
+        check_backend(wrong())
+
+
+def test_backends_of_different_names_share_nothing(cache, measured):
+    kind = type(portconv.get_backend("numpy"))
+    for name in ("one", "other"):
+        backend = type(name, (kind,), {"name": name})()
+        assert plan(backend=backend).chosen_by == "measurement"
+        assert plan(backend=backend).chosen_by == "wisdom"
+    assert len(wisdom.load()) == 2
 
 
 def test_separable_kernels_run_as_two_passes(cache, monkeypatch):

@@ -121,7 +121,7 @@ class ArrayApiBackend:
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         # many libraries compute by NumPy
-        return {"backend": self.name, self.name: version(self.name), **host_environment()}
+        return {self.name: version(self.name), **host_environment()}
 
 
 def _name_of(dtype: Any) -> str:
@@ -169,7 +169,7 @@ class TorchBackend(ArrayApiBackend):
             here = {"gpu": str(torch.cuda.get_device_name(problem.device))}
         else:  # PyTorch names no GPU of Apple's, which the processor stands for
             here = {"cpu": processor(), "threads": str(torch.get_num_threads())}
-        return {"backend": self.name, "torch": str(torch.__version__), **here}
+        return {"torch": str(torch.__version__), **here}
 
 
 class JaxBackend(ArrayApiBackend):
@@ -234,7 +234,7 @@ class JaxBackend(ArrayApiBackend):
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         kind = str(getattr(self._device(problem.device), "device_kind", ""))
-        return {"backend": self.name, "jax": version("jax"), "device kind": kind, **host_environment()}
+        return {"jax": version("jax"), "device kind": kind, **host_environment()}
 
 
 def _is_tracer(x: Any) -> bool:
@@ -259,7 +259,7 @@ class CupyBackend(ArrayApiBackend):
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         properties = self._xp.cuda.runtime.getDeviceProperties(self._device(problem.device).id)
-        return {"backend": self.name, "cupy": version("cupy"), "gpu": properties["name"].decode()}
+        return {"cupy": version("cupy"), "gpu": properties["name"].decode()}
 
 
 class _DaskSteps(_QuietSteps):

@@ -73,7 +73,7 @@ class MlxBackend:
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         here = host_environment() if problem.device == "cpu" else {"gpu": _gpu()}
-        return {"backend": self.name, "mlx": version("mlx"), **here}
+        return {"mlx": version("mlx"), **here}
 
 
 def _gpu() -> str:

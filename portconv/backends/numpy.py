@@ -60,7 +60,7 @@ class NumpyBackend:
         """NumPy computes at once."""
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
-        return {"backend": self.name, **host_environment()}
+        return host_environment()
 
 
 _BACKEND = NumpyBackend()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +41,9 @@ def version(library: str) -> str:
 @lru_cache(maxsize=1)
 def processor() -> str:
     """The processor's name."""
+    import platform  # neither is needed by those who do not measure
+    import subprocess
+
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "linux":
             with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
