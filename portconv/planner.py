@@ -154,7 +154,7 @@ def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> 
         if c.engine in worth:
             bound = backend.build(p, c.engine)
             calls[c.engine] = partial(_finish, backend, bound, (x, bound.pack(weight), bias))
-    seconds = _fastest(calls)
+    seconds = _fastest(calls, min(able, key=lambda c: c.seconds).engine)
     return [
         replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in able
     ]
@@ -164,7 +164,20 @@ def _finish(backend: Backend, bound: Plan, arguments: tuple[Any, ...]) -> None:
     backend.synchronize(bound.execute(*arguments))
 
 
-def _fastest(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def _fastest(calls: Mapping[str, Callable[[], object]], expected: str) -> dict[str, float]:
+    """Seconds of each; where the fastest is another than expected, both are timed again.
+
+    On a machine that is busy for a moment an engine can seem ten times as slow as it is.
+    """
+    seconds = _turns(calls)
+    fastest = min(seconds, key=lambda engine: seconds[engine])
+    if fastest != expected:
+        again = _turns({engine: calls[engine] for engine in (expected, fastest)})
+        seconds |= {engine: min(seconds[engine], again[engine]) for engine in again}
+    return seconds
+
+
+def _turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Seconds of the fastest of several calls of each, taking turns: what else the machine does then hits them alike.
 
     The first call of each, which may compile, does not count, and a slow one is called only once more.

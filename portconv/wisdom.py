@@ -4,7 +4,8 @@
 The planner takes no more from it than which engine was fastest, and only an engine that can run the problem, so no file
 can make a result wrong. What stands there for another version, library or processor is kept, and not used.
 
-``PORTCONV_CACHE_DIR`` names another folder; ``PORTCONV_WISDOM=0`` switches reading and writing off.
+Times taken while other programs are at work say little: ``portconv tune`` takes them anew, ``portconv tune --clear``
+forgets them. ``PORTCONV_CACHE_DIR`` names another folder; ``PORTCONV_WISDOM=0`` switches reading and writing off.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def timed(monkeypatch):
     """The engines timed, problem by problem; the clock says that fft is the fastest, and all others alike."""
     seen = []
 
-    def fastest(calls):
+    def fastest(calls, expected):
         seen.append(set(calls))
         return {engine: 0.001 if engine == "fft" else 0.003 for engine in calls}
 
@@ -238,7 +238,7 @@ def test_a_layer_that_cannot_be_timed_is_status_1(cache, timed, capsys, monkeypa
 def test_interrupted_it_keeps_what_it_has(cache, capsys, monkeypatch, tmp_path):
     calls = []
 
-    def fastest(engines):
+    def fastest(engines, expected):
         calls.append(engines)
         if len(calls) == 2:
             raise KeyboardInterrupt
