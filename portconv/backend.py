@@ -23,6 +23,9 @@ class ArrayInfo(NamedTuple):
     traced: bool = False
 
 
+MEASURED = ("measurement", "wisdom")  # how a plan was chosen by the clock: in this process, or before
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An engine's offer for a problem: what it would cost, or why it cannot run."""
@@ -48,7 +51,8 @@ class PackedWeight:
 class Plan:
     """An engine bound to a problem. It holds no arrays, so one plan serves any number of calls and threads.
 
-    Subclasses give `stamp`, `pack` and `execute`. The planner fills in `candidates` and `chosen_by`.
+    Subclasses give `stamp`, `pack` and `execute`. The planner fills in `candidates` and `chosen_by`:
+    "heuristic", "measurement", "wisdom" (measured by an earlier process) or "the caller".
     """
 
     problem: Problem
@@ -85,7 +89,7 @@ class Plan:
 
     def explain(self) -> str:
         """A table of every candidate: its cost, its workspace, and why the losers lost."""
-        return "\n".join([_title(self), *_rows(self.candidates, self.engine)])
+        return "\n".join([_title(self), *_rows(self.candidates, self.engine, self.chosen_by in MEASURED)])
 
 
 def _title(plan: Plan) -> str:
@@ -96,10 +100,10 @@ def _title(plan: Plan) -> str:
     return f"{sizes}\n{', '.join(options)}; engine chosen by {plan.chosen_by or 'the caller'}"
 
 
-def _rows(candidates: Iterable[Candidate], chosen: str) -> list[str]:
+def _rows(candidates: Iterable[Candidate], chosen: str, measured: bool) -> list[str]:
     ordered = sorted(candidates, key=lambda c: (c.engine != chosen, c.why_not is not None, c.seconds))
     best = next((c.seconds for c in ordered if c.engine == chosen), 0.0)
-    rows = [f"  {'engine':<8} {'estimated ms':>13} {'workspace MiB':>14}  verdict"]
+    rows = [f"  {'engine':<8} {'measured ms' if measured else 'estimated ms':>13} {'workspace MiB':>14}  verdict"]
     for c in ordered:
         verdict = c.why_not or (
             "chosen" if c.engine == chosen else f"{c.seconds / best:.1f} times the cost" if best else "not chosen"
@@ -113,7 +117,11 @@ def _rows(candidates: Iterable[Candidate], chosen: str) -> list[str]:
 
 @runtime_checkable
 class Backend(Protocol):
-    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing."""
+    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing.
+
+    A backend may also have `environment(problem) -> Mapping[str, str]`: what the times of its engines depend on beyond
+    the problem, such as versions, processor and threads. Measurements outlive the process only where it has.
+    """
 
     def __hash__(self) -> int: ...
 

@@ -80,7 +80,8 @@ def conv2d(
         ``|error| <= 8 eps c + 24 eps max(c)``, the maximum over the image; ``"elementwise"`` keeps ``8 eps c`` at every
         output and leaves out the engines that cannot.
     strategy
-        ``"heuristic"`` picks the engine by estimates, ``"measure"`` by timing the candidates once in this process.
+        ``"heuristic"`` picks the engine by estimates, ``"measure"`` by timing the candidates once on this machine, for
+        this and later processes (see `portconv.wisdom`).
     backend
         Name or `Backend` that computes, instead of the one of `x`'s library.
 

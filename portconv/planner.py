@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +16,12 @@ from .engines import low_rank
 from .errors import UnsupportedError
 from .spec import Problem
 
-__all__ = ["plan"]
+__all__ = ["measure", "plan"]
 
 # A candidate whose estimate is so many times the least is not worth its measurement.
 WORTH_MEASURING = 30.0
+MEASURED_SECONDS = 0.25  # to time one candidate, in so many turns of at most so many calls
+TURNS, CALLS = 3, 10
 NOT_MEASURED = "not measured: its estimate is too high"
 
 
@@ -33,21 +37,67 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
     candidates = tuple(backend.candidates(problem))
     if engine != "auto":
         return _bound(backend, problem, candidates, _named(backend, candidates, engine), "the caller")
+    if strategy == "measure" and not problem.traced and problem.batch:
+        return measure(backend, problem, recall=True)
+    return _least(backend, problem, candidates, _able(backend, problem, candidates), "heuristic")
+
+
+def measure(backend: Backend, problem: Problem, *, recall: bool = False, remember: bool = True) -> Plan:
+    """The plan of the candidate that takes least time on this machine, by the clock or by what was measured before.
+
+    Parameters
+    ----------
+    backend, problem
+        As in `plan`. The problem must have a batch, and must not be traced.
+    recall
+        Whether times of an earlier process will do: see `portconv.wisdom`.
+    remember
+        Whether later processes may use what is measured now.
+
+    Raises
+    ------
+    UnsupportedError
+        If no engine can run the problem. The message gives the reasons.
+    """
+    from . import wisdom  # only who measures needs it
+
+    candidates = tuple(backend.candidates(problem))
+    able = _able(backend, problem, candidates)
+    # what the times depend on beyond the problem; a backend that cannot tell is measured anew in every process
+    environment = None
+    if hasattr(backend, "environment"):
+        environment = {"backend": backend.name, **backend.environment(problem)}
+    chosen_by = "wisdom"
+    timed = _recalled(able, wisdom.recall(environment, problem)) if recall and environment is not None else None
+    if timed is None:
+        chosen_by = "measurement"
+        timed = _measured(backend, problem, able)
+        if timed is None:
+            return _least(backend, problem, candidates, able, "heuristic")
+        if remember and environment is not None:
+            wisdom.remember(environment, problem, {c.engine: c.seconds for c in timed if c.note != NOT_MEASURED})
+    unable = [c for c in candidates if c.why_not is not None]
+    return _least(backend, problem, (*timed, *unable), [c for c in timed if c.note != NOT_MEASURED], chosen_by)
+
+
+def _able(backend: Backend, problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
     able = [c for c in candidates if c.why_not is None]
     if not able:
         reasons = "; ".join(f"{c.engine}: {c.why_not}" for c in candidates)
         raise UnsupportedError(
             f"No engine of the backend {backend.name!r} can run this on {problem.device}. {reasons}."
         )
-    if strategy == "measure" and not problem.traced and problem.batch:
-        able = _measured(backend, problem, able)
-        candidates = (*able, *(c for c in candidates if c.why_not is not None))
-        chosen = min(able, key=lambda c: (c.note == NOT_MEASURED, c.seconds))
-        return _bound(backend, problem, candidates, chosen, "measurement")
+    return able
+
+
+def _least(
+    backend: Backend, problem: Problem, candidates: tuple[Candidate, ...], able: Sequence[Candidate], by: str
+) -> Plan:
+    """The plan of the candidate among `able` that costs least; for separable kernels with two passes beside it."""
     chosen = min(able, key=lambda c: c.seconds)
-    bound = _bound(backend, problem, candidates, chosen, "heuristic")
-    for c in able:
-        if c.engine == "direct" and low_rank.worth_it(problem, chosen.seconds, c.seconds):
+    bound = _bound(backend, problem, candidates, chosen, by)
+    for c in candidates:
+        if c.engine == "direct" and c.why_not is None and low_rank.worth_it(problem, chosen.seconds, c.seconds):
             return low_rank.LowRankPlan.of(bound, backend.build(problem, "direct"))
     return bound
 
@@ -68,30 +118,80 @@ def _named(backend: Backend, candidates: Sequence[Candidate], engine: str) -> Ca
     raise UnsupportedError(f"`engine` {engine!r} is not offered by the backend {backend.name!r}; it has {offered}.")
 
 
-def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates with the time that each took here, on random data: the best of three calls after a warm-up."""
+def _worth_measuring(able: Sequence[Candidate]) -> set[str]:
+    least = min(c.seconds for c in able)
+    return {c.engine for c in able if c.seconds <= WORTH_MEASURING * least}
+
+
+def _recalled(able: Sequence[Candidate], seconds: Mapping[str, float] | None) -> list[Candidate] | None:
+    """The candidates with the times remembered; None unless these cover what would be measured, and no more."""
+    if seconds is None or not _worth_measuring(able) <= set(seconds) <= {c.engine for c in able}:
+        return None
+    return [
+        replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in able
+    ]
+
+
+def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> list[Candidate] | None:
+    """The candidates with the time that each took here, on random data; None where arrays have no values.
+
+    That is so inside `jax.jit`, even for a problem whose own arrays have theirs.
+    """
     rng = np.random.default_rng(0)
     p = problem
-    x_dtype = p.x_dtype if p.x_dtype != "bool_" else "bool"
-    x = backend.from_numpy((rng.random(p.x_shape) * 4).astype("float32"), dtype=x_dtype, device=p.device)
-    weight = backend.from_numpy(rng.standard_normal(p.weight_shape).astype("float32"), dtype=p.dtype, device=p.device)
-    bias = (
-        backend.from_numpy(np.zeros((1, p.out_channels, 1, 1), "float32"), dtype=p.dtype, device=p.device)
-        if p.has_bias
-        else None
-    )
-    least = min(c.seconds for c in able)
-    timed = []
+
+    def array(values: np.ndarray[Any, Any], dtype: str) -> Any:
+        return backend.from_numpy(values, dtype=dtype, device=p.device)
+
+    x = array(rng.random(p.x_shape, np.float32) * 4, p.x_dtype if p.x_dtype != "bool_" else "bool")
+    weight = array(rng.standard_normal(p.weight_shape, np.float32), p.dtype)
+    bias = array(np.zeros((1, p.out_channels, 1, 1), np.float32), p.dtype) if p.has_bias else None
+    if backend.describe(x).traced:
+        return None
+    worth = _worth_measuring(able)
+    calls = {}
     for c in able:
-        if c.seconds > WORTH_MEASURING * least:
-            timed.append(replace(c, note=NOT_MEASURED))
-            continue
-        bound = backend.build(p, c.engine)
-        packed = bound.pack(weight)
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            backend.synchronize(bound.execute(x, packed, bias))
-            seconds.append(time.perf_counter() - start)
-        timed.append(replace(c, seconds=min(seconds[1:])))
-    return timed
+        if c.engine in worth:
+            bound = backend.build(p, c.engine)
+            calls[c.engine] = partial(_finish, backend, bound, (x, bound.pack(weight), bias))
+    seconds = _fastest(calls, min(able, key=lambda c: c.seconds).engine)
+    return [
+        replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in able
+    ]
+
+
+def _finish(backend: Backend, bound: Plan, arguments: tuple[Any, ...]) -> None:
+    backend.synchronize(bound.execute(*arguments))
+
+
+def _fastest(calls: Mapping[str, Callable[[], object]], expected: str) -> dict[str, float]:
+    """Seconds of each; where the fastest is another than expected, both are timed again.
+
+    On a machine that is busy for a moment an engine can seem ten times as slow as it is.
+    """
+    seconds = _turns(calls)
+    fastest = min(seconds, key=lambda engine: seconds[engine])
+    if fastest != expected:
+        again = _turns({engine: calls[engine] for engine in (expected, fastest)})
+        seconds |= {engine: min(seconds[engine], again[engine]) for engine in again}
+    return seconds
+
+
+def _turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of the fastest of several calls of each, taking turns: what else the machine does then hits them alike.
+
+    The first call of each, which may compile, does not count, and a slow one is called only once more.
+    """
+    for call in calls.values():
+        call()
+    best, spent = dict.fromkeys(calls, math.inf), dict.fromkeys(calls, 0.0)
+    for turn in range(1, TURNS + 1):
+        for engine, call in calls.items():
+            for _ in range(CALLS):
+                if spent[engine] >= MEASURED_SECONDS * turn / TURNS:
+                    break
+                start = time.perf_counter()
+                call()
+                seconds = time.perf_counter() - start
+                best[engine], spent[engine] = min(best[engine], seconds), spent[engine] + seconds
+    return best

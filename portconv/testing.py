@@ -238,6 +238,10 @@ def _check_problem(
     seen = [library.to_numpy(array) for array in arrays]
     expected, c = reference_conv2d(*seen, **options)
     plan = plan_conv2d(x.shape, weight.shape, True, **options, dtype=dtype, backend=library, device=device)
+    if hasattr(library, "environment"):
+        environment = library.environment(plan.problem)
+        if not all(isinstance(word, str) for item in environment.items() for word in item):
+            raise AssertionError(f"environment() must give strings by strings, but gave {environment!r}")
     results = []
     for candidate in plan.candidates:
         if candidate.why_not is not None:

@@ -7,10 +7,12 @@ everything in the plain tier alone.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,16 @@ import pytest
 from hypothesis import settings
 
 import portconv
-from portconv import functional, planner
+from portconv import functional, planner, wisdom
 from portconv.cpu import bridge
 
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("portconv")
+
+# No test reads or writes what the user has measured, nor does any doctest or process that a test starts.
+_cache = tempfile.TemporaryDirectory(prefix="portconv-tests-")
+atexit.register(_cache.cleanup)
+os.environ.update(PORTCONV_WISDOM="0", PORTCONV_CACHE_DIR=_cache.name)
 
 EXPECTED = {name for name in os.environ.get("PORTCONV_EXPECT_BACKENDS", "").replace(" ", "").split(",") if name}
 MODULES = {"mlx": "mlx.core"}  # where the module to import is not called like the library
@@ -258,6 +265,18 @@ def plans(monkeypatch):
 
     monkeypatch.setattr(planner, "plan", remember)
     return made
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder of the test's own where measurements are kept, and from which they are recalled; not there yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PORTCONV_CACHE_DIR", str(folder))
+    monkeypatch.delenv("PORTCONV_WISDOM")
+    monkeypatch.setattr(wisdom, "_warned", set())
+    planner.plan.cache_clear()
+    yield folder
+    planner.plan.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import numpy as np
 from .. import engines
 from ..backend import ArrayInfo, Candidate, Plan
 from ..cpu.bridge import host_candidates, host_plan
+from ..cpu.host import host_environment, processor, version
 from ..engines.costs import GENERIC
 from ..registry import library_of
 from ..shapes import AxisSource
@@ -118,6 +119,10 @@ class ArrayApiBackend:
     def synchronize(self, x: Any, /) -> None:
         """Libraries that compute at once have nothing to wait for."""
 
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        # many libraries compute by NumPy
+        return {self.name: version(self.name), **host_environment()}
+
 
 def _name_of(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
@@ -157,6 +162,14 @@ class TorchBackend(ArrayApiBackend):
     def synchronize(self, x: Any, /) -> None:
         if x.device.type in ("cuda", "mps", "xpu"):
             getattr(self._torch, x.device.type).synchronize()
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        torch = self._torch
+        if problem.device.startswith("cuda"):
+            here = {"gpu": str(torch.cuda.get_device_name(problem.device))}
+        else:  # PyTorch names no GPU of Apple's, which the processor stands for
+            here = {"cpu": processor(), "threads": str(torch.get_num_threads())}
+        return {"torch": str(torch.__version__), **here}
 
 
 class JaxBackend(ArrayApiBackend):
@@ -219,6 +232,10 @@ class JaxBackend(ArrayApiBackend):
     def synchronize(self, x: Any, /) -> None:
         x.block_until_ready()
 
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        kind = str(getattr(self._device(problem.device), "device_kind", ""))
+        return {"jax": version("jax"), "device kind": kind, **host_environment()}
+
 
 def _is_tracer(x: Any) -> bool:
     """Whether `x` stands for values that are being traced (`jax.jit`, `jax.grad`, `jax.vmap`)."""
@@ -239,6 +256,10 @@ class CupyBackend(ArrayApiBackend):
 
     def synchronize(self, x: Any, /) -> None:
         x.device.synchronize()
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        properties = self._xp.cuda.runtime.getDeviceProperties(self._device(problem.device).id)
+        return {"cupy": version("cupy"), "gpu": properties["name"].decode()}
 
 
 class _DaskSteps(_QuietSteps):

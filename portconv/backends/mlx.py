@@ -17,6 +17,7 @@ import numpy as np
 from .. import engines
 from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..cpu.bridge import bridged, host_candidates, numpy_plan
+from ..cpu.host import host_environment, version
 from ..engines.costs import Costs
 from ..errors import UnsupportedError
 from ..layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
@@ -82,6 +83,16 @@ class MlxBackend:
 
     def synchronize(self, x: Any, /) -> None:
         mx.eval(x)
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        here = host_environment() if problem.device == "cpu" else {"gpu": _gpu()}
+        return {"mlx": version("mlx"), **here}
+
+
+def _gpu() -> str:
+    """What MLX calls the hardware."""
+    info = mx.device_info(mx.gpu) if hasattr(mx, "device_info") else mx.metal.device_info()
+    return str(info.get("device_name") or info.get("architecture"))
 
 
 def _device() -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend import ArrayInfo, Candidate, Plan
 from ..cpu.bridge import host_candidates, numpy_plan
+from ..cpu.host import host_environment
 from ..spec import Problem
 
 __all__ = ["NumpyBackend", "backend"]
@@ -57,6 +58,9 @@ class NumpyBackend:
 
     def synchronize(self, x: Any, /) -> None:
         """NumPy computes at once."""
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        return host_environment()
 
 
 _BACKEND = NumpyBackend()

@@ -10,6 +10,7 @@ import click
 import portconv
 
 from .bench import bench
+from .tune import tune
 
 __all__ = ["run"]
 
@@ -25,6 +26,7 @@ def app(context: click.Context) -> int:
 
 
 app.add_command(bench)
+app.add_command(tune)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

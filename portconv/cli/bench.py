@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -17,69 +15,18 @@ import portconv
 from ..bench import chart as charts
 from ..bench import report, suites
 from ..bench.files import write_json
-from ..bench.layers import Layer, LayerError, load, parse_sizes
+from ..bench.layers import LayerError
 from ..bench.machine import machine, usable_cores
 from ..bench.runner import Settings, Target, Task, Timed, run_all
 from ..bench.survey import Choice, SurveyError, choose, survey, target_of
 from ..bench.timing import describe
+from .options import layer_options, layers_of, output
 
 __all__ = ["bench"]
 
-MODES = ("zeros", "reflect", "replicate", "circular")
-
-
-def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
-    """What reads an option such as 1x64x56x56; one number for a pair stands for both."""
-
-    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-        if text is None:
-            return None
-        try:
-            sizes = parse_sizes(text, lengths)
-        except LayerError as error:
-            raise click.BadParameter(str(error)) from None
-        return sizes * 2 if len(sizes) == 1 else sizes
-
-    return read
-
-
-def _output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """What checks the name of a file to be written: a mistake must show at once, and not after the timing."""
-
-    def check(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
-        if name is None or (name == "-" and not suffixes):
-            return name
-        path = Path(name)
-        if suffixes and path.suffix.lower() not in suffixes:
-            raise click.BadParameter(f"{name} must end in {', '.join(suffixes)}.")
-        if path.is_dir():
-            raise click.BadParameter(f"{name} is a directory.")
-        if not os.access(path.resolve().parent, os.W_OK):
-            raise click.BadParameter(f"{name} cannot be written: no such directory, or no permission.")
-        return name
-
-    return check
-
 
 @click.command(short_help="Compare the backends, devices and engines that are here.")
-@click.option(
-    "--suite",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    type=click.Choice([*suites.SUITES, "all"]),
-    help="Layers of a published network, see --list; repeatable. Without any layers: resnet50.",
-)
-@click.option("--layers", "file", metavar="FILE", help="Layers from a JSON file.")
-@click.option("--x", "x_shape", metavar="NxCxHxW", callback=_sizes(4), help="A layer: its image, 1x64x56x56 ...")
-@click.option("--weight", "weight_shape", metavar="OxIxkhxkw", callback=_sizes(4), help="... its weight, 64x64x3x3 ...")
-@click.option("--stride", default="1", metavar="N[xN]", callback=_sizes(1, 2), help="... and more; 2 is 2x2.")
-@click.option("--padding", default="0", metavar="N[xN]", callback=_sizes(1, 2))
-@click.option("--dilation", default="1", metavar="N[xN]", callback=_sizes(1, 2))
-@click.option("--groups", type=click.IntRange(1), metavar="N", help="By default what --x and --weight imply.")
-@click.option("--padding-mode", type=click.Choice(MODES), default="zeros")
-@click.option("--bias", is_flag=True, help="That layer has a bias.")
-@click.option("--select", "pattern", default="", metavar="REGEX", help="Only layers whose suite/name has a match.")
+@layer_options
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
 @click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default all worth a try; repeatable.")
@@ -91,15 +38,12 @@ def _output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | N
     "--limit", metavar="SECONDS", type=click.FloatRange(1), default=60, help="Until it is given up; by default 60."
 )
 @click.option("--passes", metavar="N", type=click.IntRange(1), default=1, help="Run all so often, and keep the best.")
-@click.option("--json", "json_file", metavar="FILE", callback=_output(), help="Write everything there; - is stdout.")
+@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
 @click.option(
-    "--chart", "chart_file", metavar="FILE", callback=_output(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
+    "--chart", "chart_file", metavar="FILE", callback=output(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
 )
 @click.option("--list", "list_suites", is_flag=True, help="List the suites, and stop.")
 def bench(
-    names: Sequence[str],
-    file: str | None,
-    pattern: str,
     backends: Sequence[str],
     devices: Sequence[str],
     engines: Sequence[str],
@@ -110,7 +54,7 @@ def bench(
     json_file: str | None,
     chart_file: str | None,
     list_suites: bool,
-    **layer_options: Any,
+    **given: Any,
 ) -> int:
     """Time portconv's backends, devices and engines on the same layers, each library in a process of its own.
 
@@ -129,9 +73,7 @@ def bench(
         importlib.import_module("matplotlib")  # its absence must show before the timing
     settings = Settings(threads or usable_cores(), budget, limit)
     try:
-        others = load(file) if file else []
-        others += _given(**layer_options)
-        layers = suites.select(names if names or others else ["resnet50"], others, pattern)
+        layers = layers_of(**given)
         found = survey(layers, backends, settings)
         choice = choose(found, layers, engines, devices)
     except (LayerError, SurveyError) as error:
@@ -157,24 +99,6 @@ def bench(
         series, legend = charts.of_results(results)
         charts.draw(series, [layer.id for layer in layers], title, chart_file, legend)
     return 1 if wrong else 0
-
-
-def _given(
-    x_shape: tuple[int, ...] | None, weight_shape: tuple[int, ...] | None, groups: int | None, **options: Any
-) -> list[Layer]:
-    """The layer of the command line, if there is one."""
-    if x_shape is None and weight_shape is None:
-        return []
-    if x_shape is None or weight_shape is None:
-        raise LayerError("a layer needs both --x and --weight.")
-    n, channels, *size = x_shape
-    outputs, per_group, *kernel = weight_shape
-    if groups is None:
-        groups = max(1, channels // max(per_group, 1))
-    if channels != per_group * groups:
-        raise LayerError(f"--x has {channels} channels, but --weight has {per_group} in each of {groups} groups.")
-    sizes: dict[str, Any] = {"size": tuple(size), "kernel": tuple(kernel), **options}
-    return [Layer("given", "layer", n, channels, out_channels=outputs, groups=groups, **sizes).check()]
 
 
 def _heading(where: dict[str, Any], settings: Settings, found: dict[str, Any]) -> str:

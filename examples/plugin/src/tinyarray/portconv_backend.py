@@ -14,6 +14,7 @@ import numpy as np
 
 from portconv.backend import ArrayInfo, Candidate, PackedWeight, Plan
 from portconv.cpu.bridge import host_candidates, host_plan
+from portconv.cpu.host import host_environment
 from portconv.spec import Problem
 
 from . import Array
@@ -22,7 +23,7 @@ SECONDS_PER_PRODUCT = 3e-7  # a Python loop; the planner compares it with the es
 
 
 class TinyBackend:
-    """The eight members of `portconv.backend.Backend`."""
+    """The eight members of `portconv.backend.Backend`, and `environment`, which it may have besides."""
 
     name = "tinyarray"
 
@@ -56,6 +57,10 @@ class TinyBackend:
 
     def synchronize(self, x: Array, /) -> None:
         """Everything is computed at once."""
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        """What times depend on beyond the problem, so that `strategy="measure"` is remembered by later processes."""
+        return {"tinyarray": "0.1.0", **host_environment()}
 
     def _from_result(self, y: np.ndarray, problem: Problem) -> Array:
         return self.from_numpy(y, dtype=problem.dtype)

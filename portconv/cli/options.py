@@ -1,0 +1,114 @@
+"""What several commands take: the options that name layers, and those that name files to be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..bench import suites
+from ..bench.layers import Layer, LayerError, load, parse_sizes
+
+__all__ = ["layer_options", "layers_of", "output"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """What reads an option such as 1x64x56x56; one number for a pair stands for both."""
+
+    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        try:
+            sizes = parse_sizes(text, lengths)
+        except LayerError as error:
+            raise click.BadParameter(str(error)) from None
+        return sizes * 2 if len(sizes) == 1 else sizes
+
+    return read
+
+
+def output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """What checks the name of a file to be written: a mistake must show at once, and not after the timing."""
+
+    def check(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+        if name is None or (name == "-" and not suffixes):
+            return name
+        path = Path(name)
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise click.BadParameter(f"{name} must end in {', '.join(suffixes)}.")
+        if path.is_dir():
+            raise click.BadParameter(f"{name} is a directory.")
+        if not os.access(path.resolve().parent, os.W_OK):
+            raise click.BadParameter(f"{name} cannot be written: no such directory, or no permission.")
+        return name
+
+    return check
+
+
+_LAYER_OPTIONS = (
+    click.option(
+        "--suite",
+        "names",
+        multiple=True,
+        metavar="NAME",
+        type=click.Choice([*suites.SUITES, "all"]),
+        help="Layers of a published network, see bench --list; repeatable. Without any layers: resnet50.",
+    ),
+    click.option("--layers", "file", metavar="FILE", help="Layers from a JSON file."),
+    click.option("--x", "x_shape", metavar="NxCxHxW", callback=_sizes(4), help="A layer: its image, 1x64x56x56 ..."),
+    click.option(
+        "--weight", "weight_shape", metavar="OxIxkhxkw", callback=_sizes(4), help="... its weight, 64x64x3x3 ..."
+    ),
+    click.option("--stride", default="1", metavar="N[xN]", callback=_sizes(1, 2), help="... and more; 2 is 2x2."),
+    click.option("--padding", default="0", metavar="N[xN]", callback=_sizes(1, 2)),
+    click.option("--dilation", default="1", metavar="N[xN]", callback=_sizes(1, 2)),
+    click.option("--groups", type=click.IntRange(1), metavar="N", help="By default what --x and --weight imply."),
+    click.option("--padding-mode", type=click.Choice(MODES), default="zeros"),
+    click.option("--bias", is_flag=True, help="That layer has a bias."),
+    click.option("--select", "pattern", default="", metavar="REGEX", help="Only layers whose suite/name has a match."),
+)
+
+
+def layer_options(command: Command) -> Command:
+    """Give a command the options that `layers_of` takes."""
+    for option in reversed(_LAYER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def layers_of(names: tuple[str, ...], file: str | None, pattern: str, **options: Any) -> list[Layer]:
+    """The layers that the options name.
+
+    Raises
+    ------
+    LayerError
+        If they make no sense, or nothing is left.
+    """
+    others = load(file) if file else []
+    others += _given(**options)
+    return suites.select(names if names or others else ["resnet50"], others, pattern)
+
+
+def _given(
+    x_shape: tuple[int, ...] | None, weight_shape: tuple[int, ...] | None, groups: int | None, **options: Any
+) -> list[Layer]:
+    """The layer of the command line, if there is one."""
+    if x_shape is None and weight_shape is None:
+        return []
+    if x_shape is None or weight_shape is None:
+        raise LayerError("a layer needs both --x and --weight.")
+    n, channels, *size = x_shape
+    outputs, per_group, *kernel = weight_shape
+    if groups is None:
+        groups = max(1, channels // max(per_group, 1))
+    if channels != per_group * groups:
+        raise LayerError(f"--x has {channels} channels, but --weight has {per_group} in each of {groups} groups.")
+    sizes: dict[str, Any] = {"size": tuple(size), "kernel": tuple(kernel), **options}
+    return [Layer("given", "layer", n, channels, out_channels=outputs, groups=groups, **sizes).check()]

@@ -1,0 +1,273 @@
+"""`portconv tune`: times the engines on this machine for the layers that one runs, and keeps which were fastest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+import portconv
+from portconv import planner, wisdom
+
+from ..bench.devices import devices, placement
+from ..bench.files import write_json
+from ..bench.layers import Layer, LayerError
+from ..bench.machine import machine
+from ..bench.timing import milliseconds
+from .options import layer_options, layers_of, output
+
+__all__ = ["tune"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+# What a list of measurements need not repeat.
+USUAL = {
+    *("stride=(1, 1)", "padding=(0, 0, 0, 0)", "dilation=(1, 1)", "groups=1", "padding_mode=zeros", "has_bias=False"),
+    *("layout=NCHW", "accuracy=normwise", "traced=False"),
+}
+
+
+@click.command(short_help="Find the fastest engines on this machine, for strategy='measure'.")
+@layer_options
+@click.option("--library", default="numpy", metavar="NAME", help="Whose arrays; by default numpy.")
+@click.option("--device", metavar="NAME", help="As the library names it; by default its default device.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="By default float32.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", help="By default NCHW.")
+@click.option("--accuracy", type=click.Choice(["normwise", "elementwise"]), default="normwise")
+@click.option("--dry-run", is_flag=True, help="Time everything, but keep nothing.")
+@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+@click.option("--show", is_flag=True, help="Show what is kept, and stop.")
+@click.option("--clear", is_flag=True, help="Forget everything that is kept, and stop.")
+def tune(
+    library: str,
+    device: str | None,
+    dtype: str,
+    layout: str,
+    accuracy: str,
+    dry_run: bool,
+    json_file: str | None,
+    show: bool,
+    clear: bool,
+    **given: Any,
+) -> int:
+    """Time the engines on this machine, and keep which were fastest, where strategy="measure" finds it.
+
+    The table says what that gains over the engines that portconv would choose by its estimates. A layer that cannot be
+    timed makes the exit status 1. Run it while nothing else does.
+
+    \b
+    portconv tune --suite resnet50 --library mlx
+    portconv tune --x 1x64x56x56 --weight 64x64x3x3 --padding 1
+    """  # noqa: D301  \b is a character that keeps click from filling the paragraph
+    context = click.get_current_context()
+    # with the document on stdout, everything else goes to stderr
+    console = Console(stderr=json_file == "-", highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge
+    try:
+        if show and clear:
+            raise click.UsageError("--show and --clear exclude each other.", context)
+        if show:
+            return _show(console, json_file)
+        if clear:
+            there = wisdom.clear()
+            console.print(f"{wisdom.path()}: {'deleted' if there else 'was not there'}.", markup=False, soft_wrap=True)
+            return 0
+        layers = layers_of(**given)
+        tuner = _Tuner.of(library, device, {"dtype": dtype, "layout": layout, "accuracy": accuracy}, not dry_run)
+        if not dry_run:
+            if not wisdom.enabled():
+                raise click.UsageError("PORTCONV_WISDOM is 0. Unset it, or use --dry-run to keep nothing.", context)
+            wisdom.save({})  # what cannot be kept must show at once, and not after the timing
+    except (LayerError, ImportError, ValueError, wisdom.WisdomError) as error:
+        raise click.UsageError(str(error), context) from None
+
+    where = machine()
+    lines = [f"{where['cpu']}, {where['os']}", f"{library} {tuner.device}, {dtype}, {layout}, {accuracy}"]
+    if (where["load_average"] or 0) > 0.5:
+        lines.append(f"Load average {where['load_average']:.2f}: other programs are at work; better tune without them.")
+    console.print("\n".join(lines), markup=False)
+    rows = _timed(tuner, layers)
+    console.print(_table(rows))
+    for row in rows:
+        if row.error:
+            console.print(f"{row.layer.id}: {row.error}", markup=False, soft_wrap=True)
+    kept = None if dry_run else str(wisdom.path())
+    console.print(f"Kept in {kept}." if kept else "Nothing was kept.", markup=False, soft_wrap=True)
+    if json_file is not None:
+        head = {"portconv": portconv.__version__, "machine": where, "library": library, "device": tuner.device}
+        documents = {"layers": [row.document() for row in rows], "sum": _sum(rows)}
+        write_json(json_file, {**head, **tuner.options, "wisdom": kept, **documents})
+    return 1 if any(row.error for row in rows) else 0
+
+
+# --- timing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Row:
+    """A layer: the engine by estimates, and the seconds of every engine that was timed; or why there are none."""
+
+    layer: Layer
+    engine: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def fastest(self) -> str:
+        return min(self.seconds, key=lambda engine: self.seconds[engine])
+
+    @property
+    def before_and_after(self) -> tuple[float, float]:
+        """Seconds with the engine by estimates, and with the fastest."""
+        return self.seconds[self.engine], self.seconds[self.fastest]
+
+    def document(self) -> dict[str, Any]:
+        """What is known, as JSON has it."""
+        if self.error:
+            return {**self.layer.to_json(), "error": self.error}
+        before, after = self.before_and_after
+        found = {"engine": self.engine, "fastest": self.fastest, "seconds": self.seconds, "gain": _gain(before, after)}
+        return {**self.layer.to_json(), **found}
+
+
+@dataclass
+class _Tuner:
+    """Times layers on arrays of one library, on one device."""
+
+    backend: Any
+    device: str
+    place: str | None
+    options: dict[str, str]
+    remember: bool
+    plans: dict[Any, Any] = field(default_factory=dict)  # by problem: networks repeat their layers
+
+    @classmethod
+    def of(cls, library: str, device: str | None, options: dict[str, str], remember: bool) -> _Tuner:
+        """The tuner; `ValueError` or `ImportError` if the library, the device or the dtype is not there."""
+        backend = portconv.get_backend(library)
+        known = devices(library)
+        if device is not None and device not in known:
+            raise ValueError(f"device {device!r} is none of {', '.join(known)}.")
+        place = placement(library, device or known[0])
+        try:  # whether the library has such arrays there
+            portconv.plan_conv2d((1, 1, 1, 1), (1, 1, 1, 1), backend=library, device=place, dtype=options["dtype"])
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return cls(backend, device or known[0], place, options, remember)
+
+    def row(self, layer: Layer) -> _Row:
+        """The layer with its times."""
+        n, c, h, w = layer.x_shape
+        try:
+            estimated = portconv.plan_conv2d(
+                (n, c, h, w) if self.options["layout"] == "NCHW" else (n, h, w, c),
+                layer.weight_shape,
+                layer.bias,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                padding_mode=layer.padding_mode,
+                backend=self.backend,
+                device=self.place,
+                **self.options,
+            )
+            problem = estimated.problem
+            if problem not in self.plans:
+                self.plans[problem] = planner.measure(self.backend, problem, remember=self.remember)
+        except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
+            return _Row(layer, error=f"{type(error).__name__}: {error}"[:300])
+        timed = [c for c in self.plans[problem].candidates if c.why_not is None and c.note != planner.NOT_MEASURED]
+        return _Row(layer, estimated.engine, {c.engine: c.seconds for c in timed})
+
+
+def _timed(tuner: _Tuner, layers: list[Layer]) -> list[_Row]:
+    """Every layer, with a bar on a terminal and a line for each elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)
+    rows: list[_Row] = []
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=len(layers))
+        for layer in layers:
+            bar.update(shown, description=layer.id)
+            rows.append(row := tuner.row(layer))
+            bar.advance(shown)
+            if not console.is_terminal:
+                verdict = row.error or f"{row.fastest}, {milliseconds(1e3 * row.seconds[row.fastest])} ms"
+                console.print(f"{layer.id}: {verdict}", markup=False, soft_wrap=True)
+    return rows
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def _gain(before: float, after: float) -> float:
+    return before / after if after else 1.0
+
+
+def _sum(rows: list[_Row]) -> dict[str, float]:
+    """One pass over all layers, each as often as it occurs."""
+    pairs = [(row.layer.count, *row.before_and_after) for row in rows if not row.error]
+    before, after = sum(n * b for n, b, _ in pairs), sum(n * a for n, _, a in pairs)
+    return {"before": before, "after": after, "gain": _gain(before, after)}
+
+
+def _grid() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+
+
+def _table(rows: list[_Row]) -> Table:
+    grid = _grid()
+    for column in ("layer", "sizes"):
+        grid.add_column(column)
+    for column in ("by estimate", "ms", "fastest", "ms", "gain"):
+        grid.add_column(column, justify="right" if column in ("ms", "gain") else "left", no_wrap=True)
+    for row in rows:
+        names = [Text(row.layer.id), Text(row.layer.problem, style="dim")]
+        if row.error:
+            grid.add_row(*names, Text("error", style="bold red"))
+            continue
+        style = "green" if row.fastest != row.engine else None
+        before, after = row.before_and_after
+        grid.add_row(
+            *names, row.engine, _ms(before), row.fastest, _ms(after), f"{_gain(before, after):.2f}", style=style
+        )
+    grid.add_section()
+    total = _sum(rows)
+    figures = ("", _ms(total["before"]), "", _ms(total["after"]), f"{total['gain']:.2f}")
+    grid.add_row("sum", Text("each as often as it occurs", style="dim"), *figures)
+    return grid
+
+
+def _ms(seconds: float) -> str:
+    return milliseconds(1e3 * seconds)
+
+
+def _show(console: Console, json_file: str | None) -> int:
+    """What is kept, by circumstances."""
+    records = wisdom.load()
+    if not records:
+        console.print(f"Nothing is kept yet in {wisdom.path()}.", markup=False, soft_wrap=True)
+    for environment in dict.fromkeys(environment for environment, _ in records):
+        grid = _grid()
+        for column in ("problem", "fastest", "ms", "measured"):
+            grid.add_column(column, justify="right" if column == "ms" else "left", no_wrap=column != "problem")
+        for (where, problem), record in records.items():
+            if where == environment:
+                engine = min(record.seconds, key=lambda name: record.seconds[name])
+                words = ", ".join(word for word in problem.split("; ") if word not in USUAL)
+                grid.add_row(Text(words), Text(engine), _ms(record.seconds[engine]), Text(record.when))
+        console.print(environment, markup=False, soft_wrap=True)
+        console.print(grid)
+    if json_file is not None:
+        listed = [
+            {"environment": where, "problem": what, **record._asdict()} for (where, what), record in records.items()
+        ]
+        write_json(json_file, {"wisdom": str(wisdom.path()), "measurements": listed})
+    return 0
