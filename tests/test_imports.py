@@ -286,7 +286,9 @@ def public_objects():
         value = getattr(portconv, name)
         yield name, value
         if inspect.isclass(value):
-            for member, inner in vars(value).items():
+            own = [base for base in value.__mro__ if base.__module__.startswith("portconv")]
+            members = {member: inner for base in reversed(own) for member, inner in vars(base).items()}
+            for member, inner in members.items():
                 if not member.startswith("_") and (callable(inner) or isinstance(inner, property)):
                     yield f"{name}.{member}", inner
 
