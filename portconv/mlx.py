@@ -162,31 +162,27 @@ def _name(dtype: Any) -> str:
 # --- packed weights that are kept -------------------------------------------------------------------------------------
 
 
-class _Memory(NamedTuple):
-    """Where an array's values lie.
-
-    MLX never writes to memory that two arrays share. As long as `alias` lives, a change in place gives the array other
-    memory, and the same place means the same values.
-    """
-
-    alias: Any
-    place: Hashable
-
-
-def _memory(array: Any) -> _Memory | None:
-    """Where the values lie; None while a function is traced, and where memory cannot be looked at."""
+def _place(array: Any) -> Hashable:
+    """Where the array's values lie, and how; None while a function is traced, and where memory cannot be looked at."""
     try:
-        # NumPy has no bfloat16; both share the array's memory, or else keep a copy's from being used again
-        alias = array.view(mx.uint16) if array.dtype == mx.bfloat16 else mx.stop_gradient(array)
-        seen = np.array(alias, copy=False).__array_interface__
+        # NumPy has no bfloat16 and gets its bytes, which it takes in the order of their axes only
+        seen = np.frombuffer(array, np.uint8) if array.dtype == mx.bfloat16 else np.array(array, copy=False)
     except (ValueError, BufferError):
         return None
-    return _Memory(alias, (_name(array.dtype), seen["data"][0], seen["shape"], seen["strides"]))
+    interface = seen.__array_interface__
+    return _name(array.dtype), array.shape, interface["data"][0], interface["strides"]
 
 
 class _Kept(NamedTuple):
-    weight: Any  # the object too, not the values alone: gradients belong to the array that took part
-    memory: _Memory
+    """The packed weights of one array.
+
+    MLX never writes to memory that two arrays share. While `alias` lives, a change in place gives the weight another
+    place, and the same place means the same values.
+    """
+
+    weight: Any  # the object, not its values alone: a gradient belongs to the array that took part
+    place: Hashable
+    alias: Any
     packs: dict[Hashable, PackedWeight]
 
 
@@ -204,12 +200,15 @@ class _Packs:
 
     def get(self, weight: Any, plan: Plan) -> PackedWeight:
         """The weight packed for the plan."""
-        memory = None if plan.problem.traced else _memory(weight)
-        if memory is None:
+        place = None if plan.problem.traced else _place(weight)
+        if place is None:
             return plan.pack(weight)
         kept = self._kept
-        if kept is None or kept.weight is not weight or kept.memory.place != memory.place:
-            kept = self._kept = _Kept(weight, memory, {})  # a new one: another thread may be at work with the old
+        if kept is None or kept.weight is not weight or kept.place != place:
+            alias = mx.stop_gradient(weight)
+            if _place(alias) != place:
+                return plan.pack(weight)
+            kept = self._kept = _Kept(weight, place, alias, {})  # a new one: another thread may use the one before
         packed = kept.packs.get(plan.stamp)
         if packed is None:
             packed = plan.pack(weight)
