@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import pickle
 import threading
 from functools import partial
@@ -129,6 +130,14 @@ def test_parameters_are_weight_and_bias(mx, conv2d):
     assert set(conv2d(2, 3, 3, stride=2).state) == {"weight", "bias"}
     assert conv2d(4, 6, 3, groups=2).weight.shape == (2, 3, 2, 3, 3)
     assert conv2d(4, 6, 3).bias.shape == (1, 6, 1, 1)
+
+
+def test_arguments_are_those_of_the_portable_layer(conv2d):
+    """But for the place of the parameters, which are MLX's."""
+    portable, mine = (dict(inspect.signature(cls).parameters) for cls in (portconv.Conv2d, conv2d))
+    for name in ("backend", "device"):
+        del portable[name]
+    assert list(mine.values()) == list(portable.values())
 
 
 def test_repr_within_a_model(mx, conv2d, nn):
