@@ -17,7 +17,7 @@ from . import planner, registry
 from .backend import ArrayInfo, Backend, PackedWeight, Plan
 from .spec import Conv2dSpec, device_name, dtype_name, flag, integer, make_problem
 
-__all__ = ["array_namespace", "conv2d", "conv2d_output_shape", "describe", "plan_conv2d"]
+__all__ = ["array_namespace", "conv2d", "conv2d_output_shape", "describe", "plan_conv2d", "plan_for"]
 
 
 def conv2d(
@@ -114,15 +114,20 @@ def conv2d(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
     )  # fmt: skip
-    library = registry.resolve(x, backend)
-    info = describe(library, "x", x)
-    parts = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
-    infos = [_describe_like(library, ("x", x), info, name, array) for name, array in parts]
-    plan = _plan(spec, library, info, infos)
+    library, plan = plan_for(spec, x, weight, bias, backend)
     # A pack made from, or among, traced values belongs to the trace and must not outlive it.
     token = None if plan.problem.traced else library.cache_token(weight)
     packed = plan.pack(weight) if token is None else _packs.get(weight, token, plan)
     return plan.execute(x, packed, bias)
+
+
+def plan_for(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Backend, Plan]:
+    """The backend that convolves these arrays, and how, after every check."""
+    library = registry.resolve(x, backend)
+    info = describe(library, "x", x)
+    parts = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
+    infos = [_describe_like(library, ("x", x), info, name, array) for name, array in parts]
+    return library, _plan(spec, library, info, infos)
 
 
 def describe(library: Backend, name: str, array: Any) -> ArrayInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,20 +9,9 @@ import numpy as np
 
 from . import planner, registry
 from .backend import ArrayInfo, Backend, PackedWeight, Plan
-from .functional import describe, plan_conv2d
-from .spec import (
-    FLOATING,
-    INTEGRAL,
-    Conv2dSpec,
-    Padding,
-    Pair,
-    device_name,
-    dtype_name,
-    flag,
-    integer,
-    make_problem,
-    pair,
-)
+from .functional import describe
+from .layer import Layer, LayerArguments, checked_name
+from .spec import FLOATING, INTEGRAL, device_name, dtype_name, make_problem
 
 __all__ = ["Conv2d"]
 
@@ -40,7 +28,7 @@ class _Bound(NamedTuple):
     token: Any  # of `source` when it was packed
 
 
-class Conv2d:
+class Conv2d(Layer):
     """Two-dimensional convolution layer with MegEngine's semantics, for arrays of any library.
 
     The result follows the image: its library, its device, its layout. The module holds one master copy of its
@@ -128,115 +116,20 @@ class Conv2d:
         strategy: str = "heuristic",
         rng: Any = None,
     ) -> None:
-        self._in_channels = integer("in_channels", in_channels, 1)
-        self._out_channels = integer("out_channels", out_channels, 1)
-        self._kernel_size = pair("kernel_size", kernel_size, 1)
-        self._spec = Conv2dSpec.normalise(
-            stride, padding, dilation, groups, conv_mode, compute_mode,
+        self._arguments = LayerArguments.normalise(
+            in_channels, out_channels, kernel_size, bias, stride, padding, dilation, groups, conv_mode, compute_mode,
             padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
         )  # fmt: skip
-        for what, channels in (("in_channels", self._in_channels), ("out_channels", self._out_channels)):
-            if channels % self.groups:
-                raise ValueError(f"`groups` must divide `{what}`, but {channels} is no multiple of {self.groups}.")
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"`name` must be a string or None, but got {type(name).__name__}.")
-        self.name = name
+        self.name = checked_name(name)
         self._dtype = dtype_name(dtype)
         self._home: Backend = registry.get_backend(backend)
         self._device = device_name(device)
-        self._has_bias = flag("bias", bias)
         self._weight: Any = None
         self._bias: Any = None
         self._forget_copies()
         self.reset_parameters(rng)
 
-    # --- what it is -------------------------------------------------------------------------------------------------
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the image."""
-        return self._in_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the result."""
-        return self._out_channels
-
-    @property
-    def kernel_size(self) -> Pair:
-        """Kernel height and width."""
-        return self._kernel_size
-
-    @property
-    def stride(self) -> Pair:
-        """Stride, (height, width)."""
-        return self._spec.stride
-
-    @property
-    def padding(self) -> Padding:
-        """Padding: (height, width), ((top, bottom), (left, right)) where the sides differ, or "same"."""
-        return self._spec.padding
-
-    @property
-    def dilation(self) -> Pair:
-        """Dilation, (height, width)."""
-        return self._spec.dilation
-
-    @property
-    def groups(self) -> int:
-        """Groups of channels."""
-        return self._spec.groups
-
-    @property
-    def conv_mode(self) -> str:
-        """The mode, always "cross_correlation"."""
-        return self._spec.conv_mode
-
-    @property
-    def compute_mode(self) -> str:
-        """The mode, "default" or "float32"."""
-        return self._spec.compute_mode
-
-    @property
-    def padding_mode(self) -> str:
-        """What stands in the padding."""
-        return self._spec.padding_mode
-
-    @property
-    def layout(self) -> str:
-        """Layout of image and result."""
-        return self._spec.layout
-
-    @property
-    def engine(self) -> str:
-        """The engine asked for."""
-        return self._spec.engine
-
-    @property
-    def accuracy(self) -> str:
-        """The accuracy asked for."""
-        return self._spec.accuracy
-
-    @property
-    def strategy(self) -> str:
-        """How the engine is chosen."""
-        return self._spec.strategy
-
-    def __repr__(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
-        for what, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
-            if (value := getattr(self, what)) != default:
-                parts.append(f"{what}={value!r}")
-        if not self._has_bias:
-            parts.append("bias=False")
-        return f"Conv2d({', '.join(parts)})"
-
     # --- parameters -------------------------------------------------------------------------------------------------
-
-    @property
-    def _weight_shape(self) -> tuple[int, ...]:
-        o, i, g = self.out_channels, self.in_channels, self.groups
-        return (o, i, *self.kernel_size) if g == 1 else (g, o // g, i // g, *self.kernel_size)
 
     @property
     def weight(self) -> Any:
@@ -255,13 +148,13 @@ class Conv2d:
 
     @bias.setter
     def bias(self, value: Any) -> None:
-        if value is None and not self._has_bias:
+        if value is None and not self._arguments.has_bias:
             return
         self._bias = self._checked_bias(value)
         self._forget_copies()
 
     def _checked_bias(self, value: Any) -> Any:
-        if not self._has_bias:
+        if not self._arguments.has_bias:
             raise ValueError("`bias` cannot be set: this module was made with bias=False.")
         return self._parameter("bias", value, [(1, self.out_channels, 1, 1), (self.out_channels,)])
 
@@ -292,16 +185,8 @@ class Conv2d:
 
     def reset_parameters(self, rng: Any = None) -> None:
         """Draw new initial weights, and set the bias to zero; `rng` is a seed or a `numpy.random.Generator`."""
-        try:
-            generator = np.random.default_rng(rng)
-        except (TypeError, ValueError) as error:
-            raise type(error)(
-                f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}"
-            ) from None
-        kh, kw = self.kernel_size
-        std = math.sqrt(1 / (kh * kw * self.in_channels))
-        weight = self._master(generator.standard_normal(self._weight_shape) * std)
-        bias = self._master(np.zeros((1, self.out_channels, 1, 1))) if self._has_bias else None
+        weight, bias = self._initial_parameters(rng)
+        weight, bias = self._master(weight), None if bias is None else self._master(bias)
         self._weight, self._bias = weight, bias
         self._forget_copies()
 
@@ -342,7 +227,7 @@ class Conv2d:
                 f"besides. With strict=False what is missing stays and what is unexpected is passed over."
             )
         weight = self._parameter("weight", state["weight"], [self._weight_shape]) if "weight" in state else self._weight
-        bias = self._checked_bias(state["bias"]) if "bias" in state and self._has_bias else self._bias
+        bias = self._checked_bias(state["bias"]) if "bias" in state and self._arguments.has_bias else self._bias
         self._weight, self._bias = weight, bias
         self._forget_copies()
 
@@ -410,8 +295,10 @@ class Conv2d:
         dtypes = (info.dtype, weight_info.dtype, None if bias is None else weight_info.dtype)
         bias_shape = None if bias is None else (1, self.out_channels, 1, 1)
         traced = info.traced or weight_info.traced
-        problem = make_problem(self._spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced)
-        plan = planner.plan(library, problem, self._spec.engine, self._spec.strategy)
+        problem = make_problem(
+            self._arguments.spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced
+        )
+        plan = planner.plan(library, problem, self._arguments.spec.engine, self._arguments.spec.strategy)
         token = library.cache_token(weight)
         packed = next((b.weight for b in list(known.values()) if _serves(b, plan, weight, token)), None)
         bound = _Bound(plan, packed or plan.pack(weight), bias, weight, token)
@@ -440,23 +327,8 @@ class Conv2d:
             copies[key] = weight, bias
         return copies[key]
 
-    def output_shape(self, input_shape: Any) -> tuple[int, ...]:
-        """Shape of the result for an image of this shape, in the module's layout."""
-        return self.plan(input_shape).output_shape
-
-    def plan(self, x_or_shape: Any) -> Plan:
-        """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
-        arrays = registry.library_of(x_or_shape) is not None
-        return plan_conv2d(
-            x_or_shape, self._weight_shape, self._has_bias, self.stride, self.padding, self.dilation, self.groups,
-            self.conv_mode, self.compute_mode, padding_mode=self.padding_mode, layout=self.layout, engine=self.engine,
-            accuracy=self.accuracy, strategy=self.strategy, dtype=self._dtype, backend=None if arrays else self._home,
-            device=None if arrays else self._device,
-        )  # fmt: skip
-
-    def explain(self, x_or_shape: Any) -> str:
-        """A table of the engines for an image, or one of this shape: their costs, and why the losers lost."""
-        return self.plan(x_or_shape).explain()
+    def _place(self) -> dict[str, Any]:
+        return {"dtype": self._dtype, "backend": self._home, "device": self._device}
 
 
 def _serves(bound: _Bound, plan: Plan, weight: Any, token: Any) -> bool:

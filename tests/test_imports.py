@@ -20,7 +20,7 @@ OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
-LIBRARIES = {"backends.mlx": {"mlx"}, "functional": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
+LIBRARIES = {"backends.mlx": {"mlx"}, "mlx": {"mlx"}, "functional": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
 
 # The layers, base first: a module imports from its own layer and from those before it only.
 LAYERS = [
@@ -33,8 +33,10 @@ LAYERS = [
     {"cpu"},
     {"backends"},
     {"functional"},
+    {"layer"},
     {"module"},
     {""},  # the package itself, `__init__.py`
+    {"mlx"},
     {"testing"},
     {"bench"},
     {"cli"},
@@ -257,7 +259,7 @@ def test_libraries_are_imported_by_their_backends_only(name):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name != "backends.mlx" and not name.startswith("cpu.jit."):
+    if name not in ("backends.mlx", "mlx") and not name.startswith("cpu.jit."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
@@ -287,7 +289,9 @@ def public_objects():
         value = getattr(portconv, name)
         yield name, value
         if inspect.isclass(value):
-            for member, inner in vars(value).items():
+            own = [base for base in value.__mro__ if base.__module__.startswith("portconv")]
+            members = {member: inner for base in reversed(own) for member, inner in vars(base).items()}
+            for member, inner in members.items():
                 if not member.startswith("_") and (callable(inner) or isinstance(inner, property)):
                     yield f"{name}.{member}", inner
 

@@ -1,0 +1,175 @@
+"""What a `Conv2d` layer is apart from its parameters' arrays: its arguments, and what follows from them.
+
+`portconv.Conv2d` and `portconv.mlx.Conv2d` hold the arrays, each in its way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import registry
+from .backend import Plan
+from .functional import plan_conv2d
+from .spec import Conv2dSpec, Padding, Pair, flag, integer, pair
+
+__all__ = ["Layer", "LayerArguments", "checked_name"]
+
+
+def checked_name(name: object) -> str | None:
+    """A layer's name: any string, or None."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"`name` must be a string or None, but got {type(name).__name__}.")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class LayerArguments:
+    """The arguments of a layer in normal form."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    has_bias: bool
+    spec: Conv2dSpec
+
+    @classmethod
+    def normalise(
+        cls, in_channels: object, out_channels: object, kernel_size: object, bias: object, *args: object, **kwargs: Any
+    ) -> LayerArguments:
+        """Check every argument; those not named here are `Conv2dSpec.normalise`'s."""
+        inputs, outputs = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
+        kernel = pair("kernel_size", kernel_size, 1)
+        spec = Conv2dSpec.normalise(*args, **kwargs)
+        for what, channels in (("in_channels", inputs), ("out_channels", outputs)):
+            if channels % spec.groups:
+                raise ValueError(f"`groups` must divide `{what}`, but {channels} is no multiple of {spec.groups}.")
+        return cls(inputs, outputs, kernel, flag("bias", bias), spec)
+
+
+class Layer:
+    """The attributes of a layer, read from its arguments; subclasses hold the parameters."""
+
+    _arguments: LayerArguments
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the image."""
+        return self._arguments.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self._arguments.out_channels
+
+    @property
+    def kernel_size(self) -> Pair:
+        """Kernel height and width."""
+        return self._arguments.kernel_size
+
+    @property
+    def stride(self) -> Pair:
+        """Stride, (height, width)."""
+        return self._arguments.spec.stride
+
+    @property
+    def padding(self) -> Padding:
+        """Padding: (height, width), ((top, bottom), (left, right)) where the sides differ, or "same"."""
+        return self._arguments.spec.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """Dilation, (height, width)."""
+        return self._arguments.spec.dilation
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self._arguments.spec.groups
+
+    @property
+    def conv_mode(self) -> str:
+        """The mode, always "cross_correlation"."""
+        return self._arguments.spec.conv_mode
+
+    @property
+    def compute_mode(self) -> str:
+        """The mode, "default" or "float32"."""
+        return self._arguments.spec.compute_mode
+
+    @property
+    def padding_mode(self) -> str:
+        """What stands in the padding."""
+        return self._arguments.spec.padding_mode
+
+    @property
+    def layout(self) -> str:
+        """Layout of image and result."""
+        return self._arguments.spec.layout
+
+    @property
+    def engine(self) -> str:
+        """The engine asked for."""
+        return self._arguments.spec.engine
+
+    @property
+    def accuracy(self) -> str:
+        """The accuracy asked for."""
+        return self._arguments.spec.accuracy
+
+    @property
+    def strategy(self) -> str:
+        """How the engine is chosen."""
+        return self._arguments.spec.strategy
+
+    def __repr__(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        for what, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
+            if (value := getattr(self, what)) != default:
+                parts.append(f"{what}={value!r}")
+        if not self._arguments.has_bias:
+            parts.append("bias=False")
+        return f"Conv2d({', '.join(parts)})"
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        o, i, g = self.out_channels, self.in_channels, self.groups
+        return (o, i, *self.kernel_size) if g == 1 else (g, o // g, i // g, *self.kernel_size)
+
+    def _initial_parameters(self, rng: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+        """New weight and bias, in float64; `rng` is a seed or a `numpy.random.Generator`."""
+        try:
+            generator = np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}"
+            ) from None
+        kh, kw = self.kernel_size
+        weight = generator.standard_normal(self._weight_shape) * math.sqrt(1 / (kh * kw * self.in_channels))
+        return weight, np.zeros((1, self.out_channels, 1, 1)) if self._arguments.has_bias else None
+
+    def _place(self) -> dict[str, Any]:
+        """`dtype`, `backend` and `device` of the parameters, as `plan_conv2d` takes them."""
+        raise NotImplementedError
+
+    def output_shape(self, input_shape: Any) -> tuple[int, ...]:
+        """Shape of the result for an image of this shape, in the layer's layout."""
+        return self.plan(input_shape).output_shape
+
+    def plan(self, x_or_shape: Any) -> Plan:
+        """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
+        place = self._place()
+        if registry.library_of(x_or_shape) is not None:  # the image says where it is
+            place = {"dtype": place["dtype"]}
+        return plan_conv2d(
+            x_or_shape, self._weight_shape, self._arguments.has_bias, self.stride, self.padding, self.dilation,
+            self.groups, self.conv_mode, self.compute_mode, padding_mode=self.padding_mode, layout=self.layout,
+            engine=self.engine, accuracy=self.accuracy, strategy=self.strategy, **place,
+        )  # fmt: skip
+
+    def explain(self, x_or_shape: Any) -> str:
+        """A table of the engines for an image, or one of this shape: their costs, and why the losers lost."""
+        return self.plan(x_or_shape).explain()

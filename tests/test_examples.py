@@ -1,0 +1,198 @@
+"""The scripts in examples/ as a user runs them."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import portconv
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script, *arguments, without=()):
+    """Run a script in a fresh interpreter, in which the packages of `without` cannot be imported."""
+    code = f"""
+import runpy, sys
+
+class Without:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {without!r}:
+            raise ImportError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Without)
+sys.argv[:] = {[script, *arguments]!r}
+runpy.run_path({str(EXAMPLES / script)!r}, run_name="__main__")
+"""
+    path = os.pathsep.join([str(Path(portconv.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@pytest.fixture(scope="session")
+def safetensors():
+    """What the scripts need besides array libraries."""
+    for name in ("rich", "sklearn"):
+        pytest.importorskip(name)
+    return pytest.importorskip("safetensors.numpy")
+
+
+@pytest.fixture(scope="session")
+def trained(mx, safetensors, tmp_path_factory):
+    """The file of a short training, and what the training printed."""
+    file = tmp_path_factory.mktemp("digits") / "digits.safetensors"
+    done = run("digits_train.py", str(file), "--epochs", "8")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in file.parent.iterdir()] == ["digits.safetensors"]
+    return file, done.stdout
+
+
+@pytest.fixture
+def script(safetensors, monkeypatch, capsys):
+    """Runs a script in this process: gives its exit status and its stderr; `change` is given its module before."""
+
+    def call(name, *arguments, change=lambda module: None):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        change(module)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        status = module.main()
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def table(out):
+    """The rows of the table by back end, percentages as numbers."""
+    rows = [re.fullmatch(r" *(\w+) +([\d.]+)% +([\d.]+)% +([\d,]+) *", line) for line in out.splitlines()]
+    return {row[1]: (float(row[2]), float(row[3]), int(row[4].replace(",", ""))) for row in rows if row}
+
+
+def test_digits_are_learnt_and_read_alike_everywhere(trained):
+    file, out = trained
+    learnt = float(re.search(r"held-out digits: ([\d.]+)%", out)[1])
+    assert learnt >= 97
+    done = run("digits_classify.py", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = table(done.stdout)
+    assert rows.keys() >= {"numpy", "mlx"}
+    for name, (accuracy, agreement, speed) in rows.items():
+        assert accuracy == learnt, name
+        assert agreement == 100, name
+        assert speed > 0, name
+
+
+def test_digits_are_read_without_mlx(trained):
+    file, out = trained
+    done = run("digits_classify.py", str(file), without=("mlx", "torch", "jax", "dask", "cupy"))
+    assert done.returncode == 0, done.stderr
+    rows = table(done.stdout)
+    assert "numpy" in rows and "mlx" not in rows
+    assert f"{rows['numpy'][0]:.2f}%" in out
+
+
+def test_held_out_digits_were_not_trained_on(trained, safetensors):
+    with importlib.import_module("safetensors").safe_open(trained[0], framework="numpy") as file:
+        held_out = json.loads(file.metadata()["held_out"])
+    assert len(set(held_out)) == len(held_out) == 1797 // 5
+    assert set(held_out) < set(range(1797))
+
+
+def test_training_is_repeatable(mx, script, tmp_path, safetensors):
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    for file, seed in zip(files, (3, 3, 4), strict=True):
+        assert script("digits_train", file, "--epochs", 1, "--seed", seed)[0] == 0
+    first, again, other = (safetensors.load_file(file) for file in files)
+    for name, value in first.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-3, atol=1e-5)
+        assert not np.allclose(other[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_back_ends_that_differ_or_fail_are_reported(trained, script, monkeypatch):
+    monkeypatch.setattr(portconv, "available_backends", lambda: ("numpy", "mlx"))
+
+    def alter(answer):
+        def change(module):
+            classify = module.classify
+            module.classify = lambda network, images, name: (
+                answer(*classify(network, images, name)) if name == "mlx" else classify(network, images, name)
+            )
+
+        return change
+
+    def one_other(found, speed):
+        found[0] = (found[0] + 1) % 10
+        return found, speed
+
+    def failure(found, speed):
+        raise RuntimeError("out of memory")
+
+    assert script("digits_classify", trained[0])[0] == 0
+    status, err = script("digits_classify", trained[0], change=alter(one_other))
+    assert status == 1 and "differently" in err
+    status, err = script("digits_classify", trained[0], change=alter(failure))
+    assert status == 1 and "mlx: RuntimeError: out of memory" in err
+
+
+def test_files_that_are_no_good(script, safetensors, tmp_path):
+    missing, text, foreign, other = (
+        tmp_path / f"{name}.safetensors" for name in ("missing", "text", "foreign", "other")
+    )
+    text.write_text("weights")
+    safetensors.save_file({"a": np.ones(3, np.float32)}, foreign)
+    shapes = {"conv1.weight": (16, 1, 5, 5), "conv1.bias": (1, 16, 1, 1), "linear.weight": (10, 128)}
+    safetensors.save_file({name: np.ones(s, np.float32) for name, s in shapes.items()}, other, {"held_out": "[1, 2]"})
+    for file, message in (
+        (missing, "no such file; examples/digits_train.py writes one"),
+        (tmp_path, "irectory"),
+        (text, "not a safetensors file"),
+        (foreign, "not written by examples/digits_train.py (it does not say which digits were held out)"),
+        (other, "`weight` must have shape (16, 1, 3, 3)"),
+    ):
+        status, err = script("digits_classify", file)
+        assert status == 2, file
+        assert err.startswith(f"digits_classify.py: {file}: ") and message in err and err.count("\n") == 1
+
+
+def test_training_refuses_a_bad_file_before_it_begins(mx, script, tmp_path):
+    def no_work(module):
+        module.train = None
+
+    for file, message in (
+        (tmp_path / "digits.npz", "must end with .safetensors"),
+        (tmp_path / "none" / "digits.safetensors", "no folder"),
+    ):
+        status, err = script("digits_train", file, change=no_work)
+        assert status == 2 and message in err
+    (tmp_path / "folder.safetensors").mkdir()
+    assert script("digits_train", tmp_path / "folder.safetensors", change=no_work)[0] == 2
+    with pytest.raises(SystemExit) as stop:
+        script("digits_train", tmp_path / "digits.safetensors", "--epochs", 0)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["digits_train", "digits_classify"])
+def test_help(mx, script, capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        script(name, "--help")
+    assert stop.value.code == 0
+    assert "FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "package"), [("digits_train", "mlx"), ("digits_classify", "safetensors")])
+def test_a_missing_package_is_named_with_its_extra(name, package):
+    done = run(f"{name}.py", "x.safetensors", without=(package,))
+    assert done.returncode == 1
+    assert re.search(r"pip install 'portconv\[(mlx,)?demo\]'", done.stderr) and "Traceback" not in done.stderr
