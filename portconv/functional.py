@@ -340,7 +340,7 @@ def array_namespace(*arrays: Any) -> ModuleType:
     present = [a for a in arrays if a is not None and type(a) not in (bool, int, float, complex)]
     libraries = sorted({str(registry.library_of(a)) for a in present})
     if libraries == ["mlx"]:
-        return importlib.import_module("mlx.core")
+        return importlib.import_module("portconv.namespaces.mlx")
     if "mlx" in libraries:
         raise TypeError(f"arrays of several libraries have no namespace in common: {', '.join(libraries)}.")
     return array_api_compat.array_namespace(*present)
