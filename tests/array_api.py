@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     command = [
         sys.executable, "-m", "pytest", "-p", "array_api", "-p", "no:cacheprovider", "-q", "--max-examples", "20",
         "--disable-deadline", "--disable-data-dependent-shapes",
-        "--xfails-file", str(HERE / "array_api_xfails.txt"), *options, *(given or ["array_api_tests"]),
+        "--rootdir", folder,
+        f"--xfails-file={HERE / 'array_api_xfails.txt'}", *options, *(given or ["array_api_tests"]),
     ]  # fmt: skip
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 

@@ -305,6 +305,8 @@ def test_functions_show_how_they_are_called():
         "plan_conv2d",
         "conv2d_output_shape",
         "array_namespace",
+        "device",
+        "to_device",
         "get_backend",
         "use_backend",
         "available_backends",
