@@ -6,7 +6,9 @@ The whole standard is tested by its public suite: `tests/array_api.py` runs it w
 from __future__ import annotations
 
 import math
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +124,23 @@ def test_complex():
     z = (UNIT + 1j * WIDE / 10).astype(np.complex64)
     for name in ("exp", "expm1", "sqrt", "square", "log", "conj", "abs", "real", "imag", "sign", "log1p"):
         check(getattr(xp, name)(to_mlx(z)), getattr(np, name)(z), 2e-5)
+
+
+def test_signs_of_zeros():
+    a, b = np.meshgrid(np.array([0.0, -0.0, 3.0, -3.0], np.float32), np.array([1.5, -1.5, math.inf, -math.inf], "f4"))
+    with np.errstate(all="ignore"):
+        expected = np.remainder(a, b)
+    got = xp.remainder(to_mlx(a), to_mlx(b))
+    check(got, expected)
+    np.testing.assert_array_equal(np.signbit(np.array(got)), np.signbit(expected))
+
+
+def test_nothing():
+    """MLX's own sums hang on what it makes of an empty NumPy array."""
+    for _ in range(50):
+        x = to_mlx(np.zeros((0, 2), np.float32))
+        assert xp.prod(x).item() == 1 and xp.sum(x, axis=0).tolist() == [0, 0]
+        assert xp.unstack(x, axis=1)[1].shape == (0,)
 
 
 def test_clip():
@@ -399,6 +418,34 @@ def test_compiled():
         return xp.clip(xp.std(x, correction=1) * xp.copysign(xp.round(x), -x), -2, 2.5)
 
     check(mx.compile(f)(x), np.array(f(x)), 1e-6)
+
+
+# --- a script for both ------------------------------------------------------------------------------------------------
+
+
+def test_portable_example_agrees():
+    example = Path(__file__).parents[1] / "examples" / "portable.py"
+    results = {}
+    for library in ("numpy", "mlx"):
+        command = [sys.executable, str(example), "--library", library]
+        path = os.pathsep.join([str(example.parents[1]), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+        )
+        rows = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
+        results[library] = {name: float(value) for name, value in rows}
+    assert len(results["numpy"]) == 6
+    assert results["mlx"] == pytest.approx(results["numpy"], rel=1e-3)
+    assert results["numpy"]["contrast after"] > 2 * results["numpy"]["contrast before"]
+
+
+def test_portable_pipeline_stays_in_the_library():
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "portable.py"))
+    image = example["synthetic_image"](mx.ones(1), 64)
+    expected = example["synthetic_image"](np.ones(1, np.float32), 64)
+    check(image, expected, 1e-5)
+    for name in ("gradient_magnitude", "local_normalisation"):
+        check(example[name](image), example[name](expected), 1e-4)
 
 
 # --- the list of what the public suite may complain about -------------------------------------------------------------

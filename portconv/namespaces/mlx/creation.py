@@ -78,6 +78,8 @@ def _from_numpy(values: Any, dtype: Any) -> Any:
         values = values.astype(name_of(dtype))
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
+    if not values.size:  # MLX hangs in sums and products of what it made of an empty NumPy array of the same dtype
+        return mx.zeros(values.shape, dtype)
     return mx.array(values, dtype=dtype)
 
 
@@ -97,7 +99,7 @@ def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None,
         dtype = (mx.int64 if wide else DEFAULT_INT) if whole else DEFAULT_FLOAT
     # NumPy counts in the dtype, MLX in floats that lose the last digits of int64
     counted = name_of(dtype) if dtype in INTEGERS else "float64"
-    return mx.array(np.arange(start, stop, step, dtype=counted), dtype=dtype)
+    return _from_numpy(np.arange(start, stop, step, dtype=counted), dtype)
 
 
 def linspace(
@@ -111,8 +113,7 @@ def linspace(
 def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: Any = None) -> Any:
     n_cols = n_rows if n_cols is None else n_cols
     dtype = DEFAULT_FLOAT if dtype is None else dtype
-    rows, cols = mx.arange(n_rows).reshape(-1, 1), mx.arange(n_cols).reshape(1, -1)
-    return mx.equal(rows + k, cols).astype(dtype)
+    return _mask(n_rows, n_cols, k, mx.equal).astype(dtype)
 
 
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Any:
@@ -161,13 +162,18 @@ def _where_mask(x: Any, k: int, compare: Any) -> Any:
     """`x` where column and row + k compare, and zero elsewhere, even where `x` is NaN or infinite there."""
     if x.ndim < 2:
         raise ValueError(f"`x` must have at least two dimensions, but its shape is {x.shape}.")
-    rows, cols = mx.arange(x.shape[-2]).reshape(-1, 1), mx.arange(x.shape[-1]).reshape(1, -1)
-    return mx.where(compare(cols, rows + k), x, mx.array(0, x.dtype))
+    return mx.where(_mask(x.shape[-2], x.shape[-1], k, compare), x, mx.array(0, x.dtype))
 
 
-def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
+def _mask(n_rows: int, n_cols: int, k: int, compare: Any) -> Any:
+    """Where column and row + k compare."""
+    k = max(-n_rows, min(k, n_cols))  # further off there are no more elements, and indices would overflow
+    return compare(mx.arange(n_cols).reshape(1, -1), mx.arange(n_rows).reshape(-1, 1) + k)
+
+
+def meshgrid(*arrays: Any, indexing: str = "xy") -> list[Any]:
     if indexing not in ("xy", "ij"):
         raise ValueError(f"`indexing` must be 'xy' or 'ij', but got {indexing!r}.")
     if len(arrays) < 2:
-        return tuple(a.reshape(-1) for a in arrays)
-    return tuple(mx.meshgrid(*arrays, indexing=indexing))
+        return [a.reshape(-1) for a in arrays]
+    return list(mx.meshgrid(*arrays, indexing=indexing))

@@ -54,10 +54,10 @@ def _whole(name: str) -> Callable[[Any], Any]:
 
 abs, acos, acosh, asin, asinh = (_unary(name) for name in ("abs", "acos", "acosh", "asin", "asinh"))
 atan, atanh, conj, cosh, log = (_unary(name) for name in ("atan", "atanh", "conj", "cosh", "log"))
-log10, log2, sinh, sqrt = (_unary(name) for name in ("log10", "log2", "sinh", "sqrt"))
+log10, log1p, log2, sinh, sqrt = (_unary(name) for name in ("log10", "log1p", "log2", "sinh", "sqrt"))
 bitwise_invert, imag, isfinite, isinf = (_unary(name) for name in ("bitwise_invert", "imag", "isfinite", "isinf"))
 isnan, logical_not, negative, positive = (_unary(name) for name in ("isnan", "logical_not", "negative", "positive"))
-real, reciprocal, tan, tanh = (_unary(name) for name in ("real", "reciprocal", "tan", "tanh"))
+real, reciprocal, tan = (_unary(name) for name in ("real", "reciprocal", "tan"))
 ceil, floor, trunc, round = (_whole(name) for name in ("ceil", "floor", "trunc", "round"))
 add, subtract, multiply, divide = (_binary(name) for name in ("add", "subtract", "multiply", "divide"))
 equal, not_equal, less = (_binary(name) for name in ("equal", "not_equal", "less"))
@@ -110,6 +110,8 @@ def square(x: Any, /) -> Any:
 
 def sign(x: Any, /) -> Any:
     signs = mx.sign(x)
+    if x.dtype in COMPLEX:
+        signs = mx.where(x == 0, mx.zeros_like(x), signs)
     return mx.where(mx.isnan(x), x, signs) if x.dtype in REALS + COMPLEX else signs
 
 
@@ -117,13 +119,22 @@ def expm1(x: Any, /) -> Any:
     if x.dtype not in COMPLEX:
         return mx.expm1(x)
     a, b = mx.real(x), mx.imag(x)
+    growth, half = mx.expm1(a), mx.sin(b / 2)
     # without cancellation near zero: e^a cos b - 1 = expm1(a) cos b - 2 sin(b/2)^2
-    half = mx.sin(b / 2)
-    return _complex(mx.expm1(a) * mx.cos(b) - 2 * half * half, mx.exp(a) * mx.sin(b))
+    real, imag = growth * mx.cos(b) - 2 * half * half, mx.exp(a) * mx.sin(b)
+    # the standard's special cases: a real number, and infinity at a direction that is none
+    vague = mx.isinf(a) & ~mx.isfinite(b)
+    real = mx.where((b == 0) | vague, growth, real)
+    imag = mx.where(b == 0, b, mx.where(vague & (a < 0), mx.array(0.0), imag))
+    return _complex(real, imag)
 
 
-def log1p(x: Any, /) -> Any:
-    return mx.log1p(x)
+def tanh(x: Any, /) -> Any:
+    if x.dtype not in COMPLEX:
+        return mx.tanh(x)
+    a, b = mx.real(x), mx.imag(x)
+    far = (mx.abs(a) == math.inf) & mx.isfinite(b)  # 1 + 0j and -1 + 0j, whatever b
+    return mx.where(far, _complex(mx.sign(a), mx.zeros_like(b)), mx.tanh(x))
 
 
 def _complex(a: Any, b: Any) -> Any:
@@ -174,6 +185,9 @@ def floor_divide(x1: Any, x2: Any, /) -> Any:
 
 def remainder(x1: Any, x2: Any, /) -> Any:
     x1, x2 = operands(x1, x2)
+    if x1.dtype in REALS:
+        rest = mx.remainder(x1, x2)
+        return mx.where(rest == 0, copysign(mx.zeros_like(rest), x2), rest)  # zero, too, has the sign of the divisor
     if x1.dtype not in SIGNED:
         return mx.remainder(x1, x2)
     return mx.remainder(x1, mx.where(x2 == -1, mx.array(1, x2.dtype), x2))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .creation import asarray
 from .devices import placed
 from .dtypes import COMPLEX, DEFAULT_INT, INTEGERS, REALS, finfo, name_of, operands
 from .reductions import sum as _sum
@@ -178,13 +179,7 @@ def _native(*arrays: Any) -> bool:
 
 def _by_numpy(function: Callable[..., Any], *arrays: Any) -> Any:
     result = function(*(np.array(x) for x in arrays))
-    if isinstance(result, tuple):
-        return tuple(mx.array(part, dtype=_mlx_dtype(part)) for part in result)
-    return mx.array(result, dtype=_mlx_dtype(result))
-
-
-def _mlx_dtype(x: Any) -> Any:
-    return getattr(mx, np.asarray(x).dtype.name)
+    return tuple(asarray(part) for part in result) if isinstance(result, tuple) else asarray(result)
 
 
 def cholesky(x: Any, /, *, upper: bool = False) -> Any:

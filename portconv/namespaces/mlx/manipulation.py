@@ -16,9 +16,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
+def broadcast_arrays(*arrays: Any) -> list[Any]:
     shape = mx.broadcast_shapes(*(a.shape for a in arrays))
-    return tuple(mx.broadcast_to(a, shape) for a in arrays)
+    return [mx.broadcast_to(a, shape) for a in arrays]
 
 
 def broadcast_to(x: Any, /, shape: Any) -> Any:
@@ -32,7 +32,7 @@ def concat(arrays: Any, /, *, axis: int | None = 0) -> Any:
     )
 
 
-def expand_dims(x: Any, /, *, axis: Any = 0) -> Any:
+def expand_dims(x: Any, /, axis: Any = 0) -> Any:
     return mx.expand_dims(x, axis)
 
 
@@ -109,7 +109,7 @@ def tile(x: Any, repetitions: Any, /) -> Any:
 
 def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
     axis = _axis(x, axis)
-    return tuple(mx.take(x, i, axis) for i in range(x.shape[axis]))
+    return tuple(x[(slice(None),) * axis + (i,)] for i in range(x.shape[axis]))
 
 
 # --- selection and order ----------------------------------------------------------------------------------------------

@@ -26,11 +26,13 @@ def _accumulated(x: Any, dtype: Any) -> Any:
 
 
 def sum(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-    return mx.sum(_accumulated(x, dtype), axis, keepdims)
+    x = _accumulated(x, dtype)
+    return mx.sum(x, axis, keepdims).astype(x.dtype)
 
 
 def prod(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-    return mx.prod(_accumulated(x, dtype), axis, keepdims)
+    x = _accumulated(x, dtype)
+    return mx.prod(x, axis, keepdims).astype(x.dtype)
 
 
 def max(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
@@ -93,7 +95,7 @@ def _cumulative(function: Any, initial: int, x: Any, axis: int | None, dtype: An
             raise ValueError(f"`axis` must be given, since `x` has {x.ndim} dimensions.")
         axis = 0
     x = _accumulated(x, dtype)
-    result = function(x, axis)
+    result = function(x, axis).astype(x.dtype)
     if include_initial:
         shape = list(x.shape)
         shape[axis] = 1
