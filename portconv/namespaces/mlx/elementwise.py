@@ -124,7 +124,7 @@ def expm1(x: Any, /) -> Any:
     real, imag = growth * mx.cos(b) - 2 * half * half, mx.exp(a) * mx.sin(b)
     # the standard's special cases: a real number, and infinity at a direction that is none
     vague = mx.isinf(a) & ~mx.isfinite(b)
-    real = mx.where((b == 0) | vague, growth, real)
+    real = mx.where((b == 0) | vague, growth + 0.0, real)  # of -0, too, 0
     imag = mx.where(b == 0, b, mx.where(vague & (a < 0), mx.array(0.0), imag))
     return _complex(real, imag)
 

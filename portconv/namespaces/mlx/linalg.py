@@ -123,8 +123,9 @@ def cross(x1: Any, x2: Any, /, *, axis: int = -1) -> Any:
     x1, x2 = operands(x1, x2)
     if x1.shape[axis] != 3 or x2.shape[axis] != 3:
         raise ValueError(f"`x1` and `x2` must have size 3 along `axis` {axis}: {x1.shape} and {x2.shape}.")
-    a, b, c = (mx.take(x1, i, axis) for i in range(3))
-    d, e, f = (mx.take(x2, i, axis) for i in range(3))
+    first, second = mx.moveaxis(x1, axis, -1), mx.moveaxis(x2, axis, -1)
+    a, b, c = (first[..., i] for i in range(3))
+    d, e, f = (second[..., i] for i in range(3))
     shape = mx.broadcast_shapes(x1.shape, x2.shape)
     return mx.stack([b * f - c * e, c * d - a * f, a * e - b * d], axis % len(shape) if axis >= 0 else axis)
 
