@@ -201,6 +201,7 @@ def test_large_integers():
     x = np.array([2**64 - 1, 2**63], np.uint64)
     check(xp.asarray(x), x)
     check(xp.asarray([2**64 - 1, 2**63], dtype=xp.uint64), x)
+    check(xp.asarray([2**63 + 1, 1], dtype=xp.uint64), np.array([2**63 + 1, 1], np.uint64))
     check(xp.full((2,), 2**64 - 1, dtype=xp.uint64), np.full(2, 2**64 - 1, np.uint64))
     check(xp.arange(2**53, 2**53 + 3, dtype=xp.int64), np.arange(2**53, 2**53 + 3))
 

@@ -48,7 +48,8 @@ def _default_of(value: Any) -> Any:
 def _from_sequence(obj: list[Any] | tuple[Any, ...], dtype: Any) -> Any:
     if _holds_arrays(obj):
         return mx.array(obj) if dtype is None else mx.array(obj, dtype=dtype)
-    values = np.asarray(obj)
+    # of integers in both halves of uint64 NumPy makes float64, unless it knows better
+    values = np.asarray(obj, dtype=None if dtype is None or dtype not in INTEGERS else name_of(dtype))
     if dtype is None:  # the library's defaults are for Python numbers only, an element of NumPy's keeps its dtype
         python = {"int64": DEFAULT_INT, "float64": DEFAULT_FLOAT, "complex128": DEFAULT_COMPLEX}
         dtype = python.get(values.dtype.name)
