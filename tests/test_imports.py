@@ -20,7 +20,7 @@ OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
-LIBRARIES = {"backends.mlx": {"mlx"}, "mlx": {"mlx"}, "functional": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
+LIBRARIES = {"backends.mlx": {"mlx"}, "mlx": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
 
 # The layers, base first: a module imports from its own layer and from those before it only.
 LAYERS = [
@@ -30,6 +30,7 @@ LAYERS = [
     {"steps"},
     {"wisdom"},
     {"registry", "planner", "engines"},
+    {"namespaces"},
     {"cpu"},
     {"backends"},
     {"functional"},
@@ -254,12 +255,14 @@ def test_libraries_are_imported_by_their_backends_only(name):
     allowed = LIBRARIES.get(name, set())
     if name.startswith("cpu.jit."):  # imported by a plan, not before
         allowed = {"numba"}
+    if name.startswith("namespaces.mlx"):  # imported by the first array of MLX's
+        allowed = {"mlx"}
     if name == "backends.array_api":
         allowed = OPTIONAL
         assert not IMPORTS[name].others_at_once & OPTIONAL
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name not in ("backends.mlx", "mlx") and not name.startswith("cpu.jit."):
+    if name not in ("backends.mlx", "mlx") and not name.startswith(("cpu.jit.", "namespaces.mlx")):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
@@ -309,6 +312,8 @@ def test_functions_show_how_they_are_called():
         "plan_conv2d",
         "conv2d_output_shape",
         "array_namespace",
+        "device",
+        "to_device",
         "get_backend",
         "use_backend",
         "available_backends",
