@@ -36,10 +36,11 @@ LAYERS = [
     {""},  # the package itself, `__init__.py`
     {"testing"},
     {"bench"},
+    {"check"},
     {"cli"},
     {"__main__"},
 ]
-PROGRAMS = {"bench", "cli", "__main__"}  # above the library: they use it as its users do
+PROGRAMS = {"bench", "check", "cli", "__main__"}  # above the library: they use it as its users do
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 

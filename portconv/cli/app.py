@@ -10,6 +10,8 @@ import click
 import portconv
 
 from .bench import bench
+from .check import check
+from .info import info
 
 __all__ = ["run"]
 
@@ -25,6 +27,8 @@ def app(context: click.Context) -> int:
 
 
 app.add_command(bench)
+app.add_command(check)
+app.add_command(info)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +20,7 @@ from ..bench.machine import machine, usable_cores
 from ..bench.runner import Settings, Target, Task, Timed, run_all
 from ..bench.survey import Choice, SurveyError, choose, survey, target_of
 from ..bench.timing import describe
+from .options import output_file
 
 __all__ = ["bench"]
 
@@ -41,24 +40,6 @@ def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | Non
         return sizes * 2 if len(sizes) == 1 else sizes
 
     return read
-
-
-def _output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """What checks the name of a file to be written: a mistake must show at once, and not after the timing."""
-
-    def check(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
-        if name is None or (name == "-" and not suffixes):
-            return name
-        path = Path(name)
-        if suffixes and path.suffix.lower() not in suffixes:
-            raise click.BadParameter(f"{name} must end in {', '.join(suffixes)}.")
-        if path.is_dir():
-            raise click.BadParameter(f"{name} is a directory.")
-        if not os.access(path.resolve().parent, os.W_OK):
-            raise click.BadParameter(f"{name} cannot be written: no such directory, or no permission.")
-        return name
-
-    return check
 
 
 @click.command(short_help="Compare the backends, devices and engines that are here.")
@@ -91,9 +72,11 @@ def _output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | N
     "--limit", metavar="SECONDS", type=click.FloatRange(1), default=60, help="Until it is given up; by default 60."
 )
 @click.option("--passes", metavar="N", type=click.IntRange(1), default=1, help="Run all so often, and keep the best.")
-@click.option("--json", "json_file", metavar="FILE", callback=_output(), help="Write everything there; - is stdout.")
 @click.option(
-    "--chart", "chart_file", metavar="FILE", callback=_output(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
+    "--json", "json_file", metavar="FILE", callback=output_file(), help="Write everything there; - is stdout."
+)
+@click.option(
+    "--chart", "chart_file", metavar="FILE", callback=output_file(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
 )
 @click.option("--list", "list_suites", is_flag=True, help="List the suites, and stop.")
 def bench(
