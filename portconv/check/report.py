@@ -28,7 +28,7 @@ def summary(library: Library, problems: Sequence[Problem]) -> list[Row]:
     """
     half = {p.number for p in problems if p.dtype in HALF and p.x_dtype in ("", *HALF, "uint8")}
     # an engine may refuse everything, and a library a dtype, but no library float32
-    due = any(p.dtype == "float32" and not p.mistake for p in problems[:: library.stride])
+    due = any(p.dtype == "float32" and not p.mistake for p in library.part(problems))
     rows = []
     for device, engine in dict.fromkeys((run.device, run.engine) for run in library.results):
         found = {r: m for r, m in library.results.items() if (r.device, r.engine) == (device, engine)}
@@ -172,7 +172,7 @@ def document(libraries: Sequence[Library], problems: Sequence[Problem], more: di
                 "seconds": library.seconds,
                 "missing": library.missing or None,
                 "error": library.error or None,
-                "problems": [p.number for p in problems[:: library.stride]] if library.results else [],
+                "problems": [p.number for p in library.part(problems)] if library.results else [],
             }
             for library in libraries
         },

@@ -27,6 +27,7 @@ Message = dict[str, Any]
 BUILT_IN = ("numpy", "torch", "mlx", "jax", "cupy", "dask", "array_api_strict")
 # Many times slower than the others: who does not name them gets a part of the problems.
 SLOW = {"dask": 16, "array_api_strict": 8}
+PADDING_MODES = ("reflect", "replicate", "circular")  # names of problems
 ACCURACIES = ("normwise", "elementwise")
 MAX_LOST = 3  # processes, until a library is given up
 
@@ -64,6 +65,10 @@ class Library:
     def label(self) -> str:
         """The name, and the tier where there are two."""
         return f"{self.name} ({self.tier})" if self.tier else self.name
+
+    def part(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems that it gets: all, or every so many and each padding mode."""
+        return [p for place, p in enumerate(problems) if place % self.stride == 0 or p.name in PADDING_MODES]
 
     @property
     def target(self) -> Target:
@@ -150,7 +155,7 @@ class Checks:
         return {
             library.label: [
                 Run(device, engine, accuracy, p.number)
-                for p in problems[:: library.stride]
+                for p in library.part(problems)
                 for device, there in library.devices.items()
                 if not devices or device in devices
                 for engine in ("auto", *there["engines"])

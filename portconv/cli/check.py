@@ -85,7 +85,7 @@ def check(
             if runs.get(library.label) and library.stride > 1:
                 hint = f"--library {library.name} for all"
                 console.print(
-                    f"{library.label} is slow and gets one problem in {library.stride}; {hint}.", markup=False
+                    f"{library.label} is slow and gets about one problem in {library.stride}; {hint}.", markup=False
                 )
         _run(checks, runs, seed)
     found = checks.libraries
