@@ -27,7 +27,7 @@ Message = dict[str, Any]
 BUILT_IN = ("numpy", "torch", "mlx", "jax", "cupy", "dask", "array_api_strict")
 # Many times slower than the others: who does not name them gets a part of the problems.
 SLOW = {"dask": 16, "array_api_strict": 8}
-PADDING_MODES = ("reflect", "replicate", "circular")  # names of problems
+PADDING_MODES = ("reflect", "replicate", "circular")  # how names of problems begin
 ACCURACIES = ("normwise", "elementwise")
 MAX_LOST = 3  # processes, until a library is given up
 
@@ -68,7 +68,11 @@ class Library:
 
     def part(self, problems: Sequence[Problem]) -> list[Problem]:
         """The problems that it gets: all, or every so many and each padding mode."""
-        return [p for place, p in enumerate(problems) if place % self.stride == 0 or p.name in PADDING_MODES]
+        return [
+            p
+            for place, p in enumerate(problems)
+            if place % self.stride == 0 or p.name.partition(",")[0] in PADDING_MODES
+        ]
 
     @property
     def target(self) -> Target:
