@@ -40,10 +40,11 @@ LAYERS = [
     {"mlx"},
     {"testing"},
     {"bench"},
+    {"check"},
     {"cli"},
     {"__main__"},
 ]
-PROGRAMS = {"bench", "cli", "__main__"}  # above the library: they use it as its users do
+PROGRAMS = {"bench", "check", "cli", "__main__"}  # above the library: they use it as its users do
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 

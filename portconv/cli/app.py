@@ -10,6 +10,8 @@ import click
 import portconv
 
 from .bench import bench
+from .check import check
+from .info import info
 from .tune import tune
 
 __all__ = ["run"]
@@ -26,6 +28,8 @@ def app(context: click.Context) -> int:
 
 
 app.add_command(bench)
+app.add_command(check)
+app.add_command(info)
 app.add_command(tune)
 
 

@@ -1,0 +1,82 @@
+"""What is installed here, for `portconv info`: libraries with their devices and engines, tiers, threads, files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+import portconv
+
+from ..bench.machine import machine
+from ..bench.runner import THREAD_VARIABLES
+from .runner import Checks, libraries
+
+__all__ = ["installation"]
+
+START_LIMIT = 120.0  # seconds for the devices of a library
+
+# The names that NumPy gives to instruction sets, and the bits of their vectors.
+_VECTORS = {"X86_V4": 512, "AVX512": 512, "X86_V3": 256, "AVX2": 256, "AVX": 256, "X86_V2": 128, "SSE": 128}
+_VECTORS |= {"NEON": 128, "ASIMD": 128, "VSX": 128, "VX": 128}
+
+
+def vector_bits() -> int | None:
+    """Bits of the processor's widest vectors as NumPy found them, None where it does not say."""
+    configuration: Any = np.show_config(mode="dicts")
+    sets = configuration.get("SIMD Extensions", {})
+    names = [*sets.get("baseline", ()), *sets.get("found", ())]
+    return max((bits for name in names for start, bits in _VECTORS.items() if name.startswith(start)), default=None)
+
+
+def _threads() -> dict[str, Any]:
+    variables = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    try:
+        return {"threads": portconv.get_num_threads(), "environment": variables}
+    except ValueError as error:  # PORTCONV_NUM_THREADS is no number: that is what one wants to read here
+        return {"threads": None, "error": str(error), "environment": variables}
+
+
+def _wisdom() -> dict[str, Any] | None:
+    """The file of saved measurements, if this version has one."""
+    with contextlib.suppress(ImportError, AttributeError):
+        path = importlib.import_module("portconv.wisdom").path()
+        return {"path": str(path), "exists": path is not None and os.path.exists(path)}  # noqa: PTH110  str or Path
+    return None
+
+
+def installation() -> dict[str, Any]:
+    """Everything as JSON has it. Each library is imported by a process of its own, since some can crash on import."""
+    with Checks(libraries(), START_LIMIT) as checks:
+        checks.survey()
+    found = {}
+    tier: dict[str, Any] = {"state": "off", "why": "Numba is not installed; pip install 'portconv[jit]' brings it"}
+    if os.environ.get("PORTCONV_JIT", "1") == "0":
+        tier["why"] = "PORTCONV_JIT is 0"
+    blas = None
+    for library in checks.libraries:
+        versions = dict(library.versions)
+        blas = versions.pop("blas", blas)
+        if library.tier == "compiled":
+            tier = library.compiled or {"state": "broken", "why": library.missing or library.error}
+        found[library.label] = {
+            "version": versions.get("mlx.core" if library.name == "mlx" else library.name),
+            "missing": library.missing or library.error or None,
+            "devices": library.devices,
+        }
+    return {
+        "portconv": portconv.__version__,
+        "folder": os.path.dirname(portconv.__file__),  # noqa: PTH120  as it is imported, not resolved
+        "python": f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}",
+        "machine": {**machine(), "vector_bits": vector_bits()},
+        "blas": blas,
+        "compiled_tier": tier,
+        **_threads(),
+        "wisdom": _wisdom(),
+        "libraries": found,
+    }

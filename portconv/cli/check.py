@@ -1,0 +1,138 @@
+"""`portconv check`: every library, device and engine that is here against a float64 sum."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import portconv
+
+from ..bench.files import write_json
+from ..bench.machine import machine
+from ..check import report
+from ..check.problems import COUNT, QUICK_COUNT, Problem, problem, problems
+from ..check.runner import CheckError, Checks, Library, Run, libraries
+from .options import output
+
+__all__ = ["check"]
+
+
+@click.command(short_help="Verify the libraries, devices and engines that are here.")
+@click.option("--library", "names", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
+@click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
+@click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default auto and all; repeatable.")
+@click.option(
+    "--count", type=click.IntRange(0), metavar="N", help=f"Random problems; by default {COUNT}, {QUICK_COUNT} if quick."
+)
+@click.option("--quick", is_flag=True, help="Leave out large problems, and most of the random ones.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", default=0, help="Of sizes and values; by default 0.")
+@click.option("--problem", "number", type=click.IntRange(0), metavar="N", help="Only the problem of this number.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    default=120,
+    help="Until a call is given up; by default 120.",
+)
+@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+def check(
+    names: Sequence[str],
+    devices: Sequence[str],
+    engines: Sequence[str],
+    count: int | None,
+    quick: bool,
+    seed: int,
+    number: int | None,
+    limit: float,
+    json_file: str | None,
+) -> int:
+    """Compare results with a float64 sum, on designed and random problems, each library in a process of its own.
+
+    A result must have the right shape, dtype and device, and its error must be within the bound that portconv states;
+    calls that make no sense must be errors. The exit status is 1 if anything failed: a wrong result, a crash, no
+    answer.
+
+    \b
+    portconv check
+    portconv check --library mlx --device gpu --json mlx.json
+    """  # noqa: D301  \b is a character that keeps click from filling the paragraph
+    start = time.perf_counter()
+    chosen = _chosen(number, seed, count, quick)
+    # with the document on stdout, everything else goes to stderr
+    console = Console(stderr=json_file == "-", highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge
+    with Checks(libraries(names), limit) as checks:
+        try:
+            _ask(checks, named=bool(names))
+            runs = checks.choose(chosen, devices, engines)
+        except CheckError as error:
+            raise click.UsageError(str(error), click.get_current_context()) from None
+        where = machine()
+        console.print(
+            f"portconv {portconv.__version__}, {where['cpu']}, {where['usable_cores']} cores, {where['os']}\n"
+            f"{len(chosen)} problems, seed {seed}",
+            markup=False,
+        )
+        for library in checks.libraries:
+            if runs.get(library.label) and library.stride > 1:
+                hint = f"--library {library.name} for all"
+                console.print(
+                    f"{library.label} is slow and gets about one problem in {library.stride}; {hint}.", markup=False
+                )
+        _run(checks, runs, seed)
+    found = checks.libraries
+    failures = report.failures(found, chosen, seed)
+    console.print(report.table(found, chosen))
+    _print(console, "refused, engine by engine:", report.refusals(found))
+    _print(console, "", report.missing(found))
+    _print(console, "failed:", failures)
+    seconds = time.perf_counter() - start
+    ran = sum("refused" not in m for library in found for m in library.results.values())
+    verdict = "FAILED" if failures else "passed" if ran else "nothing was checked"
+    console.print(f"{verdict}: {ran} results in {seconds:.0f} s", markup=False)
+    if json_file is not None:
+        more: dict[str, Any] = {"portconv": portconv.__version__, "machine": where, "seconds": seconds, "seed": seed}
+        write_json(json_file, report.document(found, chosen, {**more, "passed": not failures}))
+    return 1 if failures else 0
+
+
+def _ask(checks: Checks, named: bool) -> None:
+    checks.survey()
+    for library in checks.libraries:
+        if named and library.missing:
+            raise CheckError(f"library {library.name!r}: {library.missing}")
+
+
+def _print(console: Console, title: str, lines: Sequence[str]) -> None:
+    if lines:
+        console.print("\n".join([title, *lines] if title else lines), markup=False, soft_wrap=True)
+        console.print()
+
+
+def _run(checks: Checks, runs: dict[str, list[Run]], seed: int) -> None:
+    """All runs, with a bar for each library on a terminal and a line for each elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True, highlight=False)
+    left = {label: len(mine) for label, mine in runs.items()}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = {label: bar.add_task(label, total=count) for label, count in left.items()}
+
+        def progress(library: Library, _run: Run, done: int) -> None:
+            bar.advance(shown[library.label], done)
+            left[library.label] -= done
+            if not left[library.label] and not console.is_terminal:
+                console.print(f"{library.label}: {len(library.results)} runs", markup=False)
+
+        checks.run(runs, seed, progress)
+
+
+def _chosen(number: int | None, seed: int, count: int | None, quick: bool) -> list[Problem]:
+    if number is not None:
+        return [problem(number, seed)]
+    return problems(seed, count if count is not None else QUICK_COUNT if quick else COUNT, quick)
