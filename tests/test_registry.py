@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import shutil
 import sys
 import threading
@@ -423,9 +424,9 @@ def test_dask():
     da = pytest.importorskip("dask.array", reason="Dask is not installed")
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 4, 9, 8)).astype("f4"), rng.standard_normal((6, 2, 3, 3)).astype("f4")
-    options = {"stride": (1, 2), "padding": 1, "groups": 2}
-    expected, c = testing.reference_conv2d(x, weight, **options)
-    for engine in ("auto", "gemm", "direct"):
+    for mode, engine in itertools.product(("zeros", "reflect", "replicate", "circular"), ("auto", "gemm", "direct")):
+        options = {"stride": (1, 2), "padding": 1, "groups": 2, "padding_mode": mode}
+        expected, c = testing.reference_conv2d(x, weight, **options)
         y = portconv.conv2d(da.from_array(x, chunks=(1, 2, 5, 8)), da.from_array(weight), engine=engine, **options)
         assert isinstance(y, da.Array)
         assert y.dtype == np.float32
