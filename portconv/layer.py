@@ -153,7 +153,7 @@ class Layer:
 
     def _place(self) -> dict[str, Any]:
         """`dtype`, `backend` and `device` of the parameters, as `plan_conv2d` takes them."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: every layer has its own
 
     def output_shape(self, input_shape: Any) -> tuple[int, ...]:
         """Shape of the result for an image of this shape, in the layer's layout."""

@@ -40,6 +40,7 @@ CPU_MAX_TERMS = 192
 CPU_FLOP, GPU_FLOP = 4.6e-10, 2e-13  # of mx.conv2d
 CPU_COSTS = Costs(gemm_flop=2.1e-10, fft_flop=2e-10, element=2e-10, row=1e-9, call=2e-5, task=1e-4, threads=1)
 GPU_COSTS = Costs(gemm_flop=3e-13, fft_flop=2e-12, element=5e-11, row=1e-10, call=1e-5, task=3e-4, threads=1)
+TOO_LARGE = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
 TF32 = "TF32 where the GPU has it (CUDA, M5), unless MLX_ENABLE_TF32=0 is set before MLX is imported"
 
 
@@ -114,12 +115,16 @@ def _native_candidate(p: Problem) -> Candidate:
     elif p.accuracy == "elementwise":
         why_not = "MLX does not bound the error of its sums element by element"
     elif max(_elements(p)) > MAX_ELEMENTS:
-        why_not = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
+        why_not = TOO_LARGE
     elif p.device != "cpu" and p.kernel[0] * p.kernel[1] > MAX_GPU_TAPS:
         why_not = f"MLX's GPU kernels were seen to be wrong with more than {MAX_GPU_TAPS} taps"
-    elif p.device != "cpu" and p.dtype == "float32" and os.environ.get("MLX_ENABLE_TF32", "1") != "0":
+    elif p.device != "cpu" and p.dtype == "float32" and _may_use_tf32():
         note = TF32
     return Candidate("native", 1e-4 + p.flops * flop, why_not=why_not, note=note)
+
+
+def _may_use_tf32() -> bool:
+    return os.environ.get("MLX_ENABLE_TF32", "1") != "0"
 
 
 def _elements(p: Problem) -> tuple[int, int]:
@@ -157,22 +162,15 @@ class NativePlan(Plan):
 
     def pack(self, weight: Any, /) -> PackedWeight:
         """OHWI, contiguous: Metal and CUDA would copy any other order in every call."""
-        ohwi = _evaluated(mx.contiguous(self.ohwi(weight)))
-        return PackedWeight(self.stamp, ohwi, ohwi.nbytes)
-
-    def ohwi(self, weight: Any) -> Any:
-        """The weight as MLX reads it."""
         p = self.problem
         weight = weight.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
-        return mx.transpose(weight.astype(_dtype(self._work_dtype)), NHWC_FROM_NCHW)
+        ohwi = mx.transpose(weight.astype(_dtype(self._work_dtype)), NHWC_FROM_NCHW)
+        ohwi = _evaluated(mx.contiguous(ohwi))
+        return PackedWeight(self.stamp, ohwi, ohwi.nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
-        return self.convolve(x, weight.data, bias)
-
-    def convolve(self, x: Any, ohwi: Any, bias: Any) -> Any:
-        """The convolution in MLX operations, for an OHWI weight."""
-        p = self.problem
+        p, ohwi = self.problem, weight.data
         dtype = _dtype(self._work_dtype)
         if p.batch == 0:
             return mx.zeros(p.out_shape, _dtype(p.dtype))
@@ -221,9 +219,9 @@ class NativePlan(Plan):
 
 def _padded(x: Any, p: Problem, dtype: str) -> Any:
     """The image with its border of copies, by the steps that every engine uses."""
-    steps, (top, bottom, left, right) = Steps(mx), p.padding
+    top, bottom, left, right = p.padding
     whole = Block(slice(None), slice(None), slice(-top, p.height + bottom), slice(-left, p.width + right))
-    padded = steps.window(steps.cbhw(x, p.layout), whole, p, dtype)
+    padded = _STEPS.window(_STEPS.cbhw(x, p.layout), whole, p, dtype)
     return mx.transpose(padded, (1, 0, 2, 3) if p.layout == "NCHW" else (1, 2, 3, 0))
 
 
@@ -250,26 +248,20 @@ def _evaluated(x: Any) -> Any:
     return x
 
 
-def _ops_candidates(p: Problem, costs: Costs) -> list[Candidate]:
-    """The estimates of the engines in MLX's operations."""
-    offers = engines.candidates(p, _STEPS, costs)
-    if max(_elements(p)) > MAX_ELEMENTS:
-        why_not = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
-        return [Candidate(offer.engine, why_not=why_not) for offer in offers]
-    return offers
-
-
 def _gpu_candidates(p: Problem) -> list[Candidate]:
-    """On a GPU: what MLX has no routine of its own for."""
+    """The engines in MLX's operations, on a GPU."""
+    why_not = None
     if p.dtype == "float64":
         why_not = "MLX has float64 on its CPU device only; use `mx.set_default_device(mx.cpu)`"
-        return [Candidate(engine, why_not=why_not) for engine in ("gemm", "winograd", "direct", "fft")]
-    if p.accuracy == "elementwise" and os.environ.get("MLX_ENABLE_TF32", "1") != "0":
-        return [
-            replace(offer, why_not=f"its products may be of {TF32}") if offer.engine == "gemm" else offer
-            for offer in _ops_candidates(p, GPU_COSTS)
-        ]
-    return _ops_candidates(p, GPU_COSTS)
+    elif max(_elements(p)) > MAX_ELEMENTS:
+        why_not = TOO_LARGE
+    offers = engines.candidates(p, _STEPS, GPU_COSTS)
+    if why_not is not None:
+        return [Candidate(offer.engine, why_not=why_not) for offer in offers]
+    if p.accuracy == "elementwise" and _may_use_tf32():
+        why_not = f"its products may be of {TF32}"
+        return [replace(offer, why_not=why_not) if offer.engine == "gemm" else offer for offer in offers]
+    return offers
 
 
 def _traced_plan(p: Problem) -> Plan | None:

@@ -20,6 +20,7 @@ __all__ = [
     "Ints",
     "JitPlan",
     "contiguous",
+    "even_width",
     "per_thread",
     "read_only",
     "round_up",
@@ -135,6 +136,11 @@ def read_only(x: Array) -> Array:
     """The same array: kernels are compiled for arrays that nobody writes to."""
     x.flags.writeable = False
     return x
+
+
+def even_width(widths: Ints, columns: int) -> int:
+    """The width of tiles that computes the fewest columns too many; a tile costs about a column in itself."""
+    return min(widths, key=lambda width: -(-columns // width) * (width + 1))
 
 
 def per_thread(parts: int, tasks: int) -> float:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from .memory import add_in_pairs, transpose
 from .team import driver, kernel
 from .vectors import (
     VECTOR_BYTES,
     add_to_vectors,
-    add_vectors,
     channel_sums,
     move_vectors,
     scatter_transposed,
-    transpose_block,
 )
 
 __all__ = ["WIDTHS", "depthwise_alone", "depthwise_team"]
@@ -26,11 +25,9 @@ __all__ = ["WIDTHS", "depthwise_alone", "depthwise_team"]
 # Outputs of a row that are computed together: their sums, a weight and an image vector are in registers.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYTES != 32)
 
-_add = add_vectors()
 _add_to = add_to_vectors()
 _move = move_vectors()
 _scatter = scatter_transposed()
-_transpose = transpose_block()
 _s14, _s12, _s10, _s8, _s7, _s6, _s4, _s2, _s1 = (channel_sums(n, 1) for n in (14, 12, 10, 8, 7, 6, 4, 2, 1))
 _t14, _t12, _t10, _t8, _t7, _t6, _t4, _t2, _t1 = (channel_sums(n, 2) for n in (14, 12, 10, 8, 7, 6, 4, 2, 1))
 
@@ -96,14 +93,8 @@ def _run(
                   (one + i * one_row + j * one_col, one_row, one_col, other + i * other_row + j * other_col, other_row,
                    other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j), zeros,
                    partial.ctypes.data + depth * run_bytes))  # fmt: skip
-            depth += 1
             count += 1
-            level = count
-            while depth > 1 and (level % 2 == 0 or last):
-                place = partial.ctypes.data + (depth - 2) * run_bytes
-                _add(partial, (place, place + run_bytes, width))
-                depth -= 1
-                level //= 2
+            depth = add_in_pairs(partial, depth + 1, count, last, run_bytes)
     _add_to(partial, (out, partial.ctypes.data, width, shift))
 
 
@@ -141,7 +132,7 @@ def _put(out, count, y, place, channel_step, pixel_step):
     for n in range(0, count, lanes):
         n = min(n, count - lanes)
         source = out.ctypes.data + n * VECTOR_BYTES
-        _transpose(out, (target + n * size, channel_step * size, source, VECTOR_BYTES))
+        transpose(out, (target + n * size, channel_step * size, source, VECTOR_BYTES))
 
 
 @kernel

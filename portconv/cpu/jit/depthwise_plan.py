@@ -12,7 +12,7 @@ from ...backend import PackedWeight
 from ...spec import Problem
 from .. import threads
 from . import depthwise as kernels
-from .base import CHUNK, Array, Ints, JitPlan, contiguous, per_thread, read_only, round_up
+from .base import CHUNK, Array, Ints, JitPlan, contiguous, even_width, per_thread, read_only, round_up
 from .costs import JitCosts
 from .direct_plan import DirectPlan
 from .gemm import LEVELS
@@ -44,7 +44,7 @@ class DepthwisePlan(JitPlan):
         exchanged = p.stride == p.dilation == (1, 1) and left >= ow - 1 and kw >= p.width + left
         lead = 0 if exchanged else left
         line = p.width if exchanged else max(left + p.width, (ow - 1) * sw + (kw - 1) * dw + 1)
-        run = min(kernels.WIDTHS, key=lambda width: -(-ow // width) * (width + 1))
+        run = even_width(kernels.WIDTHS, ow)
 
         parts, blocks = threads.usable_cores(), -(-channels // lane)
         reach = min((kh - 1) * dh + 1, p.height)

@@ -10,16 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .memory import fill_plane, put
+from .memory import add_in_pairs, fill_plane, put
 from .team import driver, kernel
-from .vectors import VECTOR_BYTES, add_vectors, tap_sums
+from .vectors import VECTOR_BYTES, tap_sums
 
 __all__ = ["SHAPES", "direct_alone", "direct_team"]
 
 # Rows and vectors of a patch; their sums fill half of the registers.
 SHAPES = ((8, 1), (4, 2), (2, 4)) if VECTOR_BYTES == 32 else ((8, 1), (8, 2), (4, 4))
 
-_add = add_vectors()
 _masked1, _masked2, _masked4 = (tap_sums(*shape, masked=True) for shape in SHAPES)
 _whole1, _whole2, _whole4 = (tap_sums(*shape, masked=False) for shape in SHAPES)
 
@@ -75,14 +74,8 @@ def _patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilati
                   (min(together, channels - c), channel_bytes, kh * kw * size, place, row_bytes, dh, dw, factors,
                    kw * size, i1 - i0, min(cols, kw - j), top + i0 * dh, height, left + j * dw, width, zeros,
                    sums.ctypes.data + depth * tile_bytes))  # fmt: skip
-            depth += 1
             count += 1
-            level = count
-            while depth > 1 and (level % 2 == 0 or last):
-                out = sums.ctypes.data + (depth - 2) * tile_bytes
-                _add(sums, (out, out + tile_bytes, rows * vectors))
-                depth -= 1
-                level //= 2
+            depth = add_in_pairs(sums, depth + 1, count, last, tile_bytes)
 
 
 @kernel

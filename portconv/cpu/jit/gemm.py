@@ -10,14 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .memory import copy, fill_plane, put, put_more, transpose
+from .memory import add_in_pairs, copy, fill_plane, put, put_more, transpose
 from .team import driver, kernel
 from .vectors import (
     MAX_VECTORS,
     PIXELS,
     ROWS,
     VECTOR_BYTES,
-    add_vectors,
     broadcast_products,
     fence,
     finished_products,
@@ -29,7 +28,6 @@ __all__ = ["FEW", "LEVELS", "WIDTHS", "gemm_alone", "gemm_team", "tile_shape"]
 FEW = ROWS // 2
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 
-_add = add_vectors()
 _fence = fence()
 _p1, _p2, _p3 = (shifted_products(ROWS, n) for n in (1, 2, 3))
 _d1, _d2, _d3 = (finished_products(ROWS, n, streamed=False) for n in (1, 2, 3))
@@ -142,15 +140,8 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
                 _wide_product(sums, width, arguments)
             else:
                 _product(sums, rows, width, arguments)
-            top += 1
             count += 1
-            level = count
-            last = n == runs - 1 and done + chunk >= run
-            while top > 1 and (level % 2 == 0 or last):
-                out = sums.ctypes.data + (top - 2) * tile_bytes
-                _add(sums, (out, out + tile_bytes, tile_bytes // VECTOR_BYTES))
-                top -= 1
-                level //= 2
+            top = add_in_pairs(sums, top + 1, count, n == runs - 1 and done + chunk >= run, tile_bytes)
 
 
 @kernel
@@ -231,21 +222,21 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 first = start_column + v * unit
                 last = min(first + width * unit, start_column + columns)
                 place = base + first * size
-                inside = last - first == width * unit and place + beyond + width * unit * size <= end
-                if at_once and inside and m + rows <= outputs and (run_on or first % line + last - first <= cols):
+                fits = place + beyond + width * unit * size <= end
+                whole = last - first == width * unit and m + rows <= outputs
+                if at_once and fits and whole and (run_on or first % line + last - first <= cols):
                     target = start + m * y_steps[1] + first // line * y_steps[2] + first % line
                     _finished(sums, width, streamed, (place, table.ctypes.data + terms[2] * 8, factors, terms[1],
                               y.ctypes.data + target * size, y_steps[1] * size,
                               bias.ctypes.data + (output + m) * size))  # fmt: skip
                     v += width
                     continue
-                if place + beyond + width * unit * size > end:
+                if fits:
+                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                else:
                     for k in range(terms[1]):
                         copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
-                    place = tail.ctypes.data
-                    _tile(sums, place, tail_table.ctypes.data, factors, terms, chunk, rows, width, wide)
-                else:
-                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                    _tile(sums, tail.ctypes.data, tail_table.ctypes.data, factors, terms, chunk, rows, width, wide)
                 source, step = 0, width * lanes
                 if wide:
                     step = (width + lanes - 1) // lanes * lanes

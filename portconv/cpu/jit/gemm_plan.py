@@ -13,7 +13,19 @@ from ...engines import taps
 from ...spec import Problem
 from .. import threads
 from . import gemm as kernels
-from .base import CACHE_BYTES, CHUNK, Array, Ints, JitPlan, contiguous, per_thread, read_only, round_up, sources
+from .base import (
+    CACHE_BYTES,
+    CHUNK,
+    Array,
+    Ints,
+    JitPlan,
+    contiguous,
+    even_width,
+    per_thread,
+    read_only,
+    round_up,
+    sources,
+)
 from .costs import JIT, JitCosts
 from .vectors import OUTPUT_VECTORS, PIXELS, lanes
 
@@ -103,9 +115,10 @@ class GemmPlan(JitPlan):
             plane = round_up((-(-oh // strips) + halo_rows) * line, lane)
         if in_place:
             plane = p.height * p.width
-        columns = [(r1 - r0 - 1) * (q1 - q0 + line - ow) + q1 - q0 for r0, r1, q0, q1, *_ in regions]
+        r0, r1, q0, q1, *_ = regions[0]
+        columns = (r1 - r0 - 1) * (q1 - q0 + line - ow) + q1 - q0
         if wide:
-            widest = _even_width(columns[0])
+            widest = even_width(kernels.WIDTHS, columns)
         reach = widest if wide else widest * lane  # columns of a tile
         offsets = np.array([n * plane + at for n, at in where], np.int64)
         starts = np.arange(at_a_time if by_tap else inputs, dtype=np.int64) * (plane if in_place else count * plane)
@@ -115,7 +128,7 @@ class GemmPlan(JitPlan):
         terms = at_a_time * len(every)
         tail = terms * reach
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
-        small = (columns[0] * inputs if in_place else window) * size <= 2 * CACHE_BYTES
+        small = (columns * inputs if in_place else window) * size <= 2 * CACHE_BYTES
         block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
         row_by_row = not wide and round_up(ow, lane) <= line and line > ow and weight_bytes <= CACHE_BYTES
         streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
@@ -163,9 +176,8 @@ class GemmPlan(JitPlan):
             used = (i1 - i0) * (j1 - j0)
             filled_rows = 0 if self.in_place else output_parts * inputs * (rows + halo_rows)
             filled_rows *= used if len(self.tables[2]) == n_taps else len(self.tables[2])
-            runs = passes * outputs * (columns / widest * 2 if wide else vectors / 3) + passes * outputs * (
-                rows if halo_cols else 1
-            )
+            runs = passes * outputs * (columns / widest * 2 if wide else vectors / 3)
+            runs += passes * outputs * (rows if halo_cols else 1)
             work += (
                 vectors * round_up(outputs, tile_rows) * inputs * used * product
                 + filled_rows * (costs.row + line * element)
@@ -212,31 +224,16 @@ def _shifting_pays(p: Problem, phases: int, halo_cols: int) -> bool:
     return n_taps == 1 or wasted < copied
 
 
-def _even_width(columns: int) -> int:
-    """The width of wide tiles that computes the fewest columns too many; a tile costs about a column in itself."""
-    return min(kernels.WIDTHS, key=lambda width: -(-columns // width) * (width + 1))
-
-
 def _strips(regions: tuple[taps.Region, ...]) -> list[Ints]:
     """Regions cut into strips that are worth reading all weights, those with the most work first."""
     found = []
-    for rows, cols, kernel_rows, kernel_cols in regions:
-        height, width = rows.stop - rows.start, cols.stop - cols.start
-        strips = -(-height // max(1, WORTH_COLUMNS // width))
+    for rows, *others in regions:
+        q0, q1, *kernel = (edge for part in others for edge in (part.start, part.stop))
+        height = rows.stop - rows.start
+        strips = -(-height // max(1, WORTH_COLUMNS // (q1 - q0)))
         for i in range(strips):
-            r0, r1 = rows.start + i * height // strips, rows.start + (i + 1) * height // strips
-            found.append(
-                (
-                    r0,
-                    r1,
-                    cols.start,
-                    cols.stop,
-                    kernel_rows.start,
-                    kernel_rows.stop,
-                    kernel_cols.start,
-                    kernel_cols.stop,
-                )
-            )
+            r0, r1 = (rows.start + n * height // strips for n in (i, i + 1))
+            found.append((r0, r1, q0, q1, *kernel))
     return sorted(found, key=lambda s: -(s[1] - s[0]) * (s[3] - s[2]) * (s[5] - s[4]) * (s[7] - s[6]))
 
 

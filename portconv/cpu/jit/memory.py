@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from .team import kernel
-from .vectors import VECTOR_BYTES, copy_elements, put_line, transpose_block
+from .vectors import VECTOR_BYTES, add_vectors, copy_elements, put_line, transpose_block
 
-__all__ = ["copy", "fill_plane", "put", "put_more", "stage_rows", "transpose"]
+__all__ = ["add_in_pairs", "copy", "fill_plane", "put", "put_more", "stage_rows", "transpose"]
 
+_add = add_vectors()
 copy = copy_elements()
 put = put_line(add=False)
 put_more = put_line(add=True)
 transpose = transpose_block()
+
+
+@kernel
+def add_in_pairs(sums, depth, count, last, nbytes):
+    """Adds partial sums of `nbytes` each in pairs, `depth` of them at the start of `sums`; returns how many are left.
+
+    To be called after each part, `count` so far: as `accumulate` in portconv/steps.py carries, and all after the last.
+    """
+    while depth > 1 and (count % 2 == 0 or last):
+        place = sums.ctypes.data + (depth - 2) * nbytes
+        _add(sums, (place, place + nbytes, nbytes // VECTOR_BYTES))
+        depth -= 1
+        count //= 2
+    return depth
 
 
 @kernel
