@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from .spec import Problem
 
-__all__ = ["ArrayInfo", "Backend", "Candidate", "PackedWeight", "Plan"]
+__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan"]
 
 
 class ArrayInfo(NamedTuple):
@@ -90,6 +90,15 @@ class Plan:
     def explain(self) -> str:
         """A table of every candidate: its cost, its workspace, and why the losers lost."""
         return "\n".join([_title(self), *_rows(self.candidates, self.engine, self.chosen_by in MEASURED)])
+
+
+@dataclass(frozen=True)
+class EnginePlan(Plan):
+    """A plan of one of portconv's own engines, which can also write the result into memory of the caller's."""
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+        """As in `Plan`. `out`, of the result's shape and dtype, is filled in and returned if the library can write."""
+        raise NotImplementedError  # abstract: every subclass has its own
 
 
 def _title(plan: Plan) -> str:

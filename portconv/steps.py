@@ -211,19 +211,27 @@ class Steps:
         tasks: Sequence[T],
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         *,
+        out: Any = None,
         parallel: bool,
         products: bool = False,
     ) -> Any:
         """The result, from `compute(task)` for every task, which gives blocks (O, B, H, W) of it; adds the bias.
 
+        It is written into `out`, if there is one and the library can write.
+
         `parallel` says that the tasks gain from several threads, because what they call uses only one. `products` says
         that they call matrix products, too, which then have to use only one.
         """
         with self.quiet():
-            return self._assembled(problem, self.bias(bias, problem.compute_dtype), tasks, compute)
+            return self._assembled(problem, self.bias(bias, problem.compute_dtype), tasks, compute, out)
 
     def _assembled(
-        self, problem: Problem, bias: Any, tasks: Sequence[T], compute: Callable[[T], Iterable[tuple[Block, Any]]]
+        self,
+        problem: Problem,
+        bias: Any,
+        tasks: Sequence[T],
+        compute: Callable[[T], Iterable[tuple[Block, Any]]],
+        out: Any,
     ) -> Any:
         xp, order = self.xp, FROM_CBHW[problem.layout]
 
@@ -237,7 +245,9 @@ class Steps:
             return xp.zeros(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
         if not self.writable:
             return _concatenate(xp, {tuple(s.start for s in index): value for index, value in finished()}, axis=0)
-        y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
+        y = out
+        if y is None:
+            y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
         for index, value in finished():
             y[index] = value
         return y

@@ -292,6 +292,25 @@ def test_results_that_no_cache_holds(dtype):
         assert y.nbytes >= 8 * MEBIBYTE, (plan.output_shape, y.nbytes)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("offset", [0, 8, 64])
+def test_a_result_in_memory_of_the_callers(engine, dtype, offset):
+    """Whether vectors may be stored past the caches there or not; nothing beside it is written."""
+    x, weight = numbers((1, 4, 200, 512), dtype=dtype), numbers((64, 4, 3, 3), 1, dtype)
+    plan = portconv.plan_conv2d(x, weight, padding=1, engine=engine)
+    assert is_compiled(plan)
+    packed = plan.pack(weight)
+    expected = plan.execute(x, packed)
+    memory = np.full(expected.nbytes + 192, 7, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    out = memory[start : start + expected.nbytes].view(expected.dtype).reshape(expected.shape)
+    assert plan.execute(x, packed, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    assert (memory[:start] == 7).all()
+    assert (memory[start + expected.nbytes :] == 7).all()
+
+
 @pytest.mark.parametrize("kernel", [(12, 12), (31, 31), (1, 63), (40, 3), (17, 2)])
 @pytest.mark.parametrize("engine", ["gemm", "direct"])
 def test_large_kernels(engine, kernel):

@@ -228,6 +228,32 @@ def test_nhwc_is_what_mlx_computes(mx, engine):
     np.testing.assert_allclose(np.array(y), np.array(theirs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+def test_a_large_result_is_written_into_memory_of_mlx(mx, tier, engine, layout, dtype, monkeypatch):
+    """As NumPy's, bit by bit; and it is a value of its own, for operations in place and gradients, too."""
+    shape = (2, 3, 300, 257) if layout == "NCHW" else (2, 300, 257, 3)
+    mlx_backend = pytest.importorskip("portconv.backends.mlx")
+    image, weight, bias = numbers(shape, 0, dtype), numbers((17, 3, 3, 3), 1, dtype), numbers((17,), 2, dtype)
+    expected = portconv.conv2d(image, weight, bias, padding=1, layout=layout, engine=engine)
+    assert expected.nbytes > 4 << 20
+    x, w, b = (mx.array(a, dtype=getattr(mx, a.dtype.name)) for a in (image, weight, bias))
+    new, calls = mlx_backend._new, []
+    monkeypatch.setattr(mlx_backend, "_new", lambda p: calls.append(p) or new(p))
+    y = portconv.conv2d(x, w, b, padding=1, layout=layout, engine=engine)
+    assert len(calls) == 1
+    z = y + 1
+    np.testing.assert_array_equal(np.array(y), expected)
+    z[...] = 0
+    another = portconv.conv2d(2 * x, w, None, padding=1, layout=layout, engine=engine)
+    mx.eval(another, z)
+    np.testing.assert_array_equal(np.array(y), expected)
+    pixel = (1, slice(None), 5, 6) if layout == "NCHW" else (1, 5, 6)
+    gradient = mx.grad(lambda b: portconv.conv2d(x, w, b, padding=1, layout=layout, engine=engine)[pixel].sum())(b)
+    assert gradient.tolist() == [1] * 17
+
+
 def test_bfloat16(mx, engine):
     x, weight, bias = (mx.array(numbers(s)).astype(mx.bfloat16) for s in ((1, 4, 9, 9), (6, 4, 3, 3), (6,)))
     y = portconv.conv2d(x, weight, bias, engine=engine)

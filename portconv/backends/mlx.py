@@ -6,6 +6,7 @@ of NHWC memory, so a chain of layers transposes nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import engines
-from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
+from ..backend import ArrayInfo, Candidate, EnginePlan, PackedWeight, Plan
 from ..cpu.bridge import bridged, host_candidates, numpy_plan
 from ..cpu.host import host_environment, version
 from ..engines.costs import Costs
@@ -32,6 +33,8 @@ MAX_ELEMENTS = 2**31 - 1  # beyond, MLX's own index arithmetic was seen to overf
 # workspace, some four times the image, was more than the device had (mlx issue 3979). Larger batches go in parts.
 MAX_GPU_TAPS = 2**15 - 1
 MAX_TRACED_TAPS = 4096  # each is an operation that MLX has to compile
+ALIGNMENT = 64  # bytes, of the compiled engines
+WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smaller ones are copied sooner
 MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
 # MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
 CPU_MAX_TERMS = 192
@@ -331,6 +334,16 @@ def _view(x: Any) -> np.ndarray[Any, Any]:
     return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, copy=False)
 
 
+def _new(p: Problem) -> tuple[Any, np.ndarray[Any, Any]]:
+    """New memory of MLX's for a result, and NumPy's view of it; aligned, so that the compiled engines can write it."""
+    dtype = _dtype(p.dtype)
+    count = math.prod(p.out_shape)
+    memory = mx.zeros(count + ALIGNMENT // dtype.size, dtype)
+    view = np.array(memory, copy=False)
+    some = slice(start := -view.ctypes.data % ALIGNMENT // dtype.size, start + count)
+    return memory[some].reshape(p.out_shape), view[some].reshape(p.out_shape)
+
+
 @dataclass(frozen=True)
 class BridgePlan(Plan):
     """One of portconv's engines on NumPy, behind an `mx.custom_function`.
@@ -339,7 +352,7 @@ class BridgePlan(Plan):
     of the plan for traced arrays, in MLX's operations.
     """
 
-    inner: Plan = None  # type: ignore[assignment]
+    inner: EnginePlan = None  # type: ignore[assignment]
     traced: Plan | None = None
 
     @property
@@ -357,8 +370,6 @@ class BridgePlan(Plan):
         return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
 
     def _forward(self, packed: PackedWeight | None) -> Callable[..., Any]:
-        dtype = _dtype(self.problem.dtype)
-
         def forward(x: Any, weight: Any, bias: Any = None) -> Any:
             if packed is not None:
                 try:
@@ -366,10 +377,18 @@ class BridgePlan(Plan):
                 except ValueError as error:
                     _check_tracing(error)
                 else:
-                    return mx.array(self.inner.execute(image, packed, offset), dtype=dtype)
+                    return self._on_host(image, packed, offset)
             return self._traced(x, weight, bias)
 
         return forward
+
+    def _on_host(self, image: Any, packed: PackedWeight, bias: Any) -> Any:
+        p = self.problem
+        if p.dtype == "bfloat16" or _elements(p)[1] * _dtype(p.dtype).size < WRITTEN_BYTES:
+            return mx.array(self.inner.execute(image, packed, bias), dtype=_dtype(p.dtype))
+        y, memory = _new(p)
+        self.inner.execute(image, packed, bias, out=memory)
+        return y
 
     def _traced(self, x: Any, weight: Any, bias: Any = None) -> Any:
         """The same convolution by MLX, weight and all, for transformations of functions."""

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from .. import engines
-from ..backend import Candidate, PackedWeight, Plan
+from ..backend import Candidate, EnginePlan, PackedWeight, Plan
 from ..engines.costs import CPU, Costs
 from ..spec import Problem
 from .jit.costs import JIT, JitCosts
@@ -55,7 +55,7 @@ def host_candidates(problem: Problem, costs: Costs = CPU, jit_costs: JitCosts = 
     return [found.get(candidate.engine, candidate) for candidate in plain]
 
 
-def numpy_plan(problem: Problem, engine: str) -> Plan:
+def numpy_plan(problem: Problem, engine: str) -> EnginePlan:
     """A plan for NumPy arrays: compiled, where Numba is installed and has a kernel for it."""
     if compiled(problem):
         from .jit import plans
@@ -101,7 +101,7 @@ def host_plan(
 class HostPlan(Plan):
     """A NumPy plan between two conversions."""
 
-    inner: Plan = None  # type: ignore[assignment]
+    inner: EnginePlan = None  # type: ignore[assignment]
     view: Callable[[Any], Any] = None  # type: ignore[assignment]
     take: Callable[[Any, Problem], Any] = None  # type: ignore[assignment]
 

@@ -166,12 +166,13 @@ class NumpySteps(Steps):
         tasks: Sequence[T],
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         *,
+        out: Any = None,
         parallel: bool,
         products: bool = False,
     ) -> Array:
         order = FROM_CBHW[problem.layout]
         bias = self.bias(bias, problem.compute_dtype)
-        y = np.empty(problem.out_shape, np.dtype(problem.dtype))
+        y: Array = np.empty(problem.out_shape, np.dtype(problem.dtype)) if out is None else out
 
         def task_into_y(task: T) -> None:
             with self.quiet():  # in here, since the setting is the thread's own

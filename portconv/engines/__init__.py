@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Candidate, Plan
+from ..backend import Candidate, EnginePlan
 from ..errors import UnsupportedError
 from ..spec import Problem
 from ..steps import Steps
@@ -26,7 +26,7 @@ def candidates(problem: Problem, steps: Steps, costs: Costs) -> list[Candidate]:
     return offers
 
 
-def build(problem: Problem, engine: str, steps: Steps, costs: Costs) -> Plan:
+def build(problem: Problem, engine: str, steps: Steps, costs: Costs) -> EnginePlan:
     """The plan of one engine."""
     if engine == gemm.NAME:
         return gemm.plan(problem, steps)

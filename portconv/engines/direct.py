@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, PackedWeight, Plan
+from ..backend import Candidate, EnginePlan, PackedWeight
 from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
@@ -112,7 +112,7 @@ class Passes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DirectPlan(Plan):
+class DirectPlan(EnginePlan):
     """See the module."""
 
     steps: Steps = None  # type: ignore[assignment]
@@ -134,7 +134,7 @@ class DirectPlan(Plan):
         data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh, kw))
         return PackedWeight(self.stamp, steps.keep(data), p.itemsize * g * o * i * kh * kw)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         self.check_stamp(weight)
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
@@ -155,7 +155,7 @@ class DirectPlan(Plan):
             value = steps.xp.reshape(value, (-1, images, rows, value.shape[-1] // rows))
             yield task.block, value[:, :, :, :cols]
 
-        return steps.assemble(p, bias, self.tasks, compute, parallel=True)
+        return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=True)
 
     def _whole(self) -> bool:
         """Whether every strip is a whole image."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, PackedWeight, Plan
+from ..backend import Candidate, EnginePlan, PackedWeight
 from ..shapes import fft_operations, ranges, smooth_sizes
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
@@ -218,7 +218,7 @@ class _Data(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FftPlan(Plan):
+class FftPlan(EnginePlan):
     """See the module."""
 
     steps: Steps = None  # type: ignore[assignment]
@@ -271,7 +271,7 @@ class FftPlan(Plan):
             return data.spectrum[task.groups, task.outputs, terms, :, :]
         return data.spectrum[:, :, task.groups, task.outputs, terms]
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         self.check_stamp(weight)
         p, steps, t = self.problem, self.steps, self.tiling
         x = steps.cbhw(x, p.layout)
@@ -290,7 +290,7 @@ class FftPlan(Plan):
                 else:
                     yield block, part[:, :, : block.rows.stop - block.rows.start, : block.cols.stop - block.cols.start]
 
-        return steps.assemble(p, bias, self.tasks, compute, parallel=t.parallel)
+        return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=t.parallel)
 
     def _tiles(self, x: Any, data: _Data, task: Task) -> Any:
         """The circular correlations of a task's tiles, (O, tiles * B, valid rows, valid columns)."""

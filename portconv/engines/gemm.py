@@ -21,7 +21,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..backend import Candidate, PackedWeight, Plan
+from ..backend import Candidate, EnginePlan, PackedWeight
 from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
@@ -146,7 +146,7 @@ def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
 
 
 @dataclass(frozen=True)
-class GemmPlan(Plan):
+class GemmPlan(EnginePlan):
     """See the module."""
 
     steps: Steps = None  # type: ignore[assignment]
@@ -160,7 +160,7 @@ class GemmPlan(Plan):
     def pack(self, weight: Any, /) -> PackedWeight:
         return pack(weight, self.problem, self.steps)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         self.check_stamp(weight)
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
@@ -169,7 +169,7 @@ class GemmPlan(Plan):
             yield block, block_value(x, weight.data, block, p, self.tiling, steps)
 
         # not in parallel: the products themselves use all threads
-        return steps.assemble(p, bias, self.tasks, compute, parallel=False)
+        return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=False)
 
 
 def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) -> Iterator[tuple[Block, Any]]:

@@ -20,7 +20,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, PackedWeight, Plan
+from ..backend import Candidate, EnginePlan, PackedWeight
 from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
@@ -220,7 +220,7 @@ class Data(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WinogradPlan(Plan):
+class WinogradPlan(EnginePlan):
     """See the module."""
 
     steps: Steps = None  # type: ignore[assignment]
@@ -248,7 +248,7 @@ class WinogradPlan(Plan):
         forward, back = (steps.xp.asarray(matrix, dtype=dtype, **device) for matrix in both)
         return PackedWeight(self.stamp, Data(products, forward, back, exact), nbytes)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         self.check_stamp(weight)
         p, steps, t = self.problem, self.steps, self.tiling
         x = steps.cbhw(x, p.layout)
@@ -270,7 +270,7 @@ class WinogradPlan(Plan):
             else:
                 yield block, value[:, :, : block.rows.stop - block.rows.start, :ow]
 
-        return steps.assemble(p, bias, tasks, compute, parallel=True, products=True)
+        return steps.assemble(p, bias, tasks, compute, out=out, parallel=True, products=True)
 
     def _tiles(self, x: Any, data: Data, block: Block) -> Any:
         """The outputs of whole tiles, (O, B, rows, columns)."""

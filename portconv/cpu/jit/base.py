@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import PackedWeight, Plan
+from ...backend import EnginePlan, PackedWeight
 from ...shapes import axis_source
 from ...spec import Problem
 from .costs import JitCosts
@@ -32,6 +32,7 @@ Ints = tuple[int, ...]
 
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
 ALIGNED_BYTES = 1 << 20  # of a result
+ALIGNMENT = 64
 CHUNK = {"normwise": 192, "elementwise": 32}  # terms that are added one after the other: see engines/gemm.py
 
 
@@ -76,7 +77,7 @@ def _axis_sources(size: int, before: int, after: int, mode: str) -> Array:
 
 
 @dataclass(frozen=True)
-class JitPlan(Plan):
+class JitPlan(EnginePlan):
     """What the compiled engines share: the result is made here, and the kernels fill it in."""
 
     tables: tuple[Array, ...] = ()  # what the kernels look up, in the order of their arguments
@@ -93,25 +94,33 @@ class JitPlan(Plan):
         """The estimate."""
         raise NotImplementedError  # abstract: every engine has its own
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         self.check_stamp(weight)
         p = self.problem
-        y = _aligned(p.out_shape, p.compute_dtype)
+        y = out if _writable(out, p) else _aligned(p.out_shape, p.compute_dtype)
         if y.size:
             memory, steps = flat(x, p.compute_dtype, p.layout)
-            out = y.reshape(-1)
             shift = np.zeros(p.out_channels, y.dtype) if bias is None else bias.reshape(-1).astype(y.dtype, copy=False)
             shift = np.ascontiguousarray(shift)
             shift.flags.writeable = False
-            self.fill(memory, steps, out, steps_of(y, p.layout), weight.data, shift)
-        if y.dtype == p.dtype:
+            self.fill(memory, steps, y.reshape(-1), steps_of(y, p.layout), weight.data, shift)
+        if y is out or (out is None and y.dtype == p.dtype):
             return y
+        out = np.empty(p.out_shape, p.dtype) if out is None else out
         with np.errstate(all="ignore"):  # an overflow of float16 is infinity, and no warning
-            return y.astype(p.dtype)
+            np.copyto(out, y, casting="unsafe")
+        return out
 
     def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
         """Compute the result into `y`."""
         raise NotImplementedError  # abstract: every engine has its own
+
+
+def _writable(out: Array | None, p: Problem) -> bool:
+    """Whether the kernels can write into it: vectors may be stored past the caches."""
+    return (
+        out is not None and out.dtype == p.compute_dtype and out.flags.c_contiguous and out.ctypes.data % ALIGNMENT == 0
+    )
 
 
 def _aligned(shape: Ints, dtype: str) -> Array:
@@ -119,8 +128,8 @@ def _aligned(shape: Ints, dtype: str) -> Array:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
