@@ -32,6 +32,37 @@ def two(value):
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
+def border(shape, padding, padding_mode):
+    """Which pixel of the image (height, width) each of the padded image is, counted row by row; -1 for zeros."""
+    mode = {"zeros": {"mode": "constant", "constant_values": -1}, "replicate": {"mode": "edge"}}
+    every = np.arange(shape[0] * shape[1]).reshape(shape)
+    return np.pad(every, [(p, p) for p in two(padding)], **mode.get(padding_mode, {"mode": "reflect"}))
+
+
+def direct_gradients(x, weight, dy, stride=1, padding=0, dilation=1, groups=1, padding_mode="zeros"):
+    """Gradients of `sum(dy * y)` in float64, tap by tap: of the image, of the weight and of the bias."""
+    (sh, sw), (dh, dw) = two(stride), two(dilation)
+    n, channels, height, width = x.shape
+    sources = border((height, width), padding, padding_mode)
+    flat = np.concatenate([x.reshape(n, channels, -1), np.zeros((n, channels, 1))], axis=2)  # -1 reads the zero
+    padded = flat.astype(np.float64)[:, :, sources]
+    d_padded = np.zeros_like(padded)
+    dy, oh, ow = dy.astype(np.float64), *dy.shape[2:]
+    kernels = weight.astype(np.float64).reshape(-1, *weight.shape[-3:])
+    d_kernels = np.zeros_like(kernels)
+    out, group_inputs = kernels.shape[:2]
+    for o, i, row, column in np.ndindex(kernels.shape):
+        channel = o // (out // groups) * group_inputs + i
+        rows, columns = slice(row * dh, row * dh + sh * oh, sh), slice(column * dw, column * dw + sw * ow, sw)
+        window = padded[:, channel, rows, columns][:, :oh, :ow]
+        d_kernels[o, i, row, column] = (window * dy[:, o]).sum()
+        d_padded[:, channel, rows, columns][:, :oh, :ow] += kernels[o, i, row, column] * dy[:, o]
+    d_flat = np.zeros_like(flat, dtype=np.float64)
+    np.add.at(d_flat, (slice(None), slice(None), sources), d_padded)
+    d_x = d_flat[:, :, :-1].reshape(x.shape)
+    return d_x, d_kernels.reshape(weight.shape), dy.sum(axis=(0, 2, 3)).reshape(1, -1, 1, 1)
+
+
 def direct_sum(x, weight, stride=1, padding=0, dilation=1, groups=1, padding_mode="zeros", compute_mode=None):
     """Convolution without bias in float64, tap by tap; `compute_mode` is of no interest here."""
     (sh, sw), (ph, pw), (dh, dw) = two(stride), two(padding), two(dilation)
@@ -56,6 +87,9 @@ def direct_sum(x, weight, stride=1, padding=0, dilation=1, groups=1, padding_mod
     return y
 
 
+GRADIENTS = ("dy", "dx", "dweight", "dbias")
+
+
 class Case:
     """One convolution: inputs, MegEngine's result, the exact result and the error that each side may make."""
 
@@ -68,6 +102,8 @@ class Case:
             arrays[key][tuple(index)] = float(value)
         self.x, self.weight, self.bias = arrays["x"], arrays["weight"], arrays["bias"]
         self.expected = ARRAYS[entry["y"]]
+        self.dy, *gradients = (ARRAYS[entry[key]] if key in entry else None for key in GRADIENTS)
+        self.gradients = [gradient for gradient in gradients if gradient is not None]
 
     def bounds(self):
         """The exact result, and the allowed errors of portconv and of MegEngine."""
@@ -87,6 +123,14 @@ class Case:
             if self.args.get("compute_mode", "default") == "default":
                 theirs = theirs + 8 * np.finfo(np.float16).eps * c
         return exact, ours, theirs
+
+    def gradient_bounds(self):
+        """The exact gradients and the allowed errors, of portconv and of MegEngine alike."""
+        arrays = (self.x, self.weight, self.dy)
+        exact = direct_gradients(*arrays, **self.args)
+        c = direct_gradients(*map(np.abs, arrays), **self.args)
+        eps = np.finfo(np.float32).eps
+        return [(g, 8 * eps * s + 24 * eps * s.max()) for g, s in zip(exact, c, strict=True)]
 
     def module(self, **kwargs):
         module = portconv.Conv2d(
@@ -193,6 +237,53 @@ def test_modes_in_capitals():
     assert all(MANIFEST["observed"][mode + " in capitals works"] for mode in ("compute_mode", "conv_mode"))
     case = CASES["bias/3x3"]
     check(case, portconv.conv2d(case.x, case.weight, case.bias, conv_mode="CROSS_CORRELATION", compute_mode="FLOAT32"))
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+WITH_GRADIENTS = [case for case in CASES.values() if case.dy is not None]
+every_gradient = pytest.mark.parametrize("case", WITH_GRADIENTS, ids=lambda case: case.name)
+
+
+def check_gradients(case, gradients):
+    for ours, theirs, (exact, bound) in zip(gradients, case.gradients, case.gradient_bounds(), strict=False):
+        assert_same(ours, theirs, 2 * bound)
+        assert_same(ours, exact, bound)
+
+
+def test_there_are_gradients():
+    families = Counter(case.name.split("/")[0] for case in WITH_GRADIENTS)
+    skipped = {
+        "empty_batch",
+        "nan_input",
+        "inf_input",
+        "huge_input",
+        "nan_weight",
+        "inf_weight",
+        "float16",
+        "mixed_dtype",
+    }
+    assert len(WITH_GRADIENTS) >= 95 and set(families) == set(FAMILIES) - skipped
+    for case in WITH_GRADIENTS:
+        assert [g.shape for g in case.gradients] == [a.shape for a in (case.x, case.weight, case.bias) if a is not None]
+
+
+@every_gradient
+def test_megengines_gradients_agree_with_the_exact_sums(case):
+    check_gradients(case, case.gradients)
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+@every_gradient
+def test_gradients_of_mlx(mx, case, engine):
+    arrays = [mx.array(a) for a in (case.x, case.weight, case.bias) if a is not None]
+
+    def convolve(x, weight, bias=None):
+        return portconv.conv2d(x, weight, bias, engine=engine, **case.args)
+
+    (y,), gradients = mx.vjp(convolve, arrays, [mx.array(case.dy)])
+    check(case, np.array(y))
+    check_gradients(case, [np.array(g) for g in gradients])
 
 
 # --- the module -------------------------------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ What the file holds (no pickles):
 * `manifest`: JSON as UTF-8 bytes (dtype uint8). Its parts:
     - `cases`: one convolution each. `x`, `weight`, `bias` and `y` name arrays of the file, `changes` lists single
       elements to overwrite in them before use: that is how NaN and Inf get in. `args` are the arguments of `conv2d`.
+      In cases with finite float32 data `dy` names the cotangent of the result, and `dx`, `dweight` and `dbias` the
+      gradients of `sum(dy * y)`.
     - `modules`: constructor arguments with the repr, the attributes and the parameters of the module.
     - `initial`: statistics of freshly made weights.
     - `refused`: calls that raise.
     - `observed`: behaviour worth knowing that is no case: see `observe`.
 * `x_*`, `w_*`, `b_*`: seeded random inputs, shared between cases.
-* `y/<case>`: the results.
+* `y/<case>`: the results; `dx/<case>`, `dw/<case>` and `db/<case>`: their gradients.
 
 Observed on a CPU, 1.13.0: float16 data is computed. With compute_mode "default" the sums are kept in float16, so errors
 reach 1.5 float16 eps of sum |x| |w| and a partial sum above 65504 is Inf; with "float32" they are kept in float32 and
@@ -31,6 +33,7 @@ import zlib
 from pathlib import Path
 
 import megengine as mge
+import megengine.autodiff as ad
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
@@ -273,7 +276,24 @@ def run_case(entry, store):
         assert y.dtype == again.dtype and y.tobytes() == again.tobytes(), entry["name"]
     names["y"] = "y/" + entry["name"]
     store[names["y"]] = y
+    # its gradients refuse float32 data with compute_mode="float32"
+    plain = entry["dtype"] == entry["x_dtype"] == "float32" and "compute_mode" not in args
+    if y.size and plain and not entry["changes"]:
+        names["dy"] = random_array("dy", y.shape, "float32", store)
+        for key, value in run_gradients(module, arrays["x"], store[names["dy"]]).items():
+            names["d" + key] = "d{}/{}".format(key[0], entry["name"])
+            store[names["d" + key]] = value
     return dict(names, name=entry["name"], kernel_size=entry["kernel"], changes=entry["changes"], args=args)
+
+
+def run_gradients(module, x, dy):
+    """Gradients of `sum(dy * module(x))`: of the image, the weight and the bias, if there is one."""
+    image = mge.Tensor(x)
+    wanted = {"x": image, **dict(module.named_parameters())}
+    with ad.GradManager() as manager:
+        manager.attach(list(wanted.values()))
+        manager.backward(module(image), mge.Tensor(dy))
+    return {key: tensor.grad.numpy() for key, tensor in wanted.items()}
 
 
 MODULES = [
