@@ -412,6 +412,23 @@ def test_gradients_pass_through():
         np.testing.assert_allclose(np.array(got), [(up - down) / (2 * h) for up, down in moved], rtol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["det", "inv", "cholesky", "slogdet", "qr", "solve"])
+def test_no_gradient_is_silently_zero(name):
+    """MLX sees none through NumPy, which factorises complex matrices."""
+    x = xp.asarray([[2, 0.5j], [-0.5j, 1]])
+    function = getattr(xp.linalg, name)
+
+    def f(x):
+        result = function(x, x) if name == "solve" else function(x)
+        return xp.sum(xp.abs(result[-1] if isinstance(result, tuple) else result))
+
+    assert float(f(x)) > 0
+    with pytest.raises(portconv.UnsupportedError, match="no gradient"):
+        mx.grad(f)(x)
+    with pytest.raises(portconv.UnsupportedError, match="no gradient"):
+        mx.jvp(f, [x], [x])
+
+
 def test_compiled():
     x = xp.asarray([0.25, -3.5])
 

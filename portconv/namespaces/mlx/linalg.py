@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ...errors import UnsupportedError
 from .creation import asarray
 from .devices import placed
 from .dtypes import COMPLEX, DEFAULT_INT, INTEGERS, REALS, finfo, name_of, operands
@@ -179,8 +180,21 @@ def _native(*arrays: Any) -> bool:
 
 
 def _by_numpy(function: Callable[..., Any], *arrays: Any) -> Any:
-    result = function(*(np.array(x) for x in arrays))
-    return tuple(asarray(part) for part in result) if isinstance(result, tuple) else asarray(result)
+    """MLX sees no gradient through NumPy, and would take it for zero: refused where one is asked for."""
+
+    def compute(*arrays: Any) -> Any:
+        result = function(*(np.array(x) for x in arrays))
+        return tuple(asarray(part) for part in result) if isinstance(result, tuple) else asarray(result)
+
+    def refuse(*_: Any) -> Any:
+        raise UnsupportedError(
+            "there is no gradient of this: MLX cannot factorise such matrices (complex, empty), and NumPy did."
+        )
+
+    differentiable = mx.custom_function(compute)
+    differentiable.vjp(refuse)
+    differentiable.jvp(refuse)
+    return differentiable(*arrays)
 
 
 def cholesky(x: Any, /, *, upper: bool = False) -> Any:
