@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -202,6 +203,40 @@ def test_native_keeps_its_bound_or_is_not_offered(mx):
         if native.why_not is None:
             y = portconv.conv2d(mx.array(x), mx.array(weight), engine="native")
             assert_close(np.array(y), *reference_conv2d(x, weight))
+
+
+def test_native_unfolds_large_images_in_strips(mx, monkeypatch):
+    """MLX's CPU build unfolds an image as a whole, and dies where there is no memory for it."""
+    mlx_backend = pytest.importorskip("portconv.backends.mlx")
+    problems = (
+        ((3, 2, 23, 20), (4, 2, 3, 3), {"padding": 1}),
+        ((2, 4, 23, 20), (4, 2, 3, 5), {"groups": 2, "stride": 2, "padding": 3}),
+        ((2, 3, 29, 20), (4, 3, 9, 9), {"dilation": (2, 1), "padding": ((1, 4), (2, 0)), "stride": (3, 1)}),
+        ((1, 2, 29, 20), (2, 2, 5, 3), {"padding": 2, "padding_mode": "reflect", "layout": "NHWC"}),
+    )
+    for limit in (1, 3000, 20000):
+        monkeypatch.setattr(mlx_backend, "CPU_MAX_UNFOLDED", limit)
+        for x_shape, weight_shape, options in problems:
+            x, weight = numbers(x_shape), numbers(weight_shape)
+            if options.get("layout") == "NHWC":
+                x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+            y = portconv.conv2d(mx.array(x), mx.array(weight), engine="native", **options)
+            assert_close(np.array(y), *reference_conv2d(x, weight, **options))
+
+
+def test_native_needs_bounded_memory(mx, run_python):
+    """Of 3.4 gigabytes, unfolded."""
+    out = run_python("""
+        import resource
+        import mlx.core as mx, portconv
+
+        x = mx.zeros((1, 1, 2000, 1900)).at[0, 0, ::100, ::100].add(1)
+        y = portconv.conv2d(x, mx.ones((1, 1, 15, 15)), padding=7, engine="native")
+        assert y.sum().item() == (19 * 15 + 8) * (18 * 15 + 8), y.sum()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(out) * unit < 1 << 30
 
 
 # --- layout and memory ------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smalle
 MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
 # MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
 CPU_MAX_TERMS = 192
+# It also unfolds the image as a whole, and an allocation that fails ends the process: large images go in strips.
+CPU_MAX_UNFOLDED = 2**26  # elements
 # What MLX's operations cost, to rank them. Its CPU build for Linux has a reference BLAS, measured on two cores of an
 # AMD EPYC (Zen 4); nothing was measured on a GPU, where `strategy="measure"` knows better.
 CPU_FLOP, GPU_FLOP = 4.6e-10, 2e-13  # of mx.conv2d
@@ -152,10 +154,14 @@ class NativePlan(Plan):
         return p.compute_dtype if p.has_bias or self._in_parts else p.dtype
 
     @property
-    def _images(self) -> int:
-        """How many are convolved at a time."""
-        p = self.problem
-        return p.batch if p.device == "cpu" else max(1, MAX_GPU_PART * p.batch // max(sum(_elements(p)), 1))
+    def _strip(self) -> tuple[int, int]:
+        """How many images, and how many rows of a result, are computed at a time."""
+        p, (oh, ow) = self.problem, self.problem.out_size
+        if p.device != "cpu":
+            return max(1, MAX_GPU_PART * p.batch // sum(_elements(p))), oh
+        row = ow * p.groups * min(p.in_channels // p.groups * p.kernel[0] * p.kernel[1], CPU_MAX_TERMS)
+        rows = max(1, CPU_MAX_UNFOLDED // row)
+        return max(1, rows // oh), min(rows, oh)
 
     @property
     def _in_parts(self) -> bool:
@@ -184,25 +190,32 @@ class NativePlan(Plan):
             top = bottom = left = right = 0
         if p.layout == "NCHW":
             x = mx.transpose(x, NHWC_FROM_NCHW)
-        if self._in_parts:
-            x = mx.pad(x, [(0, 0), (top, bottom), (left, right), (0, 0)])
-            y = accumulate(self._parts(x, ohwi))
-        else:
+        images, rows = self._strip
+        if whole := not self._in_parts and rows == p.out_size[0]:
             sides = ([top, left], [bottom, right])
-            parts = [
-                mx.conv_general(
-                    x[some] if self._images < p.batch else x, ohwi, p.stride, sides, p.dilation, groups=p.groups
-                )
-                for some in ranges(p.batch, self._images)
-            ]
-            y = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        else:
+            x = mx.pad(x, [(0, 0), (top, bottom), (left, right), (0, 0)])
+        found = []
+        for some in ranges(p.batch, images):
+            image = x[some] if images < p.batch else x
+            if whole:
+                found.append(mx.conv_general(image, ohwi, p.stride, sides, p.dilation, groups=p.groups))
+            else:
+                found.append(_joined([self._sum(image, ohwi, part) for part in ranges(p.out_size[0], rows)], 1))
+        y = _joined(found, 0)
         if bias is not None:
             y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
         y = y.astype(_dtype(p.dtype))
         return mx.transpose(y, NCHW_FROM_NHWC) if p.layout == "NCHW" else y
 
-    def _parts(self, x: Any, ohwi: Any) -> Iterator[Any]:
-        """Convolutions with parts of the kernel and of the channels; `x` is padded already. Their sum is the whole."""
+    def _sum(self, x: Any, ohwi: Any, strip: slice) -> Any:
+        """Some rows of the result; `x` is padded already."""
+        (stride, _), (dilation, _), (kh, _) = self.problem.stride, self.problem.dilation, self.problem.kernel
+        x = x[:, strip.start * stride : (strip.stop - 1) * stride + (kh - 1) * dilation + 1]
+        return accumulate(self._parts(x, ohwi, (strip.stop - strip.start, self.problem.out_size[1])))
+
+    def _parts(self, x: Any, ohwi: Any, out_size: tuple[int, int]) -> Iterator[Any]:
+        """Convolutions with parts of the kernel and of the channels. Their sum is the whole."""
         p = self.problem
         (kh, kw), inputs = p.kernel, p.in_channels // p.groups
         cols = min(kw, CPU_MAX_TERMS)
@@ -214,10 +227,14 @@ class NativePlan(Plan):
                 for j in ranges(kw, cols):
                     needed = [
                         slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
-                        for tap, d, out, s in zip((i, j), p.dilation, p.out_size, p.stride, strict=True)
+                        for tap, d, out, s in zip((i, j), p.dilation, out_size, p.stride, strict=True)
                     ]
                     window = some[:, needed[0], needed[1], :]
                     yield mx.conv_general(window, ohwi[:, i, j, part], p.stride, 0, p.dilation, groups=p.groups)
+
+
+def _joined(parts: list[Any], axis: int) -> Any:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis)
 
 
 def _padded(x: Any, p: Problem, dtype: str) -> Any:
