@@ -14,7 +14,7 @@ from .backend import Backend
 from .functional import conv2d, plan_conv2d
 from .spec import Conv2dSpec
 
-__all__ = ["CheckResult", "assert_close", "check_backend", "error_bound", "reference_conv2d"]
+__all__ = ["CheckResult", "assert_close", "check_backend", "error_bound", "reference_conv2d", "reference_gradients"]
 
 Array = np.ndarray[Any, Any]
 
@@ -49,18 +49,27 @@ def reference_conv2d(
     >>> float(y[0, 0, 0, 0]), float(c[0, 0, 0, 0])
     (-9.0, 9.0)
     """
-    x64, w64 = np.asarray(x, np.float64), np.asarray(weight, np.float64)
-    if layout == "NHWC":
-        x64 = x64.transpose(0, 3, 1, 2)
-    w64 = w64.reshape(groups, -1, *w64.shape[-3:])
     spec = Conv2dSpec.normalise(stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout)
-    top, bottom, left, right = spec.sides(x64.shape[2], x64.shape[3], w64.shape[-2:])
-    padded = np.pad(x64, ((0, 0), (0, 0), (top, bottom), (left, right)), mode=_NUMPY_PAD[padding_mode])  # type: ignore[call-overload]
+    x64, w64 = _in_float64(x, weight, spec)
+    padded = _padded(x64, w64, spec)
     y, c = _direct_sum(padded, w64, spec), _direct_sum(np.abs(padded), np.abs(w64), spec)
     if bias is not None:
         b64 = np.asarray(bias, np.float64).reshape(1, -1, 1, 1)
         y, c = y + b64, c + np.abs(b64)
     return (y, c) if layout == "NCHW" else (y.transpose(0, 2, 3, 1), c.transpose(0, 2, 3, 1))
+
+
+def _in_float64(x: Any, weight: Any, spec: Conv2dSpec) -> tuple[Array, Array]:
+    """The image in NCHW and the weight in (G, O/G, I/G, kh, kw)."""
+    x64, w64 = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    x64 = x64.transpose(0, 3, 1, 2) if spec.layout == "NHWC" else x64
+    return x64, w64.reshape(spec.groups, -1, *w64.shape[-3:])
+
+
+def _padded(x: Array, weight: Array, spec: Conv2dSpec) -> Array:
+    top, bottom, left, right = spec.sides(x.shape[2], x.shape[3], weight.shape[-2:])
+    sides = ((0, 0), (0, 0), (top, bottom), (left, right))
+    return np.pad(x, sides, mode=_NUMPY_PAD[spec.padding_mode])  # type: ignore[call-overload, no-any-return]
 
 
 def _direct_sum(x: Array, weight: Array, spec: Conv2dSpec) -> Array:
@@ -76,6 +85,69 @@ def _direct_sum(x: Array, weight: Array, spec: Conv2dSpec) -> Array:
                 part = x[:, :, :, i * dh : i * dh + (oh - 1) * sh + 1 : sh, j * dw : j * dw + (ow - 1) * sw + 1 : sw]
                 y += np.einsum("ngihw,goi->ngohw", part, weight[..., i, j], optimize=False)
     return y.reshape(n, groups * group_outputs, oh, ow)
+
+
+def reference_gradients(
+    x: Any,
+    weight: Any,
+    dy: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+) -> tuple[tuple[Array, Array], tuple[Array, Array], tuple[Array, Array]]:
+    """Gradients of ``sum(dy * conv2d(x, weight, bias, ...))`` in float64: of the image, the weight and the bias.
+
+    Each comes with the sum of its terms' magnitudes, as `reference_conv2d` gives it. `dy` and the gradient of the image
+    are in `layout`; the gradient of the weight has its shape, and that of the bias is (O,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> (dx, _), (dweight, _), (dbias, _) = reference_gradients(
+    ...     np.ones((1, 1, 3, 3)), -np.ones((1, 1, 3, 3)), np.full((1, 1, 1, 1), 2.0)
+    ... )
+    >>> float(dx[0, 0, 0, 0]), float(dweight[0, 0, 0, 0]), float(dbias[0])
+    (-2.0, 2.0, 2.0)
+    """
+    spec = Conv2dSpec.normalise(stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout)
+    x64, w64 = _in_float64(x, weight, spec)
+    dy64 = np.asarray(dy, np.float64)
+    dy64 = dy64.transpose(0, 3, 1, 2) if layout == "NHWC" else dy64
+    # which pixel each of the padded image is, counted from 1; 0 in the padding with zeros
+    height, width = x64.shape[2:]
+    pixels = np.arange(1, height * width + 1, dtype=np.float64).reshape(1, 1, height, width)
+    sources = _padded(pixels, w64, spec).astype(np.int64)[0, 0]
+    found = []
+    for image, factors, weights in ((x64, w64, dy64), (np.abs(x64), np.abs(w64), np.abs(dy64))):
+        d_padded, d_weight = _direct_gradients(_padded(image, factors, spec), factors, weights, spec)
+        d_x = np.zeros((1 + height * width, *x64.shape[:2]))
+        np.add.at(d_x, sources, d_padded.transpose(2, 3, 0, 1))
+        d_x = d_x[1:].transpose(1, 2, 0).reshape(x64.shape)
+        d_x = d_x.transpose(0, 2, 3, 1) if layout == "NHWC" else d_x
+        found.append((d_x, d_weight.reshape(np.shape(weight)), weights.sum(axis=(0, 2, 3))))
+    of_x, of_weight, of_bias = zip(*found, strict=True)
+    return of_x, of_weight, of_bias
+
+
+def _direct_gradients(x: Array, weight: Array, dy: Array, spec: Conv2dSpec) -> tuple[Array, Array]:
+    """Of a padded image and of the weight."""
+    (sh, sw), (dh, dw) = spec.stride, spec.dilation
+    groups, group_outputs, group_inputs, kh, kw = weight.shape
+    n, _, height, width = x.shape
+    oh, ow = dy.shape[2:]
+    x = x.reshape(n, groups, group_inputs, height, width)
+    dy = dy.reshape(n, groups, group_outputs, oh, ow)
+    d_x, d_weight = np.zeros_like(x), np.zeros_like(weight)
+    for i in range(kh):
+        for j in range(kw):
+            rows, cols = (slice(i * dh, i * dh + (oh - 1) * sh + 1, sh), slice(j * dw, j * dw + (ow - 1) * sw + 1, sw))
+            d_weight[..., i, j] = np.einsum("ngihw,ngohw->goi", x[..., rows, cols], dy, optimize=False)
+            d_x[..., rows, cols] += np.einsum("ngohw,goi->ngihw", dy, weight[..., i, j], optimize=False)
+    return d_x.reshape(n, -1, height, width), d_weight
 
 
 def error_bound(c: Array, dtype: str, accuracy: str = "normwise") -> Array:

@@ -14,10 +14,14 @@ from portconv.check import runner
 from portconv.check.problems import Problem, make_data, problem, problems, rounded
 from portconv.check.verify import verify
 from portconv.cli import main
+from portconv.testing import reference_conv2d, reference_gradients
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin" / "src" / "tinyarray"
 DESIGNED = problems(0, 0)
 RANDOM = problems(0, 100)[len(DESIGNED) :]
+
+
+GRADIENTS = [p for p in DESIGNED if p.gradient]
 
 
 def named(name):
@@ -169,6 +173,50 @@ def test_what_is_wrong_is_seen(monkeypatch, broken, name):
     monkeypatch.setattr(portconv, "conv2d", broken)
     assert set(verify(*arguments)) == {"failed"}
     verify.__globals__["_arrays"].cache_clear()  # `in_place` has changed them
+
+
+@pytest.mark.parametrize("p", GRADIENTS, ids=lambda p: p.name)
+def test_exact_gradients(p):
+    """By their definition: the convolution is linear in the image and in the weight."""
+    data, rng = make_data(p, 0), np.random.default_rng(1)
+    (dx, _), (dweight, _), (dbias, _) = reference_gradients(data.x, data.weight, data.dy, **p.arguments)
+    assert (dx.shape, dweight.shape) == (data.x.shape, data.weight.shape)
+    for _ in range(3):
+        other_x, other_weight = (rng.standard_normal(a.shape) for a in (data.x, data.weight))
+        by_x, c = reference_conv2d(other_x, data.weight, **p.arguments)
+        np.testing.assert_allclose((dx * other_x).sum(), (data.dy * by_x).sum(), atol=1e-12 * c.sum())
+        by_weight, c = reference_conv2d(data.x, other_weight, **p.arguments)
+        np.testing.assert_allclose((dweight * other_weight).sum(), (data.dy * by_weight).sum(), atol=1e-12 * c.sum())
+    axes = (0, 1, 2) if p.arguments.get("layout") == "NHWC" else (0, 2, 3)
+    np.testing.assert_allclose(dbias, data.dy.sum(axis=axes, dtype=np.float64))
+
+
+@pytest.mark.parametrize("name", ["mlx", "torch", "jax"])
+def test_a_wrong_gradient_is_seen(monkeypatch, request, name):
+    library = request.getfixturevalue({"mlx": "mx"}.get(name, name))
+    arguments = (
+        name,
+        named("gradient, groups, stride 2").number,
+        0,
+        "cpu:0" if name == "jax" else "cpu",
+        "auto",
+        "normwise",
+    )
+    assert verify(*arguments)["share"] <= 1
+
+    def steeper(x, weight, bias=None, **options):
+        """The right result, whose gradients are 1.001 times the right ones."""
+        y = conv2d(x, weight, bias, **options)
+        fixed = {"mlx": lambda y: library.stop_gradient(y), "torch": lambda y: y.detach()}.get(name)
+        return y + (y - (fixed or library.lax.stop_gradient)(y)) * 0.001
+
+    conv2d = portconv.conv2d
+    monkeypatch.setattr(portconv, "conv2d", steeper)
+    assert "gradient of `x`" in verify(*arguments)["failed"]
+
+
+def test_gradients_where_there_are_none():
+    assert "does not differentiate" in verify("numpy", GRADIENTS[0].number, 0, "cpu", "auto", "normwise")["refused"]
 
 
 def test_accuracy_is_passed_on():

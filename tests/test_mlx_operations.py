@@ -200,6 +200,22 @@ def test_sizes_that_mlx_gets_wrong_are_refused(adapter):
     assert all("float64" in reason for reason in reasons.values())
 
 
+def test_native_is_refused_where_its_gradients_were_wrong(adapter, monkeypatch):
+    from portconv.backends import mlx
+
+    sizes = (1, 8, 40, 40), (8, 4, 3, 3)
+    for version, wrong in ((None, False), ("0.31.2", True), ("0.32.0", False), ("0.32.1.dev20260801", False)):
+        if version is not None:
+            monkeypatch.setattr(mlx.mx, "__version__", version)
+        mlx._version.cache_clear()
+        reason = refused(adapter, *sizes, groups=2, stride=2)["native"]
+        assert ("gradients" in reason) if wrong else reason is None
+        assert refused(adapter, *sizes, groups=2)["native"] is None
+        assert refused(adapter, (1, 8, 40, 40), (8, 8, 3, 3), stride=2)["native"] is None
+    monkeypatch.undo()
+    mlx._version.cache_clear()
+
+
 def test_large_kernels_are_for_fft_on_a_gpu(adapter):
     def cheapest(*shapes, **options):
         problem = on_gpu(portconv.plan_conv2d(*shapes, backend="mlx", **options))
@@ -215,8 +231,8 @@ def test_reduced_precision_is_reported(adapter, monkeypatch):
         problem = on_gpu(portconv.plan_conv2d((1, 4, 40, 40), (4, 4, 3, 3), backend="mlx", dtype=dtype))
         return {c.engine: c.note for c in adapter.candidates(problem)}
 
-    assert "TF32" in notes("1")["native"]
-    assert "TF32" not in notes("0")["native"]
+    assert all("TF32" in notes("1")[engine] for engine in ("native", "gemm", "winograd"))
+    assert not any("TF32" in note for note in notes("0").values())
     assert "TF32" not in notes("1", "float16")["native"]
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -123,9 +125,16 @@ def _native_candidate(p: Problem) -> Candidate:
         why_not = TOO_LARGE
     elif p.device != "cpu" and p.kernel[0] * p.kernel[1] > MAX_GPU_TAPS:
         why_not = f"MLX's GPU kernels were seen to be wrong with more than {MAX_GPU_TAPS} taps"
+    elif p.device != "cpu" and p.groups > 1 and p.stride != (1, 1) and _version() < (0, 32):
+        why_not = "before MLX 0.32 its gradients are wrong on Metal with groups and a stride"  # mlx pull request 3800
     elif p.device != "cpu" and p.dtype == "float32" and _may_use_tf32():
         note = TF32
     return Candidate("native", 1e-4 + p.flops * flop, why_not=why_not, note=note)
+
+
+@lru_cache(maxsize=1)
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", mx.__version__)[:2])
 
 
 def _may_use_tf32() -> bool:
@@ -278,10 +287,15 @@ def _gpu_candidates(p: Problem) -> list[Candidate]:
     offers = engines.candidates(p, _STEPS, GPU_COSTS)
     if why_not is not None:
         return [Candidate(offer.engine, why_not=why_not) for offer in offers]
-    if p.accuracy == "elementwise" and _may_use_tf32():
-        why_not = f"its products may be of {TF32}"
-        return [replace(offer, why_not=why_not) if offer.engine == "gemm" else offer for offer in offers]
-    return offers
+    if not _may_use_tf32():
+        return offers
+    why_not = f"its products may be of {TF32}" if p.accuracy == "elementwise" else None
+    return [
+        replace(offer, why_not=why_not, note=TF32)
+        if offer.engine in ("gemm", "winograd") and offer.why_not is None
+        else offer
+        for offer in offers
+    ]
 
 
 def _traced_plan(p: Problem) -> Plan | None:

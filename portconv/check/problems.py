@@ -39,6 +39,7 @@ class Problem:
     distinct: int = 0  # images that differ, where the others of a batch repeat them
     view: bool = False  # the image is a view whose axes are permuted
     slow: bool = False
+    gradient: bool = False  # its gradients are checked, where the library differentiates
     mistake: str = ""  # the argument that the error must name
 
     def call(self) -> str:
@@ -59,6 +60,7 @@ class Data:
     x: Array
     weight: Array
     bias: Array | None
+    dy: Array | None  # the cotangent of the result, if gradients are checked
 
 
 def problems(seed: int, count: int = COUNT, quick: bool = False) -> list[Problem]:
@@ -86,7 +88,7 @@ def _plain() -> list[dict[str, Any]]:
     """Every rule of the semantics."""
 
     def p(name: str, x: Shape, weight: Shape, /, **more: Any) -> dict[str, Any]:
-        of_problem = ("dtype", "x_dtype", "bias_shape", "data", "distinct", "view", "slow")
+        of_problem = ("dtype", "x_dtype", "bias_shape", "data", "distinct", "view", "slow", "gradient")
         fields = {key: more.pop(key) for key in of_problem if key in more}
         return {"name": name, "x_shape": x, "weight_shape": weight, "arguments": more, **fields}
 
@@ -187,7 +189,29 @@ def _plain() -> list[dict[str, Any]]:
         p("long sum of a constant, 31x31", (1, 8, 34, 34), (1, 8, 31, 31), data="constant"),
         p("long sum of a constant, strided", (1, 256, 9, 9), (2, 256, 5, 5), stride=2, data="constant"),
     ]
-    return found
+    return found + [p(f"gradient, {name}", *more, gradient=True, **options) for name, *more, options in _gradients()]
+
+
+def _gradients() -> list[tuple[str, Shape, Shape, dict[str, Any]]]:
+    """Of grouped and strided convolutions Metal's were wrong before MLX 0.32 (pull request 3800)."""
+    return [
+        ("3x3", (2, 3, 13, 12), (4, 3, 3, 3), {"padding": 1, "bias_shape": (1, 4, 1, 1)}),
+        ("1x1", (1, 32, 9, 8), (16, 32, 1, 1), {"bias_shape": (16,)}),
+        ("stride 3, rows that nothing reads", (2, 3, 13, 12), (4, 3, 2, 2), {"stride": 3}),
+        ("stride 2", (2, 16, 15, 14), (16, 16, 3, 3), {"stride": 2, "padding": 1}),
+        ("dilated", (1, 4, 15, 14), (4, 4, 3, 3), {"dilation": (2, 3), "padding": 2}),
+        ("groups", (2, 6, 9, 9), (3, 4, 2, 3, 3), {"groups": 3, "padding": 1, "bias_shape": (12,)}),
+        ("groups, stride 2", (2, 6, 9, 9), (3, 4, 2, 3, 3), {"groups": 3, "padding": 1, "stride": 2}),
+        ("groups, 1x1, stride 2", (2, 32, 12, 12), (32, 8, 1, 1), {"groups": 4, "stride": 2}),
+        ("depthwise", (2, 16, 14, 13), (16, 1, 3, 3), {"groups": 16, "padding": 1}),
+        ("depthwise 3x3, stride 2", (2, 32, 14, 13), (32, 1, 3, 3), {"groups": 32, "padding": 1, "stride": 2}),
+        ("depthwise 7x7, stride 2", (1, 32, 20, 20), (32, 1, 7, 7), {"groups": 32, "padding": 3, "stride": 2}),
+        ("15x15", (1, 2, 30, 28), (2, 2, 15, 15), {"padding": 7}),
+        ("four-sided padding", (1, 3, 9, 8), (4, 3, 3, 3), {"padding": ((0, 2), (3, 0)), "stride": (2, 1)}),
+        ("reflect", (1, 3, 9, 8), (4, 3, 3, 3), {"padding": 2, "padding_mode": "reflect"}),
+        ("circular", (1, 3, 9, 8), (4, 3, 3, 3), {"padding": 2, "padding_mode": "circular", "stride": 2}),
+        ("NHWC, groups, stride 2", (2, 8, 9, 9), (8, 4, 3, 3), {"groups": 2, "stride": 2, "layout": "NHWC"}),
+    ]
 
 
 def _mistakes() -> list[dict[str, Any]]:
@@ -304,7 +328,10 @@ def make_data(p: Problem, seed: int) -> Data:
     bias = None if p.bias_shape is None else _values(rng, p.bias_shape, p.dtype, "normal")
     if p.arguments.get("layout") == "NHWC":
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-    return Data(x, weight, bias)
+    dy = None
+    if p.gradient:
+        dy = _values(rng, portconv.conv2d_output_shape(x.shape, p.weight_shape, **p.arguments), p.dtype, "normal")
+    return Data(x, weight, bias, dy)
 
 
 def _values(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Array:

@@ -24,9 +24,10 @@ __all__ = ["ACCURACIES", "CheckError", "Checks", "Library", "Run", "libraries"]
 
 Message = dict[str, Any]
 
-BUILT_IN = ("numpy", "torch", "mlx", "jax", "cupy", "dask", "array_api_strict")
+# MLX and JAX come last: NumPy's compiled engines, which they use, are compiled by then.
+BUILT_IN = ("numpy", "torch", "dask", "array_api_strict", "cupy", "mlx", "jax")
 # Many times slower than the others: who does not name them gets a part of the problems.
-SLOW = {"dask": 16, "array_api_strict": 8}
+SLOW = {"dask": 24, "array_api_strict": 8}
 PADDING_MODES = ("reflect", "replicate", "circular")  # how names of problems begin
 ACCURACIES = ("normwise", "elementwise")
 MAX_LOST = 3  # processes, until a library is given up
@@ -164,7 +165,7 @@ class Checks:
                 if not devices or device in devices
                 for engine in ("auto", *there["engines"])
                 if not engines or engine in engines
-                for accuracy in (ACCURACIES[:1] if p.slow or p.mistake else ACCURACIES)
+                for accuracy in (ACCURACIES[:1] if p.slow or p.mistake or p.gradient else ACCURACIES)
             ]
             for library in here
         }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import portconv
-from portconv.testing import assert_close, reference_conv2d
+from portconv.testing import assert_close, reference_conv2d, reference_gradients
 
 from ..bench.devices import devices, hardware, placement
 from .problems import Data, Problem, make_data, problem
@@ -69,6 +69,8 @@ def verify(name: str, number: int, seed: int, device: str, engine: str, accuracy
             return _mistake(p, x, weight, bias, options)
         if p.slow and (estimate := _estimate(name, x, weight, bias, options)) > TOO_SLOW:
             return {"refused": f"too slow for a check, more than {TOO_SLOW:g} s by estimate", "estimate": estimate}
+        if p.gradient:
+            return _gradients(name, p, seed, device, options)
         y = portconv.conv2d(x, weight, bias, **options)
         return {"share": _share(portconv.get_backend(name), p, seed, x, y, accuracy)}
     except portconv.UnsupportedError as error:
@@ -139,6 +141,63 @@ def _view(array: Any, values: Array, dtype: str) -> Any:
     except TypeError:
         return array(values, dtype)
     return namespace.permute_dims(permuted, (1, 2, 3, 0))
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def _of_mlx(function: Any, arrays: list[Any], dy: Any) -> Any:
+    mx = importlib.import_module("mlx.core")
+    return mx.vjp(function, arrays, [dy])[1]
+
+
+def _of_torch(function: Any, arrays: list[Any], dy: Any) -> Any:
+    leaves = [array.detach().clone().requires_grad_() for array in arrays]
+    function(*leaves).backward(dy)
+    return [leaf.grad for leaf in leaves]
+
+
+def _of_jax(function: Any, arrays: list[Any], dy: Any) -> Any:
+    jax = importlib.import_module("jax")
+    return jax.jit(lambda dy, *arrays: jax.vjp(function, *arrays)[1](dy))(
+        dy, *arrays
+    )  # operation by operation: minutes
+
+
+DIFFERENTIATE = {"mlx": _of_mlx, "torch": _of_torch, "jax": _of_jax}
+
+
+def _gradients(name: str, p: Problem, seed: int, device: str, options: Message) -> Message:
+    """The largest error of the gradients, of the image, the weight and the bias, as `_share` gives it."""
+    if name not in DIFFERENTIATE:
+        return {"refused": "the library does not differentiate, or how is not known here"}
+    if name == "jax" and options["engine"] != "auto":
+        return {"refused": "too slow for a check: JAX compiles every gradient for a second"}
+    x, weight, bias = _arrays(name, p.number, seed, device)
+    data, library = _data(p.number, seed), portconv.get_backend(name)
+    dy = library.from_numpy(data.dy, dtype=p.dtype, device=placement(name, device))
+
+    def convolve(x: Any, weight: Any, bias: Any = None) -> Any:
+        return portconv.conv2d(x, weight, bias, **options)
+
+    found = DIFFERENTIATE[name](convolve, [x, weight] if bias is None else [x, weight, bias], dy)
+    shares = []
+    for what, gradient, (exact, c) in zip(
+        ("x", "weight", "bias"), found, _exact_gradients(p.number, seed), strict=False
+    ):
+        try:
+            values = np.asarray(library.to_numpy(gradient))
+            shape = getattr(data, what).shape
+            shares.append(assert_close(values, exact.reshape(shape), c.reshape(shape), dtype=p.dtype))
+        except AssertionError as error:
+            raise AssertionError(f"gradient of `{what}`: {error}") from None
+    return {"share": max(shares)}
+
+
+@lru_cache(maxsize=2)
+def _exact_gradients(number: int, seed: int) -> tuple[tuple[Array, Array], ...]:
+    data = _data(number, seed)
+    return reference_gradients(data.x, data.weight, data.dy, **problem(number, seed).arguments)
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
