@@ -134,7 +134,7 @@ def _native_candidate(p: Problem) -> Candidate:
 
 @lru_cache(maxsize=1)
 def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", mx.__version__)[:2])
+    return tuple(int(part) for part in re.findall(r"\d+", version("mlx"))[:2])
 
 
 def _may_use_tf32() -> bool:
