@@ -414,6 +414,34 @@ def test_grad_of_a_module(mx, torch, engine):
     assert_close(np.array(module(mx.array(x))), *reference_conv2d(x, state["weight"], state["bias"], padding=1))
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_jvp(mx, problem):
+    """MLX has no rule for its own convolution; a zero for NumPy's engines would be silent."""
+    x_shape, weight_shape, options = PROBLEMS[problem]
+    outputs = int(np.prod(weight_shape[:-3]))
+    arrays = [numbers(x_shape), numbers(weight_shape), numbers((outputs,), 2)]
+    tangents = [numbers(a.shape, 5) for a in arrays]
+
+    def convolve(*arrays):
+        return portconv.conv2d(*arrays, **options)
+
+    for chosen in ([0], [1], [2], [0, 2], [0, 1, 2]):
+
+        def some(*given, chosen=chosen):
+            every = [mx.array(a) for a in arrays]
+            for n, a in zip(chosen, given, strict=True):
+                every[n] = a
+            return convolve(*every)
+
+        (value,), (got,) = mx.jvp(some, [mx.array(arrays[n]) for n in chosen], [mx.array(tangents[n]) for n in chosen])
+        np.testing.assert_array_equal(np.array(value), np.array(some(*[mx.array(arrays[n]) for n in chosen])))
+        ahead, behind = (
+            convolve(*[a.astype("f8") + sign * (n in chosen) * tangents[n] for n, a in enumerate(arrays)])
+            for sign in (0.5, -0.5)
+        )  # at most a square in the step, which falls out of the difference
+        np.testing.assert_allclose(np.array(got), ahead - behind, rtol=1e-4, atol=1e-4)
+
+
 def test_second_derivative(mx, engine):
     """The gradient of the squared gradient, which is linear in x: twice the convolution's transpose applied twice."""
     x, weight = mx.array(numbers((1, 1, 6, 6))), mx.array(numbers((1, 1, 3, 3)))

@@ -398,6 +398,7 @@ class BridgePlan(Plan):
         data: _Weight = weight.data
         convolve = mx.custom_function(self._forward(data.packed))
         convolve.vjp(self._vjp)
+        convolve.jvp(self._jvp)
         return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
 
     def _forward(self, packed: PackedWeight | None) -> Callable[..., Any]:
@@ -427,6 +428,17 @@ class BridgePlan(Plan):
 
     def _vjp(self, primals: Any, cotangent: Any, output: Any) -> Any:
         return tuple(mx.vjp(self._traced, list(primals), [cotangent])[1])
+
+    def _jvp(self, primals: Any, tangents: Any) -> Any:
+        """The convolution is linear in the image and in the weight: the sum of those with the tangents there are."""
+        (x, weight, *_), (dx, dweight, *dbias) = primals, tangents
+        terms = [(dx, weight), (x, dweight)]
+        found = [self.execute(a, self.pack(b)) for a, b in terms if a is not None and b is not None]
+        if dbias and dbias[0] is not None:
+            p = self.problem
+            shape = (1, -1, 1, 1) if p.layout == "NCHW" else (1, 1, 1, -1)
+            found.append(mx.broadcast_to(dbias[0].reshape(shape), p.out_shape).astype(_dtype(p.dtype)))
+        return sum(found[1:], found[0])
 
 
 def _check_tracing(error: ValueError) -> None:
