@@ -147,7 +147,7 @@ def _direct_gradients(x: Array, weight: Array, dy: Array, spec: Conv2dSpec) -> t
             rows, cols = (slice(i * dh, i * dh + (oh - 1) * sh + 1, sh), slice(j * dw, j * dw + (ow - 1) * sw + 1, sw))
             d_weight[..., i, j] = np.einsum("ngihw,ngohw->goi", x[..., rows, cols], dy, optimize=False)
             d_x[..., rows, cols] += np.einsum("ngohw,goi->ngihw", dy, weight[..., i, j], optimize=False)
-    return d_x.reshape(n, -1, height, width), d_weight
+    return d_x.reshape(n, groups * group_inputs, height, width), d_weight
 
 
 def error_bound(c: Array, dtype: str, accuracy: str = "normwise") -> Array:

@@ -20,7 +20,7 @@ OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
-LIBRARIES = {"backends.mlx": {"mlx"}, "mlx": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}}
+LIBRARIES = {"mlx": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}, "check.verify": {"mlx", "jax"}}
 
 # The layers, base first: a module imports from its own layer and from those before it only.
 LAYERS = [
@@ -229,7 +229,8 @@ def test_backends_do_not_import_each_other():
     backends = {name for name in NAMES if name.startswith("backends.")}
     assert {"backends.numpy", "backends.mlx", "backends.array_api"} <= backends
     for name in backends | {"backends"}:
-        assert not {other for other in IMPORTS[name].own | IMPORTS[name].dynamic if other.startswith("backends")}
+        others = {other for other in IMPORTS[name].own | IMPORTS[name].dynamic if other.startswith("backends.")}
+        assert {other.split(".")[1] for other in others} <= {name.partition(".")[2].partition(".")[0]}
 
 
 def test_engines_import_no_array_library():
@@ -256,14 +257,15 @@ def test_libraries_are_imported_by_their_backends_only(name):
     allowed = LIBRARIES.get(name, set())
     if name.startswith("cpu.jit."):  # imported by a plan, not before
         allowed = {"numba"}
-    if name.startswith("namespaces.mlx"):  # imported by the first array of MLX's
+    of_mlx = name.startswith(("namespaces.mlx", "backends.mlx"))  # imported by the first array of MLX's
+    if of_mlx:
         allowed = {"mlx"}
     if name == "backends.array_api":
         allowed = OPTIONAL
         assert not IMPORTS[name].others_at_once & OPTIONAL
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name not in ("backends.mlx", "mlx") and not name.startswith(("cpu.jit.", "namespaces.mlx")):
+    if name != "mlx" and not of_mlx and not name.startswith("cpu.jit."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()

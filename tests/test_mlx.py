@@ -207,7 +207,7 @@ def test_native_keeps_its_bound_or_is_not_offered(mx):
 
 def test_native_unfolds_large_images_in_strips(mx, monkeypatch):
     """MLX's CPU build unfolds an image as a whole, and dies where there is no memory for it."""
-    mlx_backend = pytest.importorskip("portconv.backends.mlx")
+    native = pytest.importorskip("portconv.backends.mlx.native")
     problems = (
         ((3, 2, 23, 20), (4, 2, 3, 3), {"padding": 1}),
         ((2, 4, 23, 20), (4, 2, 3, 5), {"groups": 2, "stride": 2, "padding": 3}),
@@ -215,7 +215,7 @@ def test_native_unfolds_large_images_in_strips(mx, monkeypatch):
         ((1, 2, 29, 20), (2, 2, 5, 3), {"padding": 2, "padding_mode": "reflect", "layout": "NHWC"}),
     )
     for limit in (1, 3000, 20000):
-        monkeypatch.setattr(mlx_backend, "CPU_MAX_UNFOLDED", limit)
+        monkeypatch.setattr(native, "CPU_MAX_UNFOLDED", limit)
         for x_shape, weight_shape, options in problems:
             x, weight = numbers(x_shape), numbers(weight_shape)
             if options.get("layout") == "NHWC":
@@ -269,13 +269,13 @@ def test_nhwc_is_what_mlx_computes(mx, engine):
 def test_a_large_result_is_written_into_memory_of_mlx(mx, tier, engine, layout, dtype, monkeypatch):
     """As NumPy's, bit by bit; and it is a value of its own, for operations in place and gradients, too."""
     shape = (2, 3, 300, 257) if layout == "NCHW" else (2, 300, 257, 3)
-    mlx_backend = pytest.importorskip("portconv.backends.mlx")
+    host = pytest.importorskip("portconv.backends.mlx.host")
     image, weight, bias = numbers(shape, 0, dtype), numbers((17, 3, 3, 3), 1, dtype), numbers((17,), 2, dtype)
     expected = portconv.conv2d(image, weight, bias, padding=1, layout=layout, engine=engine)
     assert expected.nbytes > 4 << 20
     x, w, b = (mx.array(a, dtype=getattr(mx, a.dtype.name)) for a in (image, weight, bias))
-    new, calls = mlx_backend._new, []
-    monkeypatch.setattr(mlx_backend, "_new", lambda p: calls.append(p) or new(p))
+    new, calls = host._new, []
+    monkeypatch.setattr(host, "_new", lambda p: calls.append(p) or new(p))
     y = portconv.conv2d(x, w, b, padding=1, layout=layout, engine=engine)
     assert len(calls) == 1
     z = y + 1

@@ -171,13 +171,13 @@ def test_a_chain_copies_nothing_and_packs_once(mx, monkeypatch, tmp_path, layout
 
 
 def test_large_batches_go_in_parts_on_a_gpu(mx, adapter, monkeypatch, tmp_path):
-    from portconv.backends import mlx
+    from portconv.backends.mlx import native
 
     x, weight = numbers((7, 4, 9, 10)), numbers((5, 4, 3, 3), 1)
     problem = on_gpu(portconv.plan_conv2d(mx.array(x), mx.array(weight), padding=1))
     plan = adapter.build(problem, "native")
     for limit, convolutions in ((2**28, 1), (3 * (4 * 11 * 12 + 5 * 9 * 10), 3), (1, 7)):
-        monkeypatch.setattr(mlx, "MAX_GPU_PART", limit)
+        monkeypatch.setattr(native, "MAX_GPU_PART", limit)
         y = plan.execute(mx.array(x), plan.pack(mx.array(weight)))
         assert operations(mx, y, tmp_path / "graph.dot")["Convolution"] == convolutions
         assert_close(y, *reference_conv2d(x, weight, padding=1))
@@ -201,18 +201,18 @@ def test_sizes_that_mlx_gets_wrong_are_refused(adapter):
 
 
 def test_native_is_refused_where_its_gradients_were_wrong(adapter, monkeypatch):
-    from portconv.backends import mlx
+    from portconv.backends.mlx import native
 
     sizes = (1, 8, 40, 40), (8, 4, 3, 3)
     for version, wrong in (("0.31.2", True), ("0.32.0", False), ("0.32.1.dev20260801", False)):
-        monkeypatch.setattr(mlx, "version", {"mlx": version}.get)
-        mlx._version.cache_clear()
+        monkeypatch.setattr(native, "version", {"mlx": version}.get)
+        native._version.cache_clear()
         reason = refused(adapter, *sizes, groups=2, stride=2)["native"]
         assert ("gradients" in reason) if wrong else reason is None
         assert refused(adapter, *sizes, groups=2)["native"] is None
         assert refused(adapter, (1, 8, 40, 40), (8, 8, 3, 3), stride=2)["native"] is None
     monkeypatch.undo()
-    mlx._version.cache_clear()
+    native._version.cache_clear()
 
 
 def test_large_kernels_are_for_fft_on_a_gpu(adapter):

@@ -1,0 +1,85 @@
+"""MLX: its own convolution, portconv's engines in MLX's operations, and on a CPU device NumPy's over MLX's own memory.
+
+MLX computes in NHWC with OHWI weights. An NCHW array is handed over as a transposed view, and an NCHW result is a view
+of NHWC memory, so a chain of layers transposes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ... import engines
+from ...backend import ArrayInfo, Candidate, Plan
+from ...cpu.bridge import bridged, host_candidates, numpy_plan
+from ...cpu.host import host_environment, version
+from ...spec import Problem
+from .arrays import STEPS, default_device, dtype_named
+from .host import BridgePlan
+from .native import NativePlan, native_candidate
+from .operations import GPU_COSTS, OpsPlan, gpu_candidates, traced_plan
+
+__all__ = ["MlxBackend", "backend"]
+
+
+class MlxBackend:
+    """See `portconv.backend.Backend`. MLX arrays have no device: it is the default device at the time of the call."""
+
+    name = "mlx"
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        if not isinstance(x, mx.array):
+            raise TypeError(f"expected an mlx.core.array, but got {type(x).__name__}.")
+        return ArrayInfo(x.shape, str(x.dtype).rpartition(".")[2], default_device())
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        native = native_candidate(problem)
+        if problem.device == "cpu":
+            return [native, *host_candidates(problem)]
+        return [native, *gpu_candidates(problem)]
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        if engine == "native":
+            return NativePlan(problem, "native", 0)
+        if problem.device != "cpu":
+            inner = engines.build(problem, engine, STEPS, GPU_COSTS)
+            return OpsPlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
+        inner = numpy_plan(bridged(problem), engine)
+        return BridgePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return None  # `weight[...] = value` shows nowhere
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        if device not in (None, "cpu", "gpu"):
+            raise ValueError(f"`device` must be None, 'cpu' or 'gpu' for the backend 'mlx', but got {device!r}.")
+        name = dtype or np.asarray(x).dtype.name
+        x = np.asarray(x, dtype="float32" if name == "bfloat16" else name)  # in the machine's byte order, too
+        return mx.array(x, dtype=dtype_named(name))  # without a dtype MLX makes float32 of float64
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
+
+    def synchronize(self, x: Any, /) -> None:
+        mx.eval(x)
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        here = host_environment() if problem.device == "cpu" else {"gpu": _gpu()}
+        return {"mlx": version("mlx"), **here}
+
+
+def _gpu() -> str:
+    """What MLX calls the hardware."""
+    info = mx.device_info(mx.gpu) if hasattr(mx, "device_info") else mx.metal.device_info()
+    return str(info.get("device_name") or info.get("architecture"))
+
+
+_BACKEND = MlxBackend()
+
+
+def backend(_name: str) -> MlxBackend:
+    """The one MLX backend."""
+    return _BACKEND

@@ -1,0 +1,169 @@
+"""NumPy's engines on MLX's own memory, and their derivatives of any order.
+
+MLX cannot see through NumPy: without rules of its own a derivative would silently be zero. Convolution is linear in the
+image and in the weight, and so are its two gradients in what they are made of. All derivatives of the three are made of
+the three again: with ``y = F(x, w)`` the gradients are ``X(w, dy)`` and ``W(x, dy)``; those of ``sum(u * X(w, dy))``
+are ``W(u, dy)`` and ``F(u, w)``, and those of ``sum(v * W(x, dy))`` are ``X(v, dy)`` and ``F(x, v)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...backend import EnginePlan, PackedWeight, Plan
+from ...cpu import gradient
+from ...cpu.bridge import bridged
+from ...spec import Problem
+from .arrays import check_tracing, dtype_named
+from .native import elements
+from .operations import Weight, execute_traced, with_original
+
+__all__ = ["BridgePlan"]
+
+ALIGNMENT = 64  # bytes, of the compiled engines
+WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smaller ones are copied sooner
+
+
+def _view(x: Any) -> np.ndarray[Any, Any]:
+    """MLX's memory as a NumPy array, without a copy; evaluates `x`. bfloat16 has no NumPy dtype and is cast."""
+    return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, copy=False)
+
+
+def _new(p: Problem) -> tuple[Any, np.ndarray[Any, Any]]:
+    """New memory of MLX's for a result, and NumPy's view of it; aligned, so that the compiled engines can write it."""
+    dtype = dtype_named(p.dtype)
+    count = math.prod(p.out_shape)
+    memory = mx.zeros(count + ALIGNMENT // dtype.size, dtype)
+    view = np.array(memory, copy=False)
+    some = slice(start := -view.ctypes.data % ALIGNMENT // dtype.size, start + count)
+    return memory[some].reshape(p.out_shape), view[some].reshape(p.out_shape)
+
+
+def _views(*arrays: Any) -> list[np.ndarray[Any, Any]] | None:
+    """NumPy's views of them, or None where they have no values yet."""
+    try:
+        return [_view(x) for x in arrays]
+    except ValueError as error:
+        check_tracing(error)
+        return None
+
+
+def _bilinear(compute: Callable[[Any, Any], Any], vjp: Callable[..., Any], again: Callable[[Any, Any], Any]) -> Any:
+    """A function of two arrays that is linear in either, with its derivatives; `again` is the function itself."""
+    function = mx.custom_function(compute)
+    function.vjp(vjp)
+    function.jvp(lambda primals, tangents: _total(_by_parts(again, primals, tangents)))
+    return function
+
+
+def _by_parts(function: Callable[[Any, Any], Any], primals: Any, tangents: Any) -> list[Any]:
+    """Terms of the directional derivative of a bilinear function; None is a tangent of zero."""
+    (a, b), (da, db) = primals, tangents
+    return [function(*pair) for pair in ((da, b), (a, db)) if pair[0] is not None and pair[1] is not None]
+
+
+def _total(terms: list[Any]) -> Any:
+    return sum(terms[1:], terms[0])
+
+
+@dataclass(frozen=True)
+class BridgePlan(Plan):
+    """One of portconv's engines on NumPy, behind an `mx.custom_function`; another plan where arrays have no values."""
+
+    inner: EnginePlan = None  # type: ignore[assignment]
+    traced: Plan | None = None
+
+    @property
+    def stamp(self) -> Hashable:
+        return ("mlx", self.inner.stamp, self.problem.dtype)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return with_original(self.stamp, weight, lambda: self.inner.pack(_view(weight)))
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        data: Weight = weight.data
+
+        def compute(x: Any, weight: Any, *bias: Any) -> Any:
+            views = None if data.packed is None else _views(x, *bias)
+            if views is None:
+                return self._traced(x, weight, *bias)
+            return self._on_host(data.packed, *views)
+
+        convolve = mx.custom_function(compute)
+        convolve.vjp(self._vjp)
+        convolve.jvp(self._jvp)
+        return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
+
+    def _on_host(self, packed: Any, image: Any, bias: Any = None) -> Any:
+        p = self.problem
+        if p.dtype == "bfloat16" or elements(p)[1] * dtype_named(p.dtype).size < WRITTEN_BYTES:
+            return mx.array(self.inner.execute(image, packed, bias), dtype=dtype_named(p.dtype))
+        y, memory = _new(p)
+        self.inner.execute(image, packed, bias, out=memory)
+        return y
+
+    def _traced(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        """The same convolution in MLX's operations, for transformations of functions."""
+        return execute_traced(self.traced, x, weight, bias)
+
+    def _vjp(self, primals: Any, dy: Any, _output: Any) -> Any:
+        p, (x, weight, *bias) = self.problem, primals
+        exact = mx.issubdtype(x.dtype, mx.floating)
+        found = [self._image_gradient(weight, dy).astype(x.dtype) if exact else mx.zeros_like(x)]
+        found.append(self._weight_gradient(x, dy, weight))
+        for b in bias:
+            axes = (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2)
+            found.append(mx.sum(dy.astype(dtype_named(p.compute_dtype)), axes).astype(b.dtype).reshape(b.shape))
+        return tuple(found)
+
+    def _jvp(self, primals: Any, tangents: Any) -> Any:
+        p, (*factors, db) = self.problem, (*tangents, None)[:3]
+        terms = _by_parts(self._convolution, primals[:2], factors)
+        if db is not None:
+            shape = (1, -1, 1, 1) if p.layout == "NCHW" else (1, 1, 1, -1)
+            terms.append(mx.broadcast_to(db.reshape(shape), p.out_shape).astype(dtype_named(p.dtype)))
+        return _total(terms)
+
+    # F, X and W of the text above
+
+    def _convolution(self, x: Any, weight: Any) -> Any:
+        return self.execute(x, self.pack(weight))
+
+    def _image_gradient(self, weight: Any, dy: Any) -> Any:
+        dtype = dtype_named(self.problem.dtype)
+
+        def compute(weight: Any, dy: Any) -> Any:
+            views = _views(weight, dy)
+            if views is not None:
+                return mx.array(gradient.image_gradient(bridged(self.problem), *views), dtype=dtype)
+            anywhere = mx.zeros(self.problem.x_shape, dtype)  # a linear function has the same gradient everywhere
+            return mx.vjp(lambda x: self._traced(x, weight), [anywhere], [dy])[1][0]
+
+        def vjp(primals: Any, u: Any, _output: Any) -> Any:
+            weight, dy = primals
+            return self._weight_gradient(u, dy, weight), self._convolution(u, weight)
+
+        return _bilinear(compute, vjp, self._image_gradient)(weight, dy)
+
+    def _weight_gradient(self, x: Any, dy: Any, weight: Any) -> Any:
+        """`weight` only says what shape and dtype the result has."""
+
+        def compute(x: Any, dy: Any) -> Any:
+            views = _views(x, dy)
+            if views is not None:
+                value = gradient.weight_gradient(bridged(self.problem), *views)
+                return mx.array(value.reshape(weight.shape), dtype=weight.dtype)
+            return mx.vjp(lambda w: self._traced(x, w), [mx.zeros(weight.shape, weight.dtype)], [dy])[1][0]
+
+        def vjp(primals: Any, v: Any, _output: Any) -> Any:
+            x, dy = primals
+            return self._image_gradient(v, dy).astype(x.dtype), self._convolution(x, v)
+
+        return _bilinear(compute, vjp, lambda x, dy: self._weight_gradient(x, dy, weight))(x, dy)

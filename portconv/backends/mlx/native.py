@@ -1,0 +1,176 @@
+"""`mx.conv2d`, offered where it is known to be right."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+
+from ...backend import Candidate, PackedWeight, Plan
+from ...cpu.host import version
+from ...layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
+from ...shapes import ranges
+from ...spec import Problem
+from ...steps import Block, accumulate
+from .arrays import STEPS, dtype_named, evaluated
+
+__all__ = ["MAX_ELEMENTS", "TF32", "TOO_LARGE", "NativePlan", "elements", "may_use_tf32", "native_candidate"]
+
+MAX_ELEMENTS = 2**31 - 1  # beyond, MLX's own index arithmetic was seen to overflow (mlx issues 3248, 3327, 3611)
+# On GPUs: kernels from 182x182 on were seen to be wrong (mlx issue 2504), and so were Winograd's results where its
+# workspace, some four times the image, was more than the device had (mlx issue 3979). Larger batches go in parts.
+MAX_GPU_TAPS = 2**15 - 1
+MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
+# MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
+CPU_MAX_TERMS = 192
+# It also unfolds the image as a whole, and an allocation that fails ends the process: large images go in strips.
+CPU_MAX_UNFOLDED = 2**26  # elements
+CPU_FLOP, GPU_FLOP = 4.6e-10, 2e-13  # seconds; that of a GPU is a guess, see operations.py
+TOO_LARGE = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
+TF32 = "TF32 where the GPU has it (CUDA, M5), unless MLX_ENABLE_TF32=0 is set before MLX is imported"
+
+
+def native_candidate(p: Problem) -> Candidate:
+    """Offered only where MLX is known to be right."""
+    why_not, flop, note = None, CPU_FLOP if p.device == "cpu" else GPU_FLOP, ""
+    if p.dtype == "float64":
+        why_not = "mx.conv2d computes float64 in float32"
+    elif p.accuracy == "elementwise":
+        why_not = "MLX does not bound the error of its sums element by element"
+    elif max(elements(p)) > MAX_ELEMENTS:
+        why_not = TOO_LARGE
+    elif p.device != "cpu" and p.kernel[0] * p.kernel[1] > MAX_GPU_TAPS:
+        why_not = f"MLX's GPU kernels were seen to be wrong with more than {MAX_GPU_TAPS} taps"
+    elif p.device != "cpu" and p.groups > 1 and p.stride != (1, 1) and _version() < (0, 32):
+        why_not = "before MLX 0.32 its gradients are wrong on Metal with groups and a stride"  # mlx pull request 3800
+    elif p.device != "cpu" and p.dtype == "float32" and may_use_tf32():
+        note = TF32
+    return Candidate("native", 1e-4 + p.flops * flop, why_not=why_not, note=note)
+
+
+@lru_cache(maxsize=1)
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version("mlx"))[:2])
+
+
+def may_use_tf32() -> bool:
+    """Whether MLX was left free to round float32 factors to TF32."""
+    return os.environ.get("MLX_ENABLE_TF32", "1") != "0"
+
+
+def elements(p: Problem) -> tuple[int, int]:
+    """How many the padded images have, and the results."""
+    top, bottom, left, right = p.padding
+    padded = p.in_channels * (p.height + top + bottom) * (p.width + left + right)
+    return p.batch * padded, p.batch * p.out_channels * p.out_size[0] * p.out_size[1]
+
+
+@dataclass(frozen=True)
+class NativePlan(Plan):
+    """`mx.conv_general` in NHWC."""
+
+    @property
+    def stamp(self) -> Hashable:
+        return ("native", "mlx", self.problem.weight_shape, self._work_dtype)
+
+    @property
+    def _work_dtype(self) -> str:
+        """MLX rounds half-precision results: what is added to them must be added in float32."""
+        p = self.problem
+        return p.compute_dtype if p.has_bias or self._in_parts else p.dtype
+
+    @property
+    def _strip(self) -> tuple[int, int]:
+        """How many images, and how many rows of a result, are computed at a time."""
+        p, (oh, ow) = self.problem, self.problem.out_size
+        if p.device != "cpu":
+            return max(1, MAX_GPU_PART * p.batch // sum(elements(p))), oh
+        row = ow * p.groups * min(p.in_channels // p.groups * p.kernel[0] * p.kernel[1], CPU_MAX_TERMS)
+        rows = max(1, CPU_MAX_UNFOLDED // row)
+        return max(1, rows // oh), min(rows, oh)
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether sums are so long that they must be cut."""
+        p = self.problem
+        return p.device == "cpu" and p.in_channels // p.groups * p.kernel[0] * p.kernel[1] > CPU_MAX_TERMS
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        """OHWI, contiguous: Metal and CUDA would copy any other order in every call."""
+        p = self.problem
+        weight = weight.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
+        ohwi = mx.transpose(weight.astype(dtype_named(self._work_dtype)), NHWC_FROM_NCHW)
+        ohwi = evaluated(mx.contiguous(ohwi))
+        return PackedWeight(self.stamp, ohwi, ohwi.nbytes)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        p, ohwi = self.problem, weight.data
+        dtype = dtype_named(self._work_dtype)
+        if p.batch == 0:
+            return mx.zeros(p.out_shape, dtype_named(p.dtype))
+        x = x.astype(dtype)
+        top, bottom, left, right = p.padding
+        if p.padding_mode != "zeros":
+            x = _padded(x, p, self._work_dtype)
+            top = bottom = left = right = 0
+        if p.layout == "NCHW":
+            x = mx.transpose(x, NHWC_FROM_NCHW)
+        images, rows = self._strip
+        if whole := not self._in_parts and rows == p.out_size[0]:
+            sides = ([top, left], [bottom, right])
+        else:
+            x = mx.pad(x, [(0, 0), (top, bottom), (left, right), (0, 0)])
+        found = []
+        for some in ranges(p.batch, images):
+            image = x[some] if images < p.batch else x
+            if whole:
+                found.append(mx.conv_general(image, ohwi, p.stride, sides, p.dilation, groups=p.groups))
+            else:
+                found.append(_joined([self._sum(image, ohwi, part) for part in ranges(p.out_size[0], rows)], 1))
+        y = _joined(found, 0)
+        if bias is not None:
+            y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
+        y = y.astype(dtype_named(p.dtype))
+        return mx.transpose(y, NCHW_FROM_NHWC) if p.layout == "NCHW" else y
+
+    def _sum(self, x: Any, ohwi: Any, strip: slice) -> Any:
+        """Some rows of the result; `x` is padded already."""
+        (stride, _), (dilation, _), (kh, _) = self.problem.stride, self.problem.dilation, self.problem.kernel
+        x = x[:, strip.start * stride : (strip.stop - 1) * stride + (kh - 1) * dilation + 1]
+        return accumulate(self._parts(x, ohwi, (strip.stop - strip.start, self.problem.out_size[1])))
+
+    def _parts(self, x: Any, ohwi: Any, out_size: tuple[int, int]) -> Iterator[Any]:
+        """Convolutions with parts of the kernel and of the channels. Their sum is the whole."""
+        p = self.problem
+        (kh, kw), inputs = p.kernel, p.in_channels // p.groups
+        cols = min(kw, CPU_MAX_TERMS)
+        rows = min(kh, CPU_MAX_TERMS // cols)
+        by_group = x.reshape(*x.shape[:3], p.groups, inputs)
+        for part in ranges(inputs, max(CPU_MAX_TERMS // (rows * cols), 1)):
+            some = by_group[..., part].reshape(*x.shape[:3], -1)
+            for i in ranges(kh, rows):
+                for j in ranges(kw, cols):
+                    needed = [
+                        slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
+                        for tap, d, out, s in zip((i, j), p.dilation, out_size, p.stride, strict=True)
+                    ]
+                    window = some[:, needed[0], needed[1], :]
+                    yield mx.conv_general(window, ohwi[:, i, j, part], p.stride, 0, p.dilation, groups=p.groups)
+
+
+def _joined(parts: list[Any], axis: int) -> Any:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis)
+
+
+def _padded(x: Any, p: Problem, dtype: str) -> Any:
+    """The image with its border of copies, by the steps that every engine uses."""
+    top, bottom, left, right = p.padding
+    whole = Block(slice(None), slice(None), slice(-top, p.height + bottom), slice(-left, p.width + right))
+    padded = STEPS.window(STEPS.cbhw(x, p.layout), whole, p, dtype)
+    return mx.transpose(padded, (1, 0, 2, 3) if p.layout == "NCHW" else (1, 2, 3, 0))

@@ -1,0 +1,106 @@
+"""portconv's engines in MLX's operations: on GPUs, and for arrays that have no values yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ... import engines
+from ...backend import Candidate, PackedWeight, Plan
+from ...engines.costs import Costs
+from ...errors import UnsupportedError
+from ...spec import Problem
+from .arrays import STEPS, check_tracing
+from .native import MAX_ELEMENTS, TF32, TOO_LARGE, NativePlan, elements, may_use_tf32, native_candidate
+
+__all__ = ["GPU_COSTS", "OpsPlan", "Weight", "execute_traced", "gpu_candidates", "traced_plan", "with_original"]
+
+MAX_TRACED_TAPS = 4096  # each is an operation that MLX has to compile
+# What MLX's operations cost, to rank them. Its CPU build for Linux has a reference BLAS, measured on two cores of an
+# AMD EPYC (Zen 4); nothing was measured on a GPU, where `strategy="measure"` knows better.
+CPU_COSTS = Costs(gemm_flop=2.1e-10, fft_flop=2e-10, element=2e-10, row=1e-9, call=2e-5, task=1e-4, threads=1)
+GPU_COSTS = Costs(gemm_flop=3e-13, fft_flop=2e-12, element=5e-11, row=1e-10, call=1e-5, task=3e-4, threads=1)
+
+
+def gpu_candidates(p: Problem) -> list[Candidate]:
+    """The engines in MLX's operations, on a GPU."""
+    why_not = None
+    if p.dtype == "float64":
+        why_not = "MLX has float64 on its CPU device only; use `mx.set_default_device(mx.cpu)`"
+    elif max(elements(p)) > MAX_ELEMENTS:
+        why_not = TOO_LARGE
+    offers = engines.candidates(p, STEPS, GPU_COSTS)
+    if why_not is not None:
+        return [Candidate(offer.engine, why_not=why_not) for offer in offers]
+    if not may_use_tf32():
+        return offers
+    why_not = f"its products may be of {TF32}" if p.accuracy == "elementwise" else None
+    return [
+        replace(offer, why_not=why_not, note=TF32)
+        if offer.engine in ("gemm", "winograd") and offer.why_not is None
+        else offer
+        for offer in offers
+    ]
+
+
+def traced_plan(p: Problem) -> Plan | None:
+    """What convolves arrays that have no values (`mx.compile`, `mx.vmap`): nothing that would look at them."""
+    if p.kernel[0] * p.kernel[1] > MAX_TRACED_TAPS and native_candidate(p).why_not is not None:
+        return None
+    costs = CPU_COSTS if p.device == "cpu" else GPU_COSTS
+    offers = [c for c in engines.candidates(p, STEPS, costs) if c.engine in ("gemm", "direct")]
+    best = min([native_candidate(p), *offers], key=lambda c: (c.why_not is not None, c.seconds))
+    return NativePlan(p, "native", 0) if best.engine == "native" else engines.build(p, best.engine, STEPS, costs)
+
+
+class Weight(NamedTuple):
+    """A weight in both forms that a plan may need."""
+
+    packed: PackedWeight | None  # None where the weight has no values yet
+    weight: Any
+
+
+def with_original(stamp: Hashable, weight: Any, pack: Callable[[], PackedWeight]) -> PackedWeight:
+    """The packed weight, if there are values to pack, and the weight itself for plans of traced arrays."""
+    try:
+        packed = pack()
+    except ValueError as error:
+        check_tracing(error)
+        return PackedWeight(stamp, Weight(None, weight), 0)
+    return PackedWeight(stamp, Weight(packed, weight), packed.nbytes)
+
+
+@dataclass(frozen=True)
+class OpsPlan(Plan):
+    """One of portconv's engines in MLX's operations. Those that look at values leave traced arrays to another plan."""
+
+    inner: Plan = None  # type: ignore[assignment]
+    traced: Plan | None = None
+
+    @property
+    def stamp(self) -> Hashable:
+        return ("mlx operations", self.inner.stamp)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return with_original(self.stamp, weight, lambda: self.inner.pack(weight))
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        data: Weight = weight.data
+        if data.packed is not None:
+            try:
+                return self.inner.execute(x, data.packed, bias)
+            except ValueError as error:
+                check_tracing(error)
+        return execute_traced(self.traced, x, data.weight, bias)
+
+
+def execute_traced(plan: Plan | None, x: Any, weight: Any, bias: Any) -> Any:
+    """Convolve arrays that have no values by what `traced_plan` found."""
+    if plan is None:
+        raise UnsupportedError(
+            f"`weight` has more than {MAX_TRACED_TAPS} taps, too many for mx.compile and mx.vmap, where the fft "
+            f"engine cannot look at values. Convolve outside of them."
+        )
+    return plan.execute(x, plan.pack(weight), bias)

@@ -1,0 +1,178 @@
+"""Gradients of a convolution, on NumPy arrays: of the image by convolutions, of the weight by matrix products.
+
+With ``y = conv2d(x, w)`` and the cotangent ``dy``, the gradient of the image is a convolution of `dy` with the weight,
+whose taps are turned around and whose channels change places (Dumoulin & Visin, "A guide to convolution arithmetic for
+deep learning", arXiv 1603.07285). A stride leaves out results: row ``u`` of the padded image met only those taps whose
+distance from ``u`` it divides, so each phase of the stride is a convolution of its own with some of the taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import EnginePlan
+from ..engines.gemm import MAX_TERMS
+from ..shapes import axis_source, ranges
+from ..spec import Problem
+from ..steps import Block, accumulate
+from .bridge import host_candidates, numpy_plan
+from .steps import NumpySteps
+
+__all__ = ["bias_gradient", "image_gradient", "weight_gradient"]
+
+Array = np.ndarray[Any, Any]
+
+BLOCK_ELEMENTS = 1 << 19  # of the windows that are multiplied at a time
+
+
+class Phase(NamedTuple):
+    """Every `stride`-th row of the image's gradient: some rows of `dy` convolved with some rows of the kernel."""
+
+    target: slice
+    taps: slice
+    dilation: int
+    source: slice
+    before: int
+    after: int
+
+
+@lru_cache(maxsize=1024)
+def _phases(size: int, kernel: int, stride: int, dilation: int, before: int, out: int) -> tuple[Phase, ...]:
+    """Of one axis; `size` elements from the one `before` on, counted in the padded image, are wanted."""
+    found = []
+    for phase in range(stride):
+        taps = [r for r in range(kernel) if (r * dilation - phase) % stride == 0]
+        first, last = -(-(before - phase) // stride), -(-(before + size - phase) // stride)
+        if not taps or first >= last:
+            continue
+        step = taps[1] - taps[0] if len(taps) > 1 else 1
+        apart = step * dilation // stride if len(taps) > 1 else 1
+        reach = apart * (len(taps) - 1)
+        lead = (taps[0] * dilation - phase) // stride + reach - first
+        trail = last - first - out - lead + reach
+        source = slice(max(0, -lead), out - max(0, -trail))
+        if source.start < source.stop:
+            target = slice(phase + first * stride - before, size, stride)
+            rows = slice(taps[0], taps[-1] + 1, step)
+            found.append(Phase(target, rows, apart, source, max(0, lead), max(0, trail)))
+    return tuple(found)
+
+
+def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
+    """Of ``sum(dy * conv2d(x, weight))`` with respect to the image, in the problem's layout and dtype.
+
+    Parameters
+    ----------
+    p
+        The convolution.
+    weight
+        OIHW or (G, O/G, I/G, kh, kw).
+    dy
+        The cotangent of the result, in the problem's layout.
+    """
+    top, bottom, left, right = p.padding
+    folded = p.padding_mode != "zeros" and any(p.padding)
+    # of copies in the border everything is needed, of zeros nothing
+    size = (p.height + top + bottom, p.width + left + right) if folded else (p.height, p.width)
+    start = (0, 0) if folded else (top, left)
+    axes = [_phases(*of_axis) for of_axis in zip(size, p.kernel, p.stride, p.dilation, start, p.out_size, strict=True)]
+    weight = weight.reshape(p.weight_shape)
+    dy = dy if p.layout == "NCHW" else dy.transpose(0, 3, 1, 2)
+    dtype = p.compute_dtype if folded else p.dtype
+    whole = len(axes[0]) == len(axes[1]) == 1 and p.stride == (1, 1)
+    dx = None if whole else np.zeros((p.batch, p.in_channels, *size), dtype)
+    for rows in axes[0]:
+        for cols in axes[1]:
+            part = dy[:, :, rows.source, cols.source]
+            taps = weight[..., rows.taps, cols.taps][..., ::-1, ::-1].swapaxes(1, 2)
+            plan = _plan(
+                replace(
+                    p, in_channels=p.out_channels, out_channels=p.in_channels, height=part.shape[2],
+                    width=part.shape[3], kernel=taps.shape[3:], stride=(1, 1), dilation=(rows.dilation, cols.dilation),
+                    padding=(rows.before, rows.after, cols.before, cols.after), padding_mode="zeros", has_bias=False,
+                    x_dtype=dy.dtype.name, dtype=dtype, layout="NCHW",
+                )
+            )  # fmt: skip
+            value = plan.execute(part, plan.pack(taps))
+            if dx is None:
+                dx = value
+            else:
+                dx[:, :, rows.target, cols.target] = value
+    if dx is None:  # no tap meets the image
+        dx = np.zeros((p.batch, p.in_channels, *size), dtype)
+    if folded:
+        dx = _fold(_fold(dx, p.height, top, bottom, p.padding_mode, 2), p.width, left, right, p.padding_mode, 3)
+        dx = dx.astype(p.dtype, copy=False)
+    return dx if p.layout == "NCHW" else dx.transpose(0, 2, 3, 1)
+
+
+def _fold(dx: Array, size: int, before: int, after: int, mode: str, axis: int) -> Array:
+    """Add what copies in the border have gathered to the elements that they are copies of."""
+    by_axis = np.moveaxis(dx, axis, 0)
+    inner = by_axis[before : before + size]
+    source = axis_source(-before, size + after, size, before, after, mode)
+    for border, origins in ((by_axis[:before], source.lead), (by_axis[before + size :], source.trail)):
+        for row, origin in zip(border, origins, strict=True):
+            inner[origin] += row
+    return np.moveaxis(inner, 0, axis)
+
+
+@lru_cache(maxsize=256)
+def _plan(problem: Problem) -> EnginePlan:
+    best = min(host_candidates(problem), key=lambda c: (c.why_not is not None, c.seconds))
+    return numpy_plan(problem, best.engine)
+
+
+@lru_cache(maxsize=1)
+def _steps() -> NumpySteps:
+    return NumpySteps()
+
+
+def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:
+    """Of ``sum(dy * conv2d(x, weight))`` with respect to the weight, (G, O/G, I/G, kh, kw) in the problem's dtype."""
+    steps, (top, bottom, left, right) = _steps(), p.padding
+    whole = Block(
+        slice(0, p.in_channels), slice(0, p.batch), slice(-top, p.height + bottom), slice(-left, p.width + right)
+    )
+    padded = steps.window(steps.cbhw(x, p.layout), whole, p)
+    cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
+    g, o, i, kh, kw = p.weight_shape
+    if p.batch == 0:
+        return np.zeros(p.weight_shape, p.dtype)
+    with steps.quiet():
+        value: Array = accumulate(_products(p, padded, cotangent))
+        return value.reshape(g, o, kh, kw, i).transpose(0, 1, 4, 2, 3).astype(p.dtype)
+
+
+def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
+    """Terms (G, O/G, taps * I/G), of so few positions each that their sums keep the bound."""
+    (oh, ow), (kh, kw), (sh, sw), (dh, dw) = p.out_size, p.kernel, p.stride, p.dilation
+    g, o, i, *_ = p.weight_shape
+    terms = MAX_TERMS[p.accuracy]
+    positions = max(terms, BLOCK_ELEMENTS // (p.in_channels * kh * kw))
+    images, rows = max(1, positions // (oh * ow)), min(oh, max(1, positions // ow))
+    for some in ranges(p.batch, images):
+        for strip in ranges(oh, rows):
+            height = strip.stop - strip.start
+            windows = np.empty((g, kh, kw, i, some.stop - some.start, height, ow), padded.dtype)
+            for r in range(kh):
+                top = strip.start * sh + r * dh
+                lines = slice(top, top + (height - 1) * sh + 1, sh)
+                for c in range(kw):
+                    cells = slice(c * dw, c * dw + (ow - 1) * sw + 1, sw)
+                    windows[:, r, c] = padded[:, some, lines, cells].reshape(g, i, -1, height, ow)
+            factors = dy[:, some, strip].reshape(g, o, -1)
+            windows = windows.reshape(g, kh * kw * i, -1)
+            for part in ranges(windows.shape[-1], terms):
+                yield factors[..., part] @ windows[..., part].swapaxes(1, 2)
+
+
+def bias_gradient(p: Problem, dy: Array) -> Array:
+    """Of ``sum(dy * y)`` with respect to the bias, (O,) in the problem's dtype."""
+    axes = (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2)
+    return np.asarray(dy.sum(axis=axes, dtype=np.float64).astype(p.dtype))
