@@ -30,6 +30,7 @@ except ImportError as error:
 import portconv.mlx
 
 BATCH = 48
+MAX_SEED = 2**63 - 1
 
 
 class FileProblem(Exception):
@@ -125,8 +126,8 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and split (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=15, help="passes over the digits (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.seed < 0:
-        parser.error(f"--seed must be at least 0, but got {arguments.seed}")
+    if not 0 <= arguments.seed <= MAX_SEED:
+        parser.error(f"--seed must be from 0 to {MAX_SEED}, but got {arguments.seed}")
     if arguments.epochs < 1:
         parser.error(f"--epochs must be at least 1, but got {arguments.epochs}")
     return arguments

@@ -151,3 +151,28 @@ def test_derivatives_of_derivatives_on_mlx(mx, order, layout, options):
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype == mx.float64
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-9, atol=1e-9 * float(mx.abs(b).max()))
+
+
+@pytest.mark.parametrize("data", ["normal", "constant"])
+def test_long_sums_on_mlx(mx, data):
+    x, dy = numbers((2, 1, 700, 700)), numbers((2, 2, 700, 700), 1)
+    if data == "constant":
+        x[...], dy[...] = 0.1, 0.1
+    weight, bias = numbers((2, 1, 1, 1)), numbers((2,))
+    arrays = [mx.array(a) for a in (x, weight, bias)]
+    found = mx.vjp(lambda *arrays: portconv.conv2d(*arrays), arrays, [mx.array(dy)])[1]
+    for got, (exact, c) in zip(found, reference_gradients(x, weight, dy), strict=True):
+        assert_close(np.array(got), exact, c)
+
+
+@pytest.mark.parametrize("options", [{"accuracy": "elementwise"}, {"dtype": "float64"}], ids=str)
+def test_many_taps_on_mlx(mx, options):
+    """More than MLX can be given as operations."""
+    options = dict(options)
+    dtype = options.pop("dtype", "float32")
+    x, weight, dy = (numbers((1, 1, *size), n, dtype) for n, size in enumerate(((80, 78), (70, 68), (11, 11))))
+    x, weight, dy = arrays = [mx.array(a, dtype=getattr(mx, dtype)) for a in (x, weight, dy)]
+    found = mx.vjp(lambda *a: portconv.conv2d(*a, **options), [x, weight], [dy])[1]
+    exact = reference_gradients(*(np.array(a) for a in arrays))
+    for got, (value, c) in zip(found, exact[:2], strict=True):
+        assert_close(np.array(got), value, c)

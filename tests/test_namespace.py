@@ -206,6 +206,34 @@ def test_large_integers():
     check(xp.arange(2**53, 2**53 + 3, dtype=xp.int64), np.arange(2**53, 2**53 + 3))
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([True, False], "bool"), ([[True], [False]], "bool"), ([np.float32(1), np.float32(2)], "float32"),
+        ([np.uint8(3)], "uint8"), ([1, 2], "int32"), ([True, 2], "int32"), ([1, 2.5], "float32"),
+        ([1, 2j], "complex64"),
+    ],
+)  # fmt: skip
+def test_lists(values, dtype):
+    check(xp.asarray(values), values, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", float, np.float32, np.dtype("f4")], ids=str)
+def test_dtypes_of_others_are_refused(dtype):
+    x = xp.ones(2)
+    for call in (
+        lambda: xp.zeros(2, dtype=dtype), lambda: xp.asarray([1], dtype=dtype), lambda: xp.astype(x, dtype),
+        lambda: xp.sum(x, dtype=dtype), lambda: xp.arange(3, dtype=dtype),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"`dtype` must be a dtype of MLX"):
+            call()
+
+
+def test_a_step_of_zero():
+    with pytest.raises(ValueError, match="`step`"):
+        xp.arange(1, 2, 0)
+
+
 def test_copies():
     x = xp.asarray([1.0, 2.0])
     assert xp.asarray(x) is x and xp.astype(x, xp.float32, copy=False) is x
@@ -274,6 +302,39 @@ def test_reductions(name, axis):
         check(
             getattr(xp, name)(to_mlx(x), axis=axis, correction=1), getattr(np, name)(x, axis=axis, correction=1), 1e-6
         )
+
+
+def test_truths_are_counted():
+    mask = np.array([[True, False, True], [True, True, True]])
+    x = to_mlx(mask)
+    check(xp.sum(x, axis=1), mask.sum(axis=1), dtype="int32")
+    check(xp.prod(x, axis=1), mask.prod(axis=1), dtype="int32")
+    check(xp.cumulative_sum(x, axis=1), mask.cumsum(axis=1), dtype="int32")
+    check(xp.linalg.trace(x), np.trace(mask), dtype="int32")
+    check(xp.mean(x), mask.mean(), 1e-7, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "var"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int32", "uint64"])
+def test_moments_of_integers(name, dtype):
+    values = np.arange(-100, 100).astype(dtype)
+    check(getattr(xp, name)(to_mlx(values)), getattr(np, name)(values), 1e-6, dtype="float32")
+
+
+@pytest.mark.parametrize("axis", [None, 1, (0, 1)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_long_sums_keep_their_digits(dtype, axis):
+    """MLX's CPU build adds one term after the other."""
+    values = np.full((3, 700_000), 0.1, dtype)
+    values[0] *= np.random.default_rng(0).uniform(0.1, 1.9, values.shape[1]).astype(dtype)
+    x, wide = to_mlx(values), values.astype("f8")
+    for name in ("mean", "std", "var", "sum"):
+        if (name, dtype) != ("sum", "float16"):  # beyond its range
+            check(getattr(xp, name)(x, axis=axis), getattr(wide, name)(axis=axis), 2 * eps(dtype), dtype=dtype)
+    if dtype == "float32":
+        check(xp.linalg.vector_norm(x, axis=axis), np.sqrt((wide**2).sum(axis=axis)), 2 * eps(dtype), dtype=dtype)
+        check(xp.linalg.vecdot(x, x), (wide**2).sum(axis=-1), 2 * eps(dtype), dtype=dtype)
+        check(xp.cumulative_sum(x, axis=1)[:, -1], wide.sum(axis=1), 2 * eps(dtype), dtype=dtype)
 
 
 def test_indices_are_int64():
@@ -390,6 +451,8 @@ def test_linear_algebra(dtype):
     for order in (0, 1, 2, 3, 0.5, math.inf, -math.inf):
         check(la.vector_norm(x, ord=order, axis=1), np.linalg.vector_norm(a, ord=order, axis=1), tolerance)
     check(la.trace(x, offset=1), np.linalg.trace(a, offset=1), tolerance)
+    large = np.random.default_rng(0).standard_normal((2, 7, 7)).astype(dtype)
+    check(la.det(to_mlx(large)), np.linalg.det(large), 20 * tolerance)
     check(la.cross(x[0], x), np.linalg.cross(a[0], a), tolerance)
     check(la.outer(x[0], x[1]), np.outer(a[0], a[1]), tolerance)
     check(la.matrix_rank(xp.ones((2, 3, 3), dtype=x.dtype)), [1, 1], dtype="int32")

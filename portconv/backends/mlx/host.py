@@ -21,7 +21,7 @@ from ...cpu import gradient
 from ...cpu.bridge import bridged
 from ...spec import Problem
 from .arrays import check_tracing, dtype_named
-from .native import elements
+from .native import MAX_ELEMENTS, elements
 from .operations import Weight, execute_traced, with_original
 
 __all__ = ["BridgePlan"]
@@ -102,8 +102,9 @@ class BridgePlan(Plan):
         return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
 
     def _on_host(self, packed: Any, image: Any, bias: Any = None) -> Any:
-        p = self.problem
-        if p.dtype == "bfloat16" or elements(p)[1] * dtype_named(p.dtype).size < WRITTEN_BYTES:
+        p, count = self.problem, elements(self.problem)[1]
+        large = count * dtype_named(p.dtype).size >= WRITTEN_BYTES and count <= MAX_ELEMENTS - ALIGNMENT
+        if p.dtype == "bfloat16" or not large:
             return mx.array(self.inner.execute(image, packed, bias), dtype=dtype_named(p.dtype))
         y, memory = _new(p)
         self.inner.execute(image, packed, bias, out=memory)
@@ -120,7 +121,8 @@ class BridgePlan(Plan):
         found.append(self._weight_gradient(x, dy, weight))
         for b in bias:
             axes = (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2)
-            found.append(mx.sum(dy.astype(dtype_named(p.compute_dtype)), axes).astype(b.dtype).reshape(b.shape))
+            total = mx.sum(dy.astype(mx.float64), axes)  # MLX's CPU build adds one term after the other
+            found.append(total.astype(b.dtype).reshape(b.shape))
         return tuple(found)
 
     def _jvp(self, primals: Any, tangents: Any) -> Any:

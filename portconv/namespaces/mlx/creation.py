@@ -54,7 +54,12 @@ def _from_sequence(obj: list[Any] | tuple[Any, ...], dtype: Any) -> Any:
         python = {"int64": DEFAULT_INT, "float64": DEFAULT_FLOAT, "complex128": DEFAULT_COMPLEX}
         dtype = python.get(values.dtype.name)
         limits = iinfo(DEFAULT_INT)
-        if dtype == DEFAULT_INT and values.size and (values.min() < limits.min or values.max() > limits.max):
+        if (
+            dtype is not None
+            and dtype == DEFAULT_INT
+            and values.size
+            and (values.min() < limits.min or values.max() > limits.max)
+        ):
             dtype = mx.int64
     return _from_numpy(values, dtype)
 
@@ -98,6 +103,8 @@ def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None,
         whole = all(isinstance(value, int) for value in (start, stop, step))
         wide = whole and max(abs(start), abs(stop)) > iinfo(DEFAULT_INT).max
         dtype = (mx.int64 if wide else DEFAULT_INT) if whole else DEFAULT_FLOAT
+    if step == 0:
+        raise ValueError("`step` must not be 0.")
     # NumPy counts in the dtype, MLX in floats that lose the last digits of int64
     counted = name_of(dtype) if dtype in INTEGERS else "float64"
     return _from_numpy(np.arange(start, stop, step, dtype=counted), dtype)

@@ -48,7 +48,9 @@ def placed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        device = kwargs.get("device")
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        if not isinstance(dtype, (mx.Dtype, type(None))):
+            raise TypeError(f"`dtype` must be a dtype of MLX, such as `xp.float32`, but got {dtype!r}.")
         if device is None:
             if mx.default_device() == mx.cpu or not _any_float64((*args, *kwargs.values())):
                 return function(*args, **kwargs)

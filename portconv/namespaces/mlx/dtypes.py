@@ -128,6 +128,8 @@ def can_cast(from_: Any, to: Any, /) -> bool:
 
 
 def astype(x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
+    if not isinstance(dtype, mx.Dtype):
+        raise TypeError(f"`dtype` must be a dtype of MLX, such as `xp.float32`, but got {dtype!r}.")
     if x.dtype in COMPLEX and dtype not in COMPLEX:
         raise TypeError(f"`x` is complex and does not convert to {name_of(dtype)}; take its `real` part or its `abs`.")
     return x if x.dtype == dtype and not copy else x.astype(dtype)

@@ -14,6 +14,7 @@ from ...errors import UnsupportedError
 from .creation import asarray
 from .devices import placed
 from .dtypes import COMPLEX, DEFAULT_INT, INTEGERS, REALS, finfo, name_of, operands
+from .elementwise import exp
 from .reductions import sum as _sum
 
 __all__ = [
@@ -110,7 +111,7 @@ def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Any:
         raise ValueError(f"`x1` and `x2` differ in size along `axis` {axis}: {x1.shape} and {x2.shape}.")
     x1, x2 = (mx.moveaxis(x, axis, -1) for x in (x1, x2))
     products = (mx.conj(x1) if x1.dtype in COMPLEX else x1) * x2
-    return mx.sum(products, -1).astype(x1.dtype)
+    return _sum(products, axis=-1).astype(x1.dtype)
 
 
 def outer(x1: Any, x2: Any, /) -> Any:
@@ -208,7 +209,12 @@ def cholesky(x: Any, /, *, upper: bool = False) -> Any:
 def det(x: Any, /) -> Any:
     _floating(x)
     _square(x)
-    return mx.linalg.det(x, stream=mx.cpu) if _native(x) else _by_numpy(np.linalg.det, x)
+    if not _native(x):
+        return _by_numpy(np.linalg.det, x)
+    if x.dtype == mx.float64 and x.shape[-1] > 3:  # MLX's own ends with an exponential in float32
+        sign, logabsdet = slogdet(x)
+        return sign * exp(logabsdet)
+    return mx.linalg.det(x, stream=mx.cpu)
 
 
 def slogdet(x: Any, /) -> SlogdetResult:
@@ -315,10 +321,10 @@ def vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: Any
     if ord == 0:
         return mx.sum((size != 0).astype(size.dtype), axis, keepdims)
     if ord == 1:
-        return mx.sum(size, axis, keepdims)
+        return _sum(size, axis=axis, keepdims=keepdims)
     if ord == 2:
-        return mx.sqrt(mx.sum(size * size, axis, keepdims))
-    return mx.power(mx.sum(mx.power(size, ord), axis, keepdims), 1 / ord)
+        return mx.sqrt(_sum(size * size, axis=axis, keepdims=keepdims))
+    return mx.power(_sum(mx.power(size, ord), axis=axis, keepdims=keepdims), 1 / ord)
 
 
 def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Any:
