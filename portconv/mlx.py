@@ -71,6 +71,8 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
     MLX (``layer.weight[0] = 1``). One change cannot be seen there: writing to the weight's memory from outside MLX,
     through ``numpy.array(layer.weight, copy=False)``. Assign a new array instead.
 
+    `mx.export_function` writes MLX's operations to a file: on a CPU device give the layers ``engine="native"`` for it.
+
     Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when
     grouped, and the bias is zero: MegEngine's ``Conv2d.reset_parameters``.
 

@@ -95,6 +95,13 @@ ORDERS = {
     "grad of vmap": lambda mx, f, a, t: mx.grad(
         lambda x: (mx.vmap(lambda x: f(x, *a[1:]))(mx.stack([x, 2 * x])) ** 2).sum()
     )(a[0]),
+    "vmap of grad": lambda mx, f, a, t: mx.vmap(first(mx, f), in_axes=(None, 0, None))(
+        a[0], mx.stack([a[1], t[1]]), a[2]
+    ),
+    "compile of jvp": lambda mx, f, a, t: mx.compile(lambda *a: mx.jvp(f, list(a), t)[1])(*a),
+    "jvp of vmap": lambda mx, f, a, t: mx.jvp(
+        lambda x: mx.vmap(lambda x: f(x, *a[1:]))(x), [mx.stack(2 * a[:1])], [mx.stack(2 * t[:1])]
+    )[1],
     "checkpoint": lambda mx, f, a, t: mx.grad(mx.checkpoint(loss(f)), argnums=(0, 1, 2))(*a),
 }
 

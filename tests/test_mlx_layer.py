@@ -597,3 +597,15 @@ def test_without_mlx(run_python):
             print(error)
     """)
     assert "portconv.mlx needs MLX" in out and "pip install 'portconv[mlx]'" in out
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2, "groups": 2}, {"padding_mode": "reflect"}, {"layout": "NHWC"}], ids=str
+)
+def test_exported_functions(mx, conv2d, tmp_path, options):
+    layer = conv2d(4, 6, 3, padding=1, engine="native", rng=0, **options)
+    x = mx.array(np.random.default_rng(0).standard_normal((2, 8, 9, 4) if options.get("layout") else (2, 4, 8, 9)))
+    file = str(tmp_path / "layer.mlxfn")
+    mx.export_function(file, lambda x: layer(x), x)
+    (y,) = mx.import_function(file)(x)
+    np.testing.assert_allclose(np.array(y), np.array(layer(x)), rtol=1e-6, atol=1e-6)

@@ -45,12 +45,19 @@ def gpu_candidates(p: Problem) -> list[Candidate]:
 
 
 def traced_plan(p: Problem) -> Plan | None:
-    """What convolves arrays that have no values (`mx.compile`, `mx.vmap`): nothing that would look at them."""
-    if p.kernel[0] * p.kernel[1] > MAX_TRACED_TAPS and native_candidate(p).why_not is not None:
+    """What convolves arrays that have no values (`mx.compile`, `mx.vmap`): nothing that would look at them.
+
+    On a CPU `mx.conv2d` is seldom faster than its other operations, never by much, and has neither a forward derivative
+    nor a gradient that `mx.vmap` takes.
+    """
+    native, many = native_candidate(p), p.kernel[0] * p.kernel[1] > MAX_TRACED_TAPS
+    if many and native.why_not is not None:
         return None
     costs = CPU_COSTS if p.device == "cpu" else GPU_COSTS
     offers = [c for c in engines.candidates(p, STEPS, costs) if c.engine in ("gemm", "direct")]
-    best = min([native_candidate(p), *offers], key=lambda c: (c.why_not is not None, c.seconds))
+    if p.device != "cpu":
+        offers.append(native)
+    best = native if many else min(offers, key=lambda c: (c.why_not is not None, c.seconds))
     return NativePlan(p, "native", 0) if best.engine == "native" else engines.build(p, best.engine, STEPS, costs)
 
 
