@@ -154,7 +154,7 @@ def get_backend(x_or_name: Any, /) -> Backend:
     if isinstance(x_or_name, Backend):
         return x_or_name
     raise TypeError(
-        f"expected an array, the name of a backend or a backend, but got {type(x_or_name).__name__}. "
+        f"`backend` must be a backend, its name or an array of its library, but got {type(x_or_name).__name__}. "
         f"Lists and numbers become arrays by `numpy.asarray`."
     )
 
