@@ -42,10 +42,7 @@ ROUNDS = 4  # of fit and new tiling: the constants decide which tiles are estima
 def problem_of(layer: Layer):
     import portconv
 
-    return portconv.plan_conv2d(
-        layer.x_shape, layer.weight_shape, False, layer.stride, layer.padding, layer.dilation, layer.groups,
-        padding_mode=layer.padding_mode,
-    ).problem  # fmt: skip
+    return portconv.plan_conv2d(layer.x_shape, layer.weight_shape, False, **layer.options).problem
 
 
 def time_engines(layer: Layer) -> dict[str, float]:
@@ -54,15 +51,14 @@ def time_engines(layer: Layer) -> dict[str, float]:
     from portconv.bench.reference import make_data
 
     x, weight, _ = make_data(layer)
-    options = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
-    plan = portconv.plan_conv2d(x, weight, padding_mode=layer.padding_mode, **options)
+    plan = portconv.plan_conv2d(x, weight, **layer.options)
     able = [c for c in plan.candidates if c.why_not is None]
     least = min(c.seconds for c in able)
     found = {}
     for c in able:
         if c.seconds > min(WORTH_TIMING * least, max(LONGEST, 2 * least)):
             continue
-        one = portconv.plan_conv2d(x, weight, padding_mode=layer.padding_mode, engine=c.engine, **options)
+        one = portconv.plan_conv2d(x, weight, engine=c.engine, **layer.options)
         packed = one.pack(weight)
         one.execute(x, packed)
         best, deadline = float("inf"), time.perf_counter() + BUDGET

@@ -60,17 +60,7 @@ def torch_library(threads: int, channels_last: bool):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def prepare(layer: Layer, x, weight, bias) -> Prepared:
-        conv = torch.nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            bias=layer.bias,
-            padding_mode=layer.padding_mode,
-        )
+        conv = torch.nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, bias=layer.bias, **layer.options)
         conv.weight.copy_(torch.from_numpy(weight))
         if layer.bias:
             conv.bias.copy_(torch.from_numpy(bias))

@@ -59,6 +59,17 @@ class Layer:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that portconv and PyTorch call alike."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "padding_mode": self.padding_mode,
+        }
+
+    @property
     def y_shape(self) -> tuple[int, int, int, int]:
         """Shape of the result, NCHW."""
         sizes = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -96,15 +107,7 @@ class Layer:
             if not isinstance(value, int) or value < 1:
                 raise LayerError(f"layer {self.id}: `{what}` must be a positive int, but got {value!r}.")
         try:
-            portconv.conv2d_output_shape(
-                self.x_shape,
-                self.weight_shape,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.groups,
-                padding_mode=self.padding_mode,
-            )
+            portconv.conv2d_output_shape(self.x_shape, self.weight_shape, **self.options)
         except (TypeError, ValueError) as error:
             raise LayerError(f"layer {self.id}: {str(error).splitlines()[0]}") from None
         if min(*self.x_shape, *self.y_shape, *self.kernel) < 1:

@@ -35,16 +35,7 @@ def _offers(name: str, device: str, layer: Layer) -> dict[str, Any]:
     """The engine that auto would choose, and all candidates; or why there is none."""
     try:
         plan = portconv.plan_conv2d(
-            layer.x_shape,
-            layer.weight_shape,
-            layer.bias,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            padding_mode=layer.padding_mode,
-            backend=name,
-            device=placement(name, device),
+            layer.x_shape, layer.weight_shape, layer.bias, backend=name, device=placement(name, device), **layer.options
         )
     except (TypeError, ValueError) as error:
         return {"why_not": str(error)}

@@ -21,16 +21,7 @@ __all__ = ["main", "make_conv", "prepare"]
 def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.Conv2d:
     """The module for a layer, with these parameters (NumPy arrays)."""
     conv = portconv.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        bias=layer.bias,
-        padding_mode=layer.padding_mode,
-        **options,
+        layer.in_channels, layer.out_channels, layer.kernel, bias=layer.bias, **layer.options, **options
     )
     conv.weight = weight.reshape(conv.weight.shape)
     if layer.bias:

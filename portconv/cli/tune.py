@@ -143,12 +143,12 @@ class _Tuner:
     backend: Any
     device: str
     place: str | None
-    options: dict[str, str]
+    options: dict[str, Any]
     remember: bool
     plans: dict[Any, Any] = field(default_factory=dict)  # by problem: networks repeat their layers
 
     @classmethod
-    def of(cls, library: str, device: str | None, options: dict[str, str], remember: bool) -> _Tuner:
+    def of(cls, library: str, device: str | None, options: dict[str, Any], remember: bool) -> _Tuner:
         """The tuner; `ValueError` or `ImportError` if the library, the device or the dtype is not there."""
         backend = portconv.get_backend(library)
         known = devices(library)
@@ -169,13 +169,9 @@ class _Tuner:
                 (n, c, h, w) if self.options["layout"] == "NCHW" else (n, h, w, c),
                 layer.weight_shape,
                 layer.bias,
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                layer.groups,
-                padding_mode=layer.padding_mode,
                 backend=self.backend,
                 device=self.place,
+                **layer.options,
                 **self.options,
             )
             problem = estimated.problem
