@@ -118,10 +118,7 @@ def in_nhwc_memory(y, layout):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_a_chain_copies_nothing_and_packs_once(mx, monkeypatch, tmp_path, layout):
-    """Convolutions by MLX's own routine with ReLU between them, and in NHWC with a residual and pooling, too.
-
-    In NCHW MLX writes a sum of two views of NHWC memory, and what is pooled, in NCHW order: that is its own rule.
-    """
+    """Convolutions by MLX's own routine, with ReLU, sums and pooling by functions of the namespace between them."""
     packs = []
     native = type(
         portconv.get_backend("mlx").build(portconv.plan_conv2d(mx.ones((1, 1, 4, 4)), (1, 1, 3, 3)).problem, "native")
@@ -133,17 +130,23 @@ def test_a_chain_copies_nothing_and_packs_once(mx, monkeypatch, tmp_path, layout
     ]
     seen = []
 
+    xp = portconv.array_namespace(mx.array(0))
+
     def pool(y):
         """The mean of squares of 2x2."""
-        n, h, w, c = y.shape
-        return y.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+        n, *rest = y.shape
+        row, col = (1, 2) if layout == "NHWC" else (2, 3)
+        shape = [n, *rest]
+        shape[col : col + 1] = [shape[col] // 2, 2]
+        shape[row : row + 1] = [shape[row] // 2, 2]
+        return xp.mean(xp.reshape(y, shape), axis=(row + 1, col + 2))
 
     def network(x):
         for number, layer in enumerate(layers):
-            y = mx.maximum(layer(x), 0)
+            y = xp.maximum(layer(x), 0)
             seen.append(y)
-            x = x + y if number % 2 and layout == "NHWC" else y
-            if number == 2 and layout == "NHWC":
+            x = xp.add(x, y) if number % 2 else y
+            if number == 2:
                 x = pool(x)
             seen.append(x)
         return x
@@ -158,7 +161,7 @@ def test_a_chain_copies_nothing_and_packs_once(mx, monkeypatch, tmp_path, layout
     count = operations(mx, y, tmp_path / "graph.dot")
     assert count["Convolution"] == len(layers)
     assert not set(count) & {"Contiguous", "Copy", "AsType", "Pad", "Concatenate", "Gather", "AsStrided"}, count
-    assert count["Transpose"] == (2 * len(layers) if layout == "NCHW" else 0)  # views, as the strides show
+    assert (count["Transpose"] > 0) == (layout == "NCHW")  # views, as the strides show
     mx.eval(y, *seen)
     assert all(in_nhwc_memory(array, layout) for array in [y, *seen])
     assert len(packs) == len(layers)

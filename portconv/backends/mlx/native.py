@@ -14,6 +14,7 @@ import mlx.core as mx
 from ...backend import Candidate, PackedWeight, Plan
 from ...cpu.host import version
 from ...layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
+from ...namespaces import memory_order
 from ...shapes import ranges
 from ...spec import Problem
 from ...steps import Block, accumulate
@@ -137,7 +138,7 @@ class NativePlan(Plan):
         if bias is not None:
             y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
         y = y.astype(dtype_named(p.dtype))
-        return mx.transpose(y, NCHW_FROM_NHWC) if p.layout == "NCHW" else y
+        return memory_order.note(mx.transpose(y, NCHW_FROM_NHWC), NHWC_FROM_NCHW) if p.layout == "NCHW" else y
 
     def _sum(self, x: Any, ohwi: Any, strip: slice) -> Any:
         """Some rows of the result; `x` is padded already."""

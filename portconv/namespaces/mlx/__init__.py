@@ -20,6 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import memory_order
 from . import creation, dtypes, elementwise, fft, inspection, linalg, manipulation, reductions
 from .devices import placed
 
@@ -36,9 +37,16 @@ __all__ = [
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "complex64",
 ]  # fmt: skip
 
+_reductions = ("all", "any", "count_nonzero", "max", "mean", "min", "prod", "std", "sum", "var")
+_in_order: dict[str, Any] = {
+    **dict.fromkeys(elementwise.__all__, memory_order.elementwise),
+    **dict.fromkeys(_reductions, memory_order.reduction),
+    "reshape": memory_order.reshaping,
+}
 for _module in (creation, dtypes, elementwise, manipulation, reductions):
     for _name in _module.__all__:
-        globals()[_name] = placed(getattr(_module, _name))
+        _function = getattr(_module, _name)
+        globals()[_name] = placed(_in_order[_name](_function) if _name in _in_order else _function)
     __all__ += _module.__all__
 for _name in ("matmul", "matrix_transpose", "tensordot", "vecdot"):
     globals()[_name] = getattr(linalg, _name)
