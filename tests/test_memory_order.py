@@ -115,6 +115,26 @@ def test_wrong_shapes_are_refused():
             mx.eval(xp.reshape(noted(A), shape))
 
 
+def test_errors_speak_of_the_shapes_given():
+    for call in (lambda x, y: xp.add(x, y), lambda x, y: xp.where(xp.less(x, 1), y, x)):
+        with pytest.raises(ValueError, match=r"\(2,6,4,8\) and \(3,1,4,8\)|\(3,1,4,8\) and \(2,6,4,8\)"):
+            mx.eval(call(noted(A), mx.ones((3, 1, 4, 8))))
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        xp.reshape(noted(A), -1)
+    for axis in ((0, 1.5), 4, -5, "1"):
+        for name in ("sum", "mean", "var", "std"):
+            with pytest.raises(ValueError, match=r"`axis` must be from -4 to 3"):
+                getattr(xp, name)(noted(A), axis=axis)
+
+
+def test_operators_in_place_may_add_axes():
+    x = noted(A)
+    x *= mx.ones((3, 1, 1, 1, 1))
+    assert memory_order.order_of(x) is None
+    check(xp.sum(x, axis=1), np.stack([A] * 3).sum(axis=1), None)
+    check(xp.reshape(x, (3, 2, 6, 2, 2, 8)), np.stack([A] * 3).reshape(3, 2, 6, 2, 2, 8), None)
+
+
 def test_gradients():
     def f(x):
         return xp.sum(xp.multiply(xp.exp(x), xp.mean(memory_order.note(x, NHWC), axis=1, keepdims=True)))

@@ -304,6 +304,37 @@ def test_reductions(name, axis):
         )
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["all", "any", "prod", "sum", "count_nonzero", "mean", "std", "var"])
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4), (0, 0)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_nothing_is_reduced(name, shape, dtype):
+    values = np.zeros(shape, dtype)
+    x = mx.array(values, dtype=mx.bool_ if dtype == "bool" else getattr(mx, dtype))
+    for axis in (None, 0, -1, tuple(range(len(shape)))):
+        for keepdims in (False, True):
+            got = getattr(xp, name)(x, axis=axis, keepdims=keepdims)
+            np.testing.assert_array_equal(np.array(got), getattr(np, name)(values, axis=axis, keepdims=keepdims))
+
+
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_places_in_arrays_of_no_or_little_size(name):
+    for keepdims in (False, True):
+        check(getattr(xp, name)(mx.array(1.0), keepdims=keepdims), 0, dtype="int64")
+        check(
+            getattr(xp, name)(mx.zeros((0, 3)), axis=1, keepdims=keepdims),
+            np.zeros((0, 1) if keepdims else 0),
+            dtype="int64",
+        )
+    with pytest.raises(ValueError, match="zero size"):
+        getattr(xp, name)(mx.zeros((0, 3)), axis=0)
+
+
+def test_complex_matrices_in_transformations():
+    with pytest.raises(portconv.UnsupportedError, match=r"mx\.compile"):
+        mx.compile(xp.linalg.det)(mx.eye(2).astype(mx.complex64))
+
+
 def test_truths_are_counted():
     mask = np.array([[True, False, True], [True, True, True]])
     x = to_mlx(mask)

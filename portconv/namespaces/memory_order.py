@@ -34,9 +34,11 @@ def note(x: Any, order: Iterable[int]) -> Any:
 
 
 def order_of(x: Any) -> Order | None:
-    """The order that was noted."""
-    ref, order = _noted.get(id(x), (None, None))
-    return order if ref is not None and ref() is x else None
+    """The order that was noted, if the array still has as many axes: operators in place change it."""
+    if (found := _noted.get(id(x))) is None:
+        return None
+    ref, order = found
+    return order if x.ndim == len(order) and ref() is x else None
 
 
 def _inverse(order: Order) -> Order:
@@ -52,12 +54,19 @@ def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
         orders = [order_of(a) for a in args if getattr(a, "size", 0) == size]
         order = next((o for o in orders if o is not None), None)
         others = any(getattr(a, "ndim", 0) for a in kwargs.values())
-        if order is None or others or any(getattr(a, "ndim", 0) not in (0, len(order)) for a in args):
+        if order is None or others or not _alike([a.shape for a in args if getattr(a, "ndim", 0)]):
             return function(*args, **kwargs)
         moved = [a.transpose(order) if getattr(a, "ndim", 0) else a for a in args]
         return note(function(*moved, **kwargs).transpose(_inverse(order)), order)
 
     return call
+
+
+def _alike(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether arrays of these shapes combine axis by axis."""
+    if len({len(shape) for shape in shapes}) > 1:
+        return False
+    return all(len({size for size in sizes if size != 1}) <= 1 for sizes in zip(*shapes, strict=True))
 
 
 def reduction(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +76,7 @@ def reduction(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(x: Any, /, *, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Any:
         order = order_of(x)
         axes = () if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-        if order is None or not axes or not all(-x.ndim <= a < x.ndim for a in axes):
+        if order is None or not axes or not all(isinstance(a, int) and -x.ndim <= a < x.ndim for a in axes):
             return function(x, axis=axis, keepdims=keepdims, **kwargs)
         axes = tuple(a % x.ndim for a in axes)
         result = function(x.transpose(order), axis=tuple(order.index(a) for a in axes), keepdims=keepdims, **kwargs)
@@ -84,7 +93,7 @@ def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(x: Any, /, shape: Any, **kwargs: Any) -> Any:
         order = order_of(x)
-        sizes = None if order is None else _whole(x, shape)
+        sizes = None if order is None or isinstance(shape, int) else _whole(x, shape)
         parts = None if sizes is None else _splits(x.shape, sizes)
         if order is None or sizes is None or parts is None:
             return function(x, shape, **kwargs)

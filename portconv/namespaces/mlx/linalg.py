@@ -184,7 +184,15 @@ def _by_numpy(function: Callable[..., Any], *arrays: Any) -> Any:
     """MLX sees no gradient through NumPy, and would take it for zero: refused where one is asked for."""
 
     def compute(*arrays: Any) -> Any:
-        result = function(*(np.array(x) for x in arrays))
+        try:
+            values = [np.array(x) for x in arrays]
+        except ValueError as error:
+            if "during function transformations" in str(error):
+                raise UnsupportedError(
+                    "MLX cannot factorise such matrices (complex, empty), nor NumPy inside mx.compile and mx.vmap."
+                ) from None
+            raise
+        result = function(*values)
         return tuple(asarray(part) for part in result) if isinstance(result, tuple) else asarray(result)
 
     def refuse(*_: Any) -> Any:

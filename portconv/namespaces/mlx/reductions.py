@@ -45,19 +45,36 @@ def _widest() -> Any:
 
 def _terms(x: Any, axis: Any) -> int:
     """How many elements a reduction makes one of."""
-    if axis is None:
-        return int(x.size)
-    return math.prod(x.shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    if {isinstance(a, int) and -x.ndim <= a < x.ndim for a in axes} - {True}:
+        raise ValueError(f"`axis` must be from {-x.ndim} to {x.ndim - 1}, or several such ints, but got {axis!r}.")
+    return math.prod(x.shape[a] for a in axes)
 
 
 def sum(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
     x = _accumulated(x, dtype)
+    if not x.size:
+        return _of_nothing(x, axis, keepdims, 0)
     return mx.sum(_wide(x, _terms(x, axis)), axis, keepdims).astype(x.dtype)
 
 
 def prod(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
     x = _accumulated(x, dtype)
+    if not x.size:
+        return _of_nothing(x, axis, keepdims, 1)
     return mx.prod(x, axis, keepdims).astype(x.dtype)
+
+
+def _of_nothing(x: Any, axis: Any, keepdims: bool, value: Any, dtype: Any = None) -> Any:
+    """What an array without elements is reduced to; MLX hangs or gives 0 for some that were made of NumPy's."""
+    return mx.full(_reduced(x, axis, keepdims), mx.array(value, x.dtype if dtype is None else dtype))
+
+
+def _reduced(x: Any, axis: Any, keepdims: bool) -> list[int]:
+    """The shape that a reduction gives."""
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    gone = {range(x.ndim)[a] for a in axes}
+    return [1 if a in gone else size for a, size in enumerate(x.shape) if keepdims or a not in gone]
 
 
 def max(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
@@ -70,6 +87,8 @@ def min(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
 
 def mean(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
     wide, dtype = _floating(x, _terms(x, axis))
+    if not x.size:
+        return _of_nothing(x, axis, keepdims, math.nan, dtype)
     return mx.mean(wide, axis, keepdims).astype(dtype)
 
 
@@ -83,6 +102,8 @@ def _floating(x: Any, terms: int) -> tuple[Any, Any]:
 def var(x: Any, /, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Any:
     count = _terms(x, axis)
     wide, dtype = _floating(x, count)
+    if not x.size:
+        return _of_nothing(x, axis, keepdims, math.nan, dtype)
     centred = wide - mx.mean(wide, axis, True)
     squares = mx.sum(centred * centred, axis, keepdims)
     return (squares / mx.array(count - correction if count > correction else 0, wide.dtype)).astype(dtype)
@@ -93,23 +114,29 @@ def std(x: Any, /, *, axis: Any = None, correction: float = 0.0, keepdims: bool 
 
 
 def all(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
-    return mx.all(x, axis, keepdims)
+    return mx.all(x, axis, keepdims) if x.size else _of_nothing(x, axis, keepdims, True, mx.bool_)
 
 
 def any(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
-    return mx.any(x, axis, keepdims)
+    return mx.any(x, axis, keepdims) if x.size else _of_nothing(x, axis, keepdims, False, mx.bool_)
 
 
 def argmax(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-    return mx.argmax(x, axis, keepdims).astype(INDEX)
+    return _index_of(mx.argmax, x, axis, keepdims)
 
 
 def argmin(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
-    return mx.argmin(x, axis, keepdims).astype(INDEX)
+    return _index_of(mx.argmin, x, axis, keepdims)
+
+
+def _index_of(function: Any, x: Any, axis: int | None, keepdims: bool) -> Any:
+    if not x.ndim or (not x.size and axis is not None and x.shape[axis]):  # MLX refuses both
+        return mx.zeros(_reduced(x, axis, keepdims), INDEX)
+    return function(x, axis, keepdims).astype(INDEX)
 
 
 def count_nonzero(x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
-    return mx.sum((x != 0).astype(INDEX), axis, keepdims)
+    return sum((x != 0).astype(INDEX), axis=axis, keepdims=keepdims)
 
 
 def cumulative_sum(x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Any:
