@@ -26,7 +26,7 @@ Message = dict[str, Any]
 
 # MLX and JAX come last: NumPy's compiled engines, which they use, are compiled by then.
 BUILT_IN = ("numpy", "torch", "dask", "array_api_strict", "cupy", "mlx", "jax")
-# Many times slower than the others: who does not name them gets a part of the problems.
+# Many times slower than the others: who does not name them gets a part of the problems, and one accuracy.
 SLOW = {"dask": 24, "array_api_strict": 8}
 PADDING_MODES = ("reflect", "replicate", "circular")  # how names of problems begin
 ACCURACIES = ("normwise", "elementwise")
@@ -165,7 +165,9 @@ class Checks:
                 if not devices or device in devices
                 for engine in ("auto", *there["engines"])
                 if not engines or engine in engines
-                for accuracy in (ACCURACIES[:1] if p.slow or p.mistake or p.gradient else ACCURACIES)
+                for accuracy in (
+                    ACCURACIES[:1] if library.stride > 1 or p.slow or p.mistake or p.gradient else ACCURACIES
+                )
             ]
             for library in here
         }
