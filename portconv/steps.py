@@ -93,6 +93,12 @@ class Steps:
         cols = axis_source(block.cols.start, block.cols.stop, p.width, left, right, p.padding_mode)
         return self._pad(x, block, rows, cols, p.padding_mode, dtype or p.compute_dtype)
 
+    def padded(self, x: Any, problem: Problem, dtype: str | None = None) -> Any:
+        """The whole padded image, as `window` gives parts of it."""
+        top, bottom, left, right = problem.padding
+        rows, cols = slice(-top, problem.height + bottom), slice(-left, problem.width + right)
+        return self.window(x, Block(slice(None), slice(None), rows, cols), problem, dtype)
+
     def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
         # cut before padding and casting: only the block of a photograph is copied and becomes float
         needed, cols = _needed(cols)

@@ -159,9 +159,8 @@ def _of_torch(function: Any, arrays: list[Any], dy: Any) -> Any:
 
 def _of_jax(function: Any, arrays: list[Any], dy: Any) -> Any:
     jax = importlib.import_module("jax")
-    return jax.jit(lambda dy, *arrays: jax.vjp(function, *arrays)[1](dy))(
-        dy, *arrays
-    )  # operation by operation: minutes
+    gradients = jax.jit(lambda dy, *arrays: jax.vjp(function, *arrays)[1](dy))  # operation by operation: minutes
+    return gradients(dy, *arrays)
 
 
 DIFFERENTIATE = {"mlx": _of_mlx, "torch": _of_torch, "jax": _of_jax}

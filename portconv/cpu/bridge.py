@@ -27,14 +27,15 @@ from ..spec import Problem
 from .jit.costs import JIT, JitCosts
 from .steps import NumpySteps
 
-__all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan"]
+__all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan", "numpy_steps"]
 
 
 MAX_CONVERTED_BYTES = 16 << 20
 
 
 @lru_cache(maxsize=1)
-def _steps() -> NumpySteps:
+def numpy_steps() -> NumpySteps:
+    """The steps, with the scratch memory of every thread."""
     return NumpySteps()
 
 
@@ -46,7 +47,7 @@ def bridged(p: Problem) -> Problem:
 
 def host_candidates(problem: Problem, costs: Costs = CPU, jit_costs: JitCosts = JIT) -> list[Candidate]:
     """The estimates of portconv's engines on NumPy, the compiled ones where there are."""
-    plain = engines.candidates(problem, _steps(), costs)
+    plain = engines.candidates(problem, numpy_steps(), costs)
     if not compiled(problem):
         return plain
     from .jit import plans
@@ -62,7 +63,7 @@ def numpy_plan(problem: Problem, engine: str) -> EnginePlan:
 
         if (plan := plans.build(problem, engine)) is not None:
             return plan
-    return engines.build(problem, engine, _steps(), CPU)
+    return engines.build(problem, engine, numpy_steps(), CPU)
 
 
 @lru_cache(maxsize=1)

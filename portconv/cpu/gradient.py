@@ -19,9 +19,8 @@ from ..backend import EnginePlan
 from ..engines.gemm import MAX_TERMS
 from ..shapes import axis_source, ranges
 from ..spec import Problem
-from ..steps import Block, accumulate
-from .bridge import host_candidates, numpy_plan
-from .steps import NumpySteps
+from ..steps import accumulate
+from .bridge import host_candidates, numpy_plan, numpy_steps
 
 __all__ = ["bias_gradient", "image_gradient", "weight_gradient"]
 
@@ -128,22 +127,13 @@ def _plan(problem: Problem) -> EnginePlan:
     return numpy_plan(problem, best.engine)
 
 
-@lru_cache(maxsize=1)
-def _steps() -> NumpySteps:
-    return NumpySteps()
-
-
 def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:
     """Of ``sum(dy * conv2d(x, weight))`` with respect to the weight, (G, O/G, I/G, kh, kw) in the problem's dtype."""
-    steps, (top, bottom, left, right) = _steps(), p.padding
-    whole = Block(
-        slice(0, p.in_channels), slice(0, p.batch), slice(-top, p.height + bottom), slice(-left, p.width + right)
-    )
-    padded = steps.window(steps.cbhw(x, p.layout), whole, p)
-    cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
-    g, o, i, kh, kw = p.weight_shape
     if p.batch == 0:
         return np.zeros(p.weight_shape, p.dtype)
+    steps, (g, o, i, kh, kw) = numpy_steps(), p.weight_shape
+    padded = steps.padded(steps.cbhw(x, p.layout), p)
+    cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
     with steps.quiet():
         value: Array = accumulate(_products(p, padded, cotangent))
         return value.reshape(g, o, kh, kw, i).transpose(0, 1, 4, 2, 3).astype(p.dtype)

@@ -50,7 +50,9 @@ def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        size = max((getattr(a, "size", 0) for a in args), default=0) if _noted else 0
+        if not _noted:
+            return function(*args, **kwargs)
+        size = max((getattr(a, "size", 0) for a in args), default=0)
         orders = [order_of(a) for a in args if getattr(a, "size", 0) == size]
         order = next((o for o in orders if o is not None), None)
         others = any(getattr(a, "ndim", 0) for a in kwargs.values())

@@ -19,6 +19,7 @@ import numpy as np
 from ...backend import EnginePlan, PackedWeight, Plan
 from ...cpu import gradient
 from ...cpu.bridge import bridged
+from ...cpu.threads import ALIGNMENT
 from ...spec import Problem
 from .arrays import check_tracing, dtype_named
 from .native import MAX_ELEMENTS, elements
@@ -26,7 +27,6 @@ from .operations import Weight, execute_traced, with_original
 
 __all__ = ["BridgePlan"]
 
-ALIGNMENT = 64  # bytes, of the compiled engines
 WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smaller ones are copied sooner
 
 

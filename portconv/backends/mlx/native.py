@@ -17,7 +17,7 @@ from ...layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ...namespaces import memory_order
 from ...shapes import ranges
 from ...spec import Problem
-from ...steps import Block, accumulate
+from ...steps import accumulate
 from .arrays import STEPS, dtype_named, evaluated
 
 __all__ = ["MAX_ELEMENTS", "TF32", "TOO_LARGE", "NativePlan", "elements", "may_use_tf32", "native_candidate"]
@@ -171,7 +171,5 @@ def _joined(parts: list[Any], axis: int) -> Any:
 
 def _padded(x: Any, p: Problem, dtype: str) -> Any:
     """The image with its border of copies, by the steps that every engine uses."""
-    top, bottom, left, right = p.padding
-    whole = Block(slice(None), slice(None), slice(-top, p.height + bottom), slice(-left, p.width + right))
-    padded = STEPS.window(STEPS.cbhw(x, p.layout), whole, p, dtype)
+    padded = STEPS.padded(STEPS.cbhw(x, p.layout), p, dtype)
     return mx.transpose(padded, (1, 0, 2, 3) if p.layout == "NCHW" else (1, 2, 3, 0))

@@ -11,6 +11,7 @@ import numpy as np
 from ...backend import EnginePlan, PackedWeight
 from ...shapes import axis_source
 from ...spec import Problem
+from ..threads import ALIGNMENT, aligned
 from .costs import JitCosts
 
 __all__ = [
@@ -32,7 +33,6 @@ Ints = tuple[int, ...]
 
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
 ALIGNED_BYTES = 1 << 20  # of a result
-ALIGNMENT = 64
 CHUNK = {"normwise": 192, "elementwise": 32}  # terms that are added one after the other: see engines/gemm.py
 
 
@@ -124,13 +124,12 @@ def _writable(out: Array | None, p: Problem) -> bool:
 
 
 def _aligned(shape: Ints, dtype: str) -> Array:
-    """A new array, of which large ones begin where a vector may be stored past the caches."""
+    """A new array; vectors are stored past the caches in large ones only."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    array: Array = aligned(size).view(dtype).reshape(shape)
+    return array
 
 
 def contiguous(x: Array, steps: Ints, p: Problem) -> tuple[Array, Ints]:

@@ -54,12 +54,7 @@ def _from_sequence(obj: list[Any] | tuple[Any, ...], dtype: Any) -> Any:
         python = {"int64": DEFAULT_INT, "float64": DEFAULT_FLOAT, "complex128": DEFAULT_COMPLEX}
         dtype = python.get(values.dtype.name)
         limits = iinfo(DEFAULT_INT)
-        if (
-            dtype is not None
-            and dtype == DEFAULT_INT
-            and values.size
-            and (values.min() < limits.min or values.max() > limits.max)
-        ):
+        if values.dtype == np.int64 and values.size and (values.min() < limits.min or values.max() > limits.max):
             dtype = mx.int64
     return _from_numpy(values, dtype)
 

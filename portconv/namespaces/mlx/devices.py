@@ -9,6 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .dtypes import check_dtype
+
 __all__ = ["as_device", "device_of", "devices", "placed", "to_device"]
 
 
@@ -49,8 +51,8 @@ def placed(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         device, dtype = kwargs.get("device"), kwargs.get("dtype")
-        if not isinstance(dtype, (mx.Dtype, type(None))):
-            raise TypeError(f"`dtype` must be a dtype of MLX, such as `xp.float32`, but got {dtype!r}.")
+        if dtype is not None:
+            check_dtype(dtype)
         if device is None:
             if mx.default_device() == mx.cpu or not _any_float64((*args, *kwargs.values())):
                 return function(*args, **kwargs)

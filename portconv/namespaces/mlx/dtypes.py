@@ -127,9 +127,14 @@ def can_cast(from_: Any, to: Any, /) -> bool:
         return False
 
 
-def astype(x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
+def check_dtype(dtype: Any) -> None:
+    """Refuse other libraries' dtypes, and names of dtypes."""
     if not isinstance(dtype, mx.Dtype):
         raise TypeError(f"`dtype` must be a dtype of MLX, such as `xp.float32`, but got {dtype!r}.")
+
+
+def astype(x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
+    check_dtype(dtype)
     if x.dtype in COMPLEX and dtype not in COMPLEX:
         raise TypeError(f"`x` is complex and does not convert to {name_of(dtype)}; take its `real` part or its `abs`.")
     return x if x.dtype == dtype and not copy else x.astype(dtype)

@@ -45,10 +45,16 @@ def _widest() -> Any:
 
 def _terms(x: Any, axis: Any) -> int:
     """How many elements a reduction makes one of."""
+    return math.prod(x.shape[a] for a in _axes(x, axis))
+
+
+def _axes(x: Any, axis: Any) -> list[int]:
+    """The axes that are reduced."""
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-    if {isinstance(a, int) and -x.ndim <= a < x.ndim for a in axes} - {True}:
-        raise ValueError(f"`axis` must be from {-x.ndim} to {x.ndim - 1}, or several such ints, but got {axis!r}.")
-    return math.prod(x.shape[a] for a in axes)
+    for a in axes:
+        if not isinstance(a, int) or not -x.ndim <= a < x.ndim:
+            raise ValueError(f"`axis` must be from {-x.ndim} to {x.ndim - 1}, or several such ints, but got {axis!r}.")
+    return [a % x.ndim for a in axes]
 
 
 def sum(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
@@ -72,8 +78,7 @@ def _of_nothing(x: Any, axis: Any, keepdims: bool, value: Any, dtype: Any = None
 
 def _reduced(x: Any, axis: Any, keepdims: bool) -> list[int]:
     """The shape that a reduction gives."""
-    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    gone = {range(x.ndim)[a] for a in axes}
+    gone = _axes(x, axis)
     return [1 if a in gone else size for a, size in enumerate(x.shape) if keepdims or a not in gone]
 
 
