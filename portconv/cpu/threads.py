@@ -18,7 +18,7 @@ import numpy as np
 
 from ..spec import integer
 
-__all__ = ["ALIGNMENT", "aligned", "get_num_threads", "launch", "run", "scratch", "set_num_threads", "usable_cores"]
+__all__ = ["ALIGNMENT", "get_num_threads", "launch", "run", "scratch", "set_num_threads", "usable_cores"]
 
 ALIGNMENT = 64  # bytes: of a cache line, and of the widest vector
 
@@ -105,20 +105,15 @@ def set_num_threads(count: int) -> None:
     _limit = min(integer("count", count, 1), usable_cores())
 
 
-def aligned(nbytes: int) -> Any:
-    """New memory that begins where a vector may be stored past the caches."""
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes]
-
-
 def scratch(count: int, dtype: Any) -> Any:
     """Scratch memory of this thread, the same in every call: new pages cost more than what is done with them."""
     nbytes = count * np.dtype(dtype).itemsize
     kept = _kept.__dict__.get("memory")
     if kept is None or kept.nbytes < nbytes:
         _kept.memory = None  # free the old one first
-        _kept.memory = kept = aligned(nbytes)
+        _kept.memory = kept = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -kept.ctypes.data % ALIGNMENT
+        _kept.memory = kept = kept[start : start + nbytes]
     return kept[:nbytes].view(dtype)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...backend import EnginePlan, PackedWeight
 from ...shapes import axis_source
 from ...spec import Problem
-from ..threads import ALIGNMENT, aligned
+from ..threads import ALIGNMENT
 from .costs import JitCosts
 
 __all__ = [
@@ -124,12 +124,13 @@ def _writable(out: Array | None, p: Problem) -> bool:
 
 
 def _aligned(shape: Ints, dtype: str) -> Array:
-    """A new array; vectors are stored past the caches in large ones only."""
+    """A new array, of which large ones begin where a vector may be stored past the caches."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    array: Array = aligned(size).view(dtype).reshape(shape)
-    return array
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def contiguous(x: Array, steps: Ints, p: Problem) -> tuple[Array, Ints]:
