@@ -9,13 +9,13 @@ from threading import local
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..layout import FROM_CBHW, reorder
 from ..shapes import AxisSource
 from ..spec import Problem
 from ..steps import Block, Steps, accumulate
 from . import blas, separable, threads
+from .views import strided
 
 __all__ = ["NumpySteps"]
 
@@ -86,8 +86,11 @@ class NumpySteps(Steps):
         kh, kw = weight.shape[3:]
         some = min(inputs, MAX_TERMS)
         count = max(1, MAX_TERMS // some)
-        size = flat.itemsize
-        steps = (*flat.strides[:3], dilation[0] * line * size, size)
+        # `flat` may be a view of the user's own array, whose last axis need not be a run in memory: in a photograph's
+        # HWC order it is not. `einsum` reads runs many times faster, and reads each element once for every tap.
+        if flat.strides[-1] != flat.itemsize:
+            flat = np.ascontiguousarray(flat)
+        strides = (*flat.strides[:3], dilation[0] * line * flat.itemsize, flat.itemsize)
 
         def columns() -> Iterable[tuple[Array, Array]]:
             for i in range(0, inputs, some):
@@ -95,7 +98,7 @@ class NumpySteps(Steps):
                     factors = weight[:, :, i : i + some, r : r + count]
                     for c in range(kw):
                         start = flat[:, i : i + some, :, r * dilation[0] * line + c * dilation[1] :]
-                        view = as_strided(start, (g, *factors.shape[2:3], images, *factors.shape[3:4], length), steps)
+                        view = strided(start, (g, *factors.shape[2:3], images, *factors.shape[3:4], length), strides)
                         yield view, factors[..., c]
 
         return self.sum_of_products(columns(), "columns", role)
@@ -122,8 +125,8 @@ class NumpySteps(Steps):
         def parts() -> Iterable[tuple[Array, Array]]:
             for r in range(0, kh, count):
                 some = taps[r : r + count]
-                shape, steps = (len(some), kw, rows, cols, channels), (dh * row, dw * col, row, col, one)
-                yield as_strided(image[r * dh :], shape, steps), some
+                shape, strides = (len(some), kw, rows, cols, channels), (dh * row, dw * col, row, col, one)
+                yield strided(image[r * dh :], shape, strides), some
 
         value = self.sum_of_products(parts(), "taps")
         return value.transpose(2, 0, 1)[:, None]

@@ -12,6 +12,7 @@ from ...backend import EnginePlan, PackedWeight
 from ...shapes import axis_source
 from ...spec import Problem
 from ..threads import ALIGNMENT
+from ..views import strided
 from .costs import JitCosts
 
 __all__ = [
@@ -46,14 +47,16 @@ def flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
     if x.dtype != dtype:
         with np.errstate(all="ignore"):
             x = x.astype(dtype)
-    if not x.flags.c_contiguous and not all(s > 0 and s % x.itemsize == 0 for s in x.strides):
+    if not x.flags.aligned:
+        x = x.copy()
+    elif not x.flags.c_contiguous and not all(s > 0 and s % x.itemsize == 0 for s in x.strides):
         x = np.ascontiguousarray(x)
     if x.flags.c_contiguous:
         flat = x.reshape(-1)
         flat.flags.writeable = False  # one type, whatever the caller's array is
     else:
         extent = 1 + sum((n - 1) * (s // x.itemsize) for n, s in zip(x.shape, x.strides, strict=True))
-        flat = np.lib.stride_tricks.as_strided(x, (extent,), (x.itemsize,), writeable=False)
+        flat = strided(x, (extent,), (x.itemsize,))
     return flat, steps_of(x, layout)
 
 
@@ -136,8 +139,7 @@ def _aligned(shape: Ints, dtype: str) -> Array:
 def contiguous(x: Array, steps: Ints, p: Problem) -> tuple[Array, Ints]:
     """A copy (B, C, H, W), for views whose rows are not runs in memory, where a kernel reads the image in place."""
     shape = (p.batch, p.in_channels, p.height, p.width)
-    view = np.lib.stride_tricks.as_strided(x, shape, [s * x.itemsize for s in steps])
-    copy = np.ascontiguousarray(view)
+    copy = np.ascontiguousarray(strided(x, shape, [s * x.itemsize for s in steps]))
     return read_only(copy.reshape(-1)), tuple(s // copy.itemsize for s in copy.strides)
 
 

@@ -1,0 +1,42 @@
+"""The one place where NumPy arrays get other shapes and strides over the memory that they have.
+
+`numpy.lib.stride_tricks.as_strided` checks nothing: a stride that does not fit the array reads foreign memory without a
+word. The linter refuses it everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["strided"]
+
+Array = np.ndarray[Any, Any]
+
+
+def strided(x: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
+    """A read-only view of the memory of `x`, from its first element on, with this shape and these strides in bytes.
+
+    Raises
+    ------
+    IndexError
+        If an element of the view would begin before the first byte of `x`, or end after its last one.
+    """
+    if 0 not in shape:
+        low, high = _extent(x.shape, x.strides, x.itemsize) if x.size else (0, 0)
+        first, last = _extent(shape, strides, x.itemsize)
+        if first < low or last > high:
+            raise IndexError(
+                f"a view of shape {tuple(shape)} with strides {tuple(strides)} reaches bytes {first} to {last} of an "
+                f"array, beyond the memory of that array, which has bytes {low} to {high}: shape {x.shape}, strides "
+                f"{x.strides}"
+            )
+    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)  # noqa: TID251  checked above
+
+
+def _extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """The bytes of an array's elements, the first and the one after the last, counted from its first element."""
+    ends = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
+    return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0) + itemsize
