@@ -13,6 +13,7 @@ import numpy as np
 
 from .backend import Backend, Candidate, Plan
 from .engines import low_rank
+from .engines.cropped import CroppedPlan, cropped
 from .errors import UnsupportedError
 from .spec import Problem
 
@@ -34,6 +35,8 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
     UnsupportedError
         If the engine named, or every engine, cannot run the problem. The message gives the reasons.
     """
+    if (crop := cropped(problem)) is not None:
+        return CroppedPlan.of(problem, crop, plan(backend, crop.problem, engine, strategy))
     candidates = tuple(backend.candidates(problem))
     if engine != "auto":
         return _bound(backend, problem, candidates, _named(backend, candidates, engine), "the caller")

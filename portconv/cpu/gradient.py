@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import EnginePlan
+from ..backend import Plan
+from ..engines.cropped import CroppedPlan, cropped
 from ..engines.gemm import MAX_TERMS
 from ..shapes import axis_source, ranges
 from ..spec import Problem
@@ -122,7 +123,9 @@ def _fold(dx: Array, size: int, before: int, after: int, mode: str, axis: int) -
 
 
 @lru_cache(maxsize=256)
-def _plan(problem: Problem) -> EnginePlan:
+def _plan(problem: Problem) -> Plan:
+    if (crop := cropped(problem)) is not None:
+        return CroppedPlan.of(problem, crop, _plan(crop.problem))
     best = min(host_candidates(problem), key=lambda c: (c.why_not is not None, c.seconds))
     return numpy_plan(problem, best.engine)
 

@@ -5,9 +5,10 @@ their circular cross-correlation, of which the part that does not wrap around is
 real (`rfftn`), so float32 stays float32 and nothing is computed twice. A stride makes the phases of the image into
 channels (`taps.py`); a dilation is a kernel stuffed with zeros.
 
-The error grows with the largest pixels and weights of a tile. It stays within the normwise bound because large weights
-meet large pixels somewhere in the image; for a weight that is larger than the others by orders of magnitude and meets
-nothing but zeros, `accuracy="elementwise"` is the choice.
+The error follows the largest pixels and weights of a tile, also where these meet no large weight or pixel: it keeps the
+normwise bound, not the elementwise one. What takes no part in the sum must not be in a tile, however large it is: taps
+that meet only padding are cut away before (`cropped.py`), and pixels that no output reads, between the taps of a
+dilated kernel or behind the last stride, are multiplied by zero.
 
 Sources: Stockham, "High-speed convolution and correlation", AFIPS 1966 (overlap-save); Mathieu, Henaff, LeCun, "Fast
 training of convolutional networks through FFTs", arXiv 1312.5851 (channels summed in the transform domain).
@@ -21,7 +22,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..backend import Candidate, EnginePlan, PackedWeight
-from ..shapes import fft_operations, ranges, smooth_sizes
+from ..shapes import dilated, fft_operations, ranges, smooth_sizes
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from . import gemm
@@ -323,12 +324,42 @@ class FftPlan(EnginePlan):
         windows = []
         for col in task.cols:
             rows, cols = phase_window(p, _block(p, t, task, col), bh, bw)
-            windows.append(group_window(x, task.groups, inputs, task.batch, rows, cols, p, steps))
+            window = group_window(x, task.groups, inputs, task.batch, rows, cols, p, steps)
+            for axis, part in enumerate((rows, cols)):
+                if (mask := _mask(p, axis, part.start, part.stop)) is not None:
+                    factors = xp.asarray(mask, dtype=window.dtype, **steps.device)
+                    window = window * (factors[:, None] if axis == 0 else factors)
+            windows.append(window)
         window = windows[0] if len(windows) == 1 else xp.concat(windows, axis=2)
         views = [phase(window, p.stride, which) for which in t.phases]
         stack = views[0] if len(views) == 1 else xp.stack(views, axis=2)
         stack = xp.reshape(stack, (window.shape[0], window.shape[1] * len(views), window.shape[2], bh, bw))
         return xp.fft.rfftn(stack, s=t.size, axes=(-2, -1))
+
+
+@lru_cache(maxsize=512)
+def _mask(p: Problem, axis: int, start: int, stop: int) -> tuple[float, ...] | None:
+    """Factors for a window's rows or columns: 0 where no output reads them; None if all ones would do.
+
+    Rows and columns count from the first pixel, as those of `Steps.window`.
+    """
+    stride, dilation, kernel = p.stride[axis], p.dilation[axis], p.kernel[axis]
+    if stride == dilation == 1:
+        return None
+    size, before, after = (p.height, p.width)[axis], p.padding[2 * axis], p.padding[2 * axis + 1]
+    outputs = p.out_size[axis]
+    read = bytearray(max((outputs - 1) * stride + dilated(kernel, dilation), size + before + after))
+    for tap in range(kernel):
+        first = tap * dilation
+        read[first : first + (outputs - 1) * stride + 1 : stride] = b"\1" * outputs
+    phases = {tap * dilation % stride for tap in range(min(kernel, stride))}
+    mask, needed = [], False
+    for u in range(start + before, stop + before):
+        inside = min(u, size + before + after - 1)  # beyond it a window repeats its last element, or has zeros
+        mask.append(float(read[inside]))
+        if not read[inside] and (u - start - before) % stride in phases:
+            needed = needed or p.padding_mode != "zeros" or before <= u < before + size
+    return tuple(mask) if needed else None
 
 
 def _block(p: Problem, t: Tiling, task: Task, col: int) -> Block:

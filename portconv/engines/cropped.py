@@ -1,0 +1,114 @@
+"""Problems without what takes no part in them: taps that meet only zero padding, whatever the output.
+
+A 3x3 kernel over an image of one pixel is one tap: the other eight meet zeros. No engine may let them into its
+arithmetic: a product with infinity is no zero, and a transform mixes large weights with those that matter. So what is
+left after cutting them away is the problem that is planned; the weight is cut when it is packed, and the image when it
+comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ..backend import PackedWeight, Plan
+from ..shapes import dilated
+from ..spec import Problem
+
+__all__ = ["Crop", "CroppedPlan", "cropped"]
+
+
+class _Axis(NamedTuple):
+    """One axis: the taps that meet the image, the part of it that they read, and the problem that is left."""
+
+    taps: slice
+    image: slice
+    dilation: int
+    before: int
+    after: int
+
+
+class Crop(NamedTuple):
+    """The problem that is left, and which parts of the kernel and of the image are its own."""
+
+    problem: Problem
+    kernel_rows: slice
+    kernel_cols: slice
+    rows: slice
+    cols: slice
+
+
+@lru_cache(maxsize=1024)
+def cropped(p: Problem) -> Crop | None:
+    """What is left of a problem, or None where every tap takes part (or none does, and the result is the bias)."""
+    top, bottom, left, right = p.padding
+    if p.padding_mode != "zeros" or not any(p.padding):
+        return None
+    (oh, ow), (kh, kw), (sh, sw), (dh, dw) = p.out_size, p.kernel, p.stride, p.dilation
+    rows, cols = _axis(p.height, oh, kh, sh, dh, top), _axis(p.width, ow, kw, sw, dw, left)
+    if rows is None or cols is None:
+        return None
+    size = tuple(part.image.stop - part.image.start for part in (rows, cols))
+    kernel = tuple(len(range(*part.taps.indices(count))) for part, count in ((rows, kh), (cols, kw)))
+    if kernel == p.kernel:
+        return None
+    problem = replace(
+        p, height=size[0], width=size[1], kernel=kernel, dilation=(rows.dilation, cols.dilation),
+        padding=(rows.before, rows.after, cols.before, cols.after),
+    )  # fmt: skip
+    return Crop(problem, rows.taps, cols.taps, rows.image, cols.image)
+
+
+def _axis(size: int, outputs: int, kernel: int, stride: int, dilation: int, before: int) -> _Axis | None:
+    """See `Crop`; None if no tap meets the image, all taps as they are if those that do are not evenly spaced."""
+    met, first, last = [], size, -1
+    for tap in range(kernel):
+        at = before - tap * dilation  # the tap reads row `output * stride - at`
+        low, high = max(-(-at // stride), 0), min((at + size - 1) // stride, outputs - 1)
+        if low <= high:
+            met.append(tap)
+            first, last = min(first, low * stride - at), max(last, high * stride - at)
+    if not met:
+        return None
+    step = met[1] - met[0] if len(met) > 1 else 1
+    if met != list(range(met[0], met[-1] + 1, step)) or len(met) == kernel:
+        met, step, first, last = list(range(kernel)), 1, 0, size - 1
+    apart = dilation * step
+    # the first output's first tap reads a row of the padding, or the first row of the part
+    lead = max(before - met[0] * dilation + first, 0)
+    needed = (outputs - 1) * stride + dilated(len(met), apart)
+    return _Axis(
+        slice(met[0], met[-1] + 1, step), slice(first, last + 1), apart, lead, max(needed - lead - (last - first + 1), 0)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CroppedPlan(Plan):
+    """The plan of what is left, between cutting and nothing: its result is the whole result."""
+
+    crop: Crop = None  # type: ignore[assignment]
+    inner: Plan = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, problem: Problem, crop: Crop, inner: Plan) -> CroppedPlan:
+        """The plan of a problem, from that of its crop."""
+        return cls(
+            problem, inner.engine, inner.workspace_bytes, inner.candidates, inner.chosen_by, crop=crop, inner=inner
+        )
+
+    @property
+    def stamp(self) -> Hashable:
+        rows, cols = self.crop.kernel_rows, self.crop.kernel_cols
+        return ("cropped", str(rows), str(cols), self.problem.weight_shape, self.inner.stamp)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        packed = self.inner.pack(weight[..., self.crop.kernel_rows, self.crop.kernel_cols])
+        return replace(packed, stamp=self.stamp, data=packed)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        rows, cols = self.crop.rows, self.crop.cols
+        x = x[:, rows, cols, :] if self.problem.layout == "NHWC" else x[:, :, rows, cols]
+        return self.inner.execute(x, weight.data, bias)
