@@ -3,6 +3,7 @@
 #   make demo                          the built-in photograph
 #   make demo IMAGE="my photo.jpg"     another one
 #   make test ARGS="-k padding -x"     arguments for pytest
+#   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file
 #   make test PYTHON=python3.12        the Python that makes .venv (after `make clean`, if there is one already)
 
 VENV := .venv
@@ -16,6 +17,12 @@ export PORTCONV_EXPECT_BACKENDS
 PORTCONV_EXPECT_JIT ?= 1
 export PORTCONV_EXPECT_JIT
 
+# Of `make fuzz`.
+SECONDS ?= 60
+BACKEND ?= numpy
+TIER ?= compiled
+SEED ?= 0
+
 # Through the environment, so that the shell sees the path as one word, spaces and quotes included.
 export IMAGE
 
@@ -23,7 +30,7 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test lint clean
+.PHONY: help demo test fuzz lint clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -33,6 +40,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \
+	    $(if $(THREADS),--threads $(THREADS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(JSON),--json $(JSON))
 
 lint: $(VENV)/.lint
 	$(BIN)/python -m ruff format --check .

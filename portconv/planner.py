@@ -36,7 +36,11 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
         If the engine named, or every engine, cannot run the problem. The message gives the reasons.
     """
     if (crop := cropped(problem)) is not None:
-        return CroppedPlan.of(problem, crop, plan(backend, crop.problem, engine, strategy))
+        return CroppedPlan.of(problem, crop, _planned(backend, crop.problem, engine, strategy))
+    return _planned(backend, problem, engine, strategy)
+
+
+def _planned(backend: Backend, problem: Problem, engine: str, strategy: str) -> Plan:
     candidates = tuple(backend.candidates(problem))
     if engine != "auto":
         return _bound(backend, problem, candidates, _named(backend, candidates, engine), "the caller")

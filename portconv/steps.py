@@ -20,6 +20,11 @@ __all__ = ["Block", "Steps", "accumulate"]
 
 T = TypeVar("T")
 
+# Kernels whose largest weight is below or above are multiplied as they are. Between the smallest normal number and
+# this are as many bits as a weight has, and some for the sums of a transform.
+SMALLEST_TRANSFORMED = {"float32": 2.0**-96, "float64": 2.0**-960}
+LARGEST_TRANSFORMED = 2.0**20
+
 
 class Block(NamedTuple):
     """A part of the result, in the engines' order of axes (O, B, H, W)."""
@@ -201,6 +206,19 @@ class Steps:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
         with self.quiet():
             return bool(self.xp.isfinite(self.xp.sum(x)))
+
+    def transformable(self, weight: Any, dtype: str) -> bool:
+        """Whether transforms of the kernels (..., kh, kw) keep their digits, whatever the image is.
+
+        A transform adds the weights of a kernel with factors of about one. Where all of them are subnormal numbers, or
+        nearly, it rounds their sums to few digits, and a large pixel makes much of that. Where they are so large that
+        they make something of a subnormal pixel, that pixel's transform has as few digits. NaN and infinity would
+        spread. A BLAS loses nothing of either kind.
+        """
+        with self.quiet():
+            largest = self.xp.max(self.xp.abs(self.cast(weight, dtype)), axis=(-2, -1))
+            kept = (largest >= SMALLEST_TRANSFORMED[dtype]) & (largest <= LARGEST_TRANSFORMED)
+            return bool(self.xp.all(kept | (largest == 0)))
 
     def quiet(self) -> AbstractContextManager[object]:
         """Within it NaN and Inf are data, as in compiled libraries; where a library warns of them, it does not."""

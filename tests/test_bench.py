@@ -144,7 +144,7 @@ LAYERS = [
 def exact(layer):
     x, weight, bias = data = reference.make_data(layer)
     options = {"padding_mode": layer.padding_mode}
-    y, _ = reference_conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups, **options)
+    y, *_ = reference_conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups, **options)
     return data, y.astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import assert_close, error_bound, reference_conv2d
+from portconv.testing import Reference, assert_close, error_bound, reference_conv2d
 
 # name: (x shape NCHW, weight shape, arguments). A case stands for a rule, not for a size.
 CASES = {
@@ -106,11 +106,11 @@ def check(backend, plans, engine, x, weight, bias=None, *, dtype="float32", accu
     assert plan.engine == engine or engine == "auto"
     assert plan.engine in backend.engines
     values = [None if array is None else backend.numpy(array) for array in (x, weight, bias)]
-    expected, c = reference_conv2d(*values, **oracle_arguments(options))
+    expected = reference_conv2d(*values, **oracle_arguments(options))
     result = backend.numpy(y)
     assert backend.dtype_name(y) == dtype
-    assert tuple(y.shape) == expected.shape == plan.output_shape
-    assert_close(result, expected, c, dtype=dtype, accuracy=accuracy)
+    assert tuple(y.shape) == expected.y.shape == plan.output_shape
+    assert_close(result, expected, dtype=dtype, accuracy=accuracy)
     return result
 
 
@@ -303,8 +303,8 @@ def test_big_endian_dtypes(library, plans, dtype):
     y = portconv.conv2d(x, np.ones((1, 2, 3, 3), ">f4"))
     assert y.dtype == (np.float64 if dtype == ">f8" else np.float32)
     assert y.dtype.isnative
-    expected, c = reference_conv2d(x, np.ones((1, 2, 3, 3)))
-    assert_close(y, expected, c)
+    expected = reference_conv2d(x, np.ones((1, 2, 3, 3)))
+    assert_close(y, expected)
 
 
 def test_views_of_other_libraries(backend, engine, plans):
@@ -466,10 +466,10 @@ def test_strict_results_do_not_depend_on_far_away_values(backend):
         backend.numpy(portconv.conv2d(backend.array(a), backend.array(weight), accuracy="elementwise"))
         for a in (x, dirty)
     )
-    expected, c = reference_conv2d(x, weight)
+    expected = reference_conv2d(x, weight)
     near = (slice(None), slice(None), slice(0, 26), slice(0, 26))
-    assert_close(clean[near], expected[near], c[near], accuracy="elementwise")
-    assert_close(other[near], expected[near], c[near], accuracy="elementwise")
+    assert_close(clean[near], expected.at(near), accuracy="elementwise")
+    assert_close(other[near], expected.at(near), accuracy="elementwise")
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
@@ -480,7 +480,7 @@ def test_oracle_agrees_with_torch(torch, case):
     x_shape, weight_shape, options = CASES[case]
     x, weight = (numbers(shape, seed).astype(np.float64) for seed, shape in enumerate((x_shape, weight_shape)))
     bias = numbers((out_channels(weight_shape),), 2).astype(np.float64)
-    y, c = reference_conv2d(x, weight, bias, **options)
+    y, c, *_ = reference_conv2d(x, weight, bias, **options)
     four_d = weight.reshape(-1, *weight_shape[-3:])
     modes = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
     top, bottom, left, right = sides(x_shape, weight_shape, options)
@@ -494,7 +494,7 @@ def test_oracle_agrees_with_torch(torch, case):
         padded.abs(), torch.asarray(np.abs(four_d)), torch.asarray(np.abs(bias)), **arguments
     )
     np.testing.assert_allclose(c, absolute.numpy(), rtol=1e-11)
-    last, _ = reference_conv2d(x.transpose(0, 2, 3, 1), weight, bias, **options, layout="NHWC")
+    last = reference_conv2d(x.transpose(0, 2, 3, 1), weight, bias, **options, layout="NHWC").y
     np.testing.assert_array_equal(last, y.transpose(0, 2, 3, 1))
 
 
@@ -523,25 +523,31 @@ def test_same_gives_the_size_of_the_image(backend):
         assert tuple(y.shape) == (1, 2, -(-size // stride), -(-size // stride))
 
 
+def plain(values):
+    """A reference whose magnitudes are all one."""
+    return Reference(values, np.ones(values.shape), np.ones(values.shape), 1)
+
+
 def test_error_bound():
-    c = np.array([[1.0, 3.0], [10.0, 2.0]])
-    eps = np.finfo(np.float32).eps
-    np.testing.assert_array_equal(error_bound(c, "float32", "elementwise"), 8 * eps * c)
-    np.testing.assert_array_equal(error_bound(c, "float16"), 8 * eps * c + 24 * eps * np.array([[3.0], [10.0]]))
-    np.testing.assert_array_equal(error_bound(c, "float64", "elementwise"), 8 * np.finfo(np.float64).eps * c)
+    c, largest = np.array([[1.0, 3.0], [10.0, 2.0]]), np.array([[4.0], [20.0]])
+    reference = Reference(c, c, largest, 9)
+    eps, tiny = np.finfo(np.float32).eps, np.finfo(np.float32).tiny
+    np.testing.assert_array_equal(error_bound(reference, "float32", "elementwise"), 8 * eps * c + 9 * tiny)
+    np.testing.assert_array_equal(error_bound(reference, "float16"), 8 * eps * c + 24 * eps * largest + 9 * tiny)
+    np.testing.assert_array_equal(error_bound(reference, "float64", "elementwise"), 8 * np.finfo(np.float64).eps * c)
 
 
 @pytest.mark.parametrize("accuracy", ["elementwise", "normwise"])
 def test_assert_close_draws_the_line_at_the_bound(accuracy):
-    expected, c = reference_conv2d(numbers((1, 2, 6, 6)), numbers((1, 2, 3, 3), 1))
-    bound = error_bound(c, "float32", accuracy)
-    assert assert_close(expected, expected, c, dtype="float32", accuracy=accuracy) == 0
-    share = assert_close(expected + 0.5 * bound, expected, c, dtype="float32", accuracy=accuracy)
+    expected = reference_conv2d(numbers((1, 2, 6, 6)), numbers((1, 2, 3, 3), 1))
+    bound = error_bound(expected, "float32", accuracy)
+    assert assert_close(expected.y, expected, dtype="float32", accuracy=accuracy) == 0
+    share = assert_close(expected.y + 0.5 * bound, expected, dtype="float32", accuracy=accuracy)
     assert 0.49 < share < 0.51
-    wrong = expected.copy()
+    wrong = expected.y.copy()
     wrong[0, 0, 2, 3] += 1.01 * bound[0, 0, 2, 3]
     with pytest.raises(AssertionError, match=r"\(0, 0, 2, 3\)"):
-        assert_close(wrong, expected, c, dtype="float32", accuracy=accuracy)
+        assert_close(wrong, expected, dtype="float32", accuracy=accuracy)
 
 
 @pytest.mark.parametrize(("got", "right"), [(np.nan, 1), (1, np.nan), (np.inf, -np.inf), (np.inf, 1), (np.nan, np.inf)])
@@ -550,10 +556,10 @@ def test_assert_close_compares_values_that_are_not_finite(got, right):
     actual = expected.copy()
     actual[0, 0, 1, 1], expected[0, 0, 1, 1] = got, right
     with pytest.raises(AssertionError):
-        assert_close(actual, expected, np.ones((1, 1, 2, 2)))
-    assert_close(expected, expected, np.ones((1, 1, 2, 2)))
+        assert_close(actual, plain(expected))
+    assert_close(expected, plain(expected))
 
 
 def test_assert_close_compares_shapes():
     with pytest.raises(AssertionError, match="shape"):
-        assert_close(np.ones((1, 1, 2, 1)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2)))
+        assert_close(np.ones((1, 1, 2, 1)), plain(np.ones((1, 1, 2, 2))))

@@ -33,7 +33,7 @@ def expected_of(module, x=IMAGE):
 
 def assert_right(module, backend, x=IMAGE):
     y = module(backend.array(x))
-    assert_close(backend.numpy(y), *expected_of(module, x), dtype=backend.dtype_name(y))
+    assert_close(backend.numpy(y), expected_of(module, x), dtype=backend.dtype_name(y))
     return y
 
 
@@ -141,7 +141,7 @@ def test_every_library_can_hold_the_parameters(backend):
             assert backend.dtype_name(array) == dtype
         y = module(backend.array(IMAGE, dtype))
         assert backend.dtype_name(y) == dtype
-        assert_close(backend.numpy(y), *expected_of(module, backend.numpy(backend.array(IMAGE, dtype))), dtype=dtype)
+        assert_close(backend.numpy(y), expected_of(module, backend.numpy(backend.array(IMAGE, dtype))), dtype=dtype)
         assert all(
             array.dtype == ("float32" if dtype == "bfloat16" else dtype) for array in module.state_dict().values()
         )
@@ -352,7 +352,7 @@ def test_astype(backend):
         assert backend.dtype_name(module.weight) == backend.dtype_name(module.bias) == dtype
         y = module(backend.array(IMAGE, dtype))
         assert backend.dtype_name(y) == dtype
-        assert_close(backend.numpy(y), *expected_of(module, backend.numpy(backend.array(IMAGE, dtype))), dtype=dtype)
+        assert_close(backend.numpy(y), expected_of(module, backend.numpy(backend.array(IMAGE, dtype))), dtype=dtype)
     assert Conv2d(1, 1, 1).astype(np.float64).weight.dtype == np.float64
 
 
@@ -606,7 +606,7 @@ def test_threads_share_a_module(backend, engine):
         for turn in range(8):
             which = (number + turn) % 4
             y = backend.numpy(module(backend.array(images[which])))
-            assert_close(y, *expected[which])
+            assert_close(y, expected[which])
 
     in_threads(3, task)
 

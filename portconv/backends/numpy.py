@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Hashable
 from typing import Any
 
@@ -49,9 +50,7 @@ class NumpyBackend:
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> np.ndarray[Any, Any]:
         if device not in (None, "cpu"):
             raise ValueError(f"`device` must be None or 'cpu' for the backend 'numpy', but got {device!r}.")
-        if dtype == "bfloat16":
-            raise TypeError("`dtype` 'bfloat16' does not exist in NumPy. Use float16 or float32, or another backend.")
-        return np.asarray(x, dtype=dtype)
+        return np.asarray(x, dtype=_bfloat16() if dtype == "bfloat16" else dtype)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         return np.asarray(x, dtype=np.float32) if x.dtype.name == "bfloat16" else np.asarray(x)
@@ -61,6 +60,18 @@ class NumpyBackend:
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         return host_environment()
+
+
+def _bfloat16() -> np.dtype[Any]:
+    """The dtype of the package ml_dtypes, which JAX brings; NumPy has none of its own."""
+    try:
+        found: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        return found
+    except ImportError:
+        raise TypeError(
+            "`dtype` 'bfloat16' does not exist in NumPy itself. Install ml_dtypes, which has it, or use float16 or "
+            "float32, or another backend."
+        ) from None
 
 
 _BACKEND = NumpyBackend()

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .problems import Problem
+from ..testing.problems import Problem
 from .runner import ACCURACIES, Library, Run
 
 __all__ = ["document", "failures", "missing", "refusals", "repeat", "summary", "table"]
@@ -26,7 +26,7 @@ def summary(library: Library, problems: Sequence[Problem]) -> list[Row]:
 
     Errors of 16-bit results stand apart: rounding to that dtype alone takes nearly all of what is allowed.
     """
-    half = {p.number for p in problems if p.dtype in HALF and p.x_dtype in ("", *HALF, "uint8")}
+    half = {p.number for p in problems if p.result_dtype in HALF}
     # an engine may refuse everything, and a library a dtype, but no library float32
     due = any(p.dtype == "float32" and not p.mistake for p in library.part(problems))
     rows = []
@@ -125,7 +125,7 @@ def failures(libraries: Sequence[Library], problems: Sequence[Problem], seed: in
                     f"{library.label} {run.device} {run.engine}, problem {p.number} ({p.name}, {run.accuracy})"
                 )
                 lines.append(f"    {found['failed']}")
-                lines.append(f"    {p.call()}, data: {p.data}")
+                lines.append(f"    {p!r}")
                 lines.append(f"    {repeat(library, run, seed)}")
         for (device, engine), count in shown.items():
             if count > most:
@@ -177,7 +177,7 @@ def document(libraries: Sequence[Library], problems: Sequence[Problem], more: di
             for library in libraries
         },
         "summary": [row for library in libraries for row in summary(library, problems)],
-        "problems": {p.number: {**vars(p), "call": p.call()} for p in problems},
+        "problems": {p.number: {**vars(p), "call": repr(p)} for p in problems},
         "runs": [
             {"library": library.label, **vars(run), **found}
             for library in libraries

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..bench.machine import usable_cores
 from ..bench.runner import Session, Settings, Target
-from .problems import Problem
+from ..testing.problems import Problem
 
 __all__ = ["ACCURACIES", "CheckError", "Checks", "Library", "Run", "libraries"]
 

@@ -15,8 +15,9 @@ import portconv
 from ..bench.files import write_json
 from ..bench.machine import machine
 from ..check import report
-from ..check.problems import COUNT, QUICK_COUNT, Problem, problem, problems
+from ..check.problems import COUNT, QUICK_COUNT, problem, problems
 from ..check.runner import CheckError, Checks, Library, Run, libraries
+from ..testing.problems import Problem
 from .options import output
 
 __all__ = ["check"]
@@ -27,9 +28,9 @@ __all__ = ["check"]
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
 @click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default auto and all; repeatable.")
 @click.option(
-    "--count", type=click.IntRange(0), metavar="N", help=f"Random problems; by default {COUNT}, {QUICK_COUNT} if quick."
+    "--count", type=click.IntRange(0), metavar="N", help=f"Drawn problems; by default {COUNT}, {QUICK_COUNT} if quick."
 )
-@click.option("--quick", is_flag=True, help="Leave out large problems, and most of the random ones.")
+@click.option("--quick", is_flag=True, help="Leave out large problems, and most of the drawn ones.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", default=0, help="Of sizes and values; by default 0.")
 @click.option("--problem", "number", type=click.IntRange(0), metavar="N", help="Only the problem of this number.")
 @click.option(
@@ -51,7 +52,7 @@ def check(
     limit: float,
     json_file: str | None,
 ) -> int:
-    """Compare results with a float64 sum, on designed and random problems, each library in a process of its own.
+    """Compare results with a float64 sum, on designed and drawn problems, each library in a process of its own.
 
     A result must have the right shape, dtype and device, and its error must be within the bound that portconv states;
     calls that make no sense must be errors. The exit status is 1 if anything failed: a wrong result, a crash, no

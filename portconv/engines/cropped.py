@@ -43,19 +43,19 @@ class Crop(NamedTuple):
 @lru_cache(maxsize=1024)
 def cropped(p: Problem) -> Crop | None:
     """What is left of a problem, or None where every tap takes part (or none does, and the result is the bias)."""
-    top, bottom, left, right = p.padding
+    top, _bottom, left, _right = p.padding
     if p.padding_mode != "zeros" or not any(p.padding):
         return None
     (oh, ow), (kh, kw), (sh, sw), (dh, dw) = p.out_size, p.kernel, p.stride, p.dilation
     rows, cols = _axis(p.height, oh, kh, sh, dh, top), _axis(p.width, ow, kw, sw, dw, left)
     if rows is None or cols is None:
         return None
-    size = tuple(part.image.stop - part.image.start for part in (rows, cols))
-    kernel = tuple(len(range(*part.taps.indices(count))) for part, count in ((rows, kh), (cols, kw)))
+    height, width = (part.image.stop - part.image.start for part in (rows, cols))
+    kernel = (len(range(*rows.taps.indices(kh))), len(range(*cols.taps.indices(kw))))
     if kernel == p.kernel:
         return None
     problem = replace(
-        p, height=size[0], width=size[1], kernel=kernel, dilation=(rows.dilation, cols.dilation),
+        p, height=height, width=width, kernel=kernel, dilation=(rows.dilation, cols.dilation),
         padding=(rows.before, rows.after, cols.before, cols.after),
     )  # fmt: skip
     return Crop(problem, rows.taps, cols.taps, rows.image, cols.image)
@@ -79,9 +79,8 @@ def _axis(size: int, outputs: int, kernel: int, stride: int, dilation: int, befo
     # the first output's first tap reads a row of the padding, or the first row of the part
     lead = max(before - met[0] * dilation + first, 0)
     needed = (outputs - 1) * stride + dilated(len(met), apart)
-    return _Axis(
-        slice(met[0], met[-1] + 1, step), slice(first, last + 1), apart, lead, max(needed - lead - (last - first + 1), 0)
-    )  # fmt: skip
+    trail = max(needed - lead - (last - first + 1), 0)
+    return _Axis(slice(met[0], met[-1] + 1, step), slice(first, last + 1), apart, lead, trail)
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,8 @@ def _tasks(p: Problem, t: Tiling) -> Iterator[Task]:
 
 
 class _Data(NamedTuple):
-    # The spectrum; the weight itself, (G, O/G, I/G, kh, kw), where the spectrum is made in parts; None where the weight
-    # is not finite, and gemm does all the work.
+    # The spectrum; the weight itself, (G, O/G, I/G, kh, kw), where the spectrum is made in parts; None where no
+    # transform can be trusted with the weight, and gemm does all the work.
     spectrum: Any
     exact: PackedWeight  # gemm's, for the tiles with values that are not finite
 
@@ -246,7 +246,7 @@ class FftPlan(EnginePlan):
         exact = gemm.pack(weight, p, steps)
         weight = steps.xp.reshape(steps.cast(weight, p.compute_dtype), p.weight_shape)
         spectrum, nbytes = None, exact.nbytes
-        if steps.all_finite(exact.data):
+        if steps.transformable(weight, p.compute_dtype):
             spectrum = self._spectrum(weight) if t.transformed else steps.keep(weight)
             nbytes += t.spectrum_bytes if t.transformed else exact.nbytes
             if not steps.all_finite(spectrum):

@@ -213,7 +213,7 @@ def plan(p: Problem, steps: Steps, costs: Costs) -> WinogradPlan:
 class Data(NamedTuple):
     """A packed weight."""
 
-    products: Any  # (products, O, I), or None where the weight is not finite, and gemm does all the work
+    products: Any  # (products, O, I), or None where the transform loses digits of the weight: gemm does all the work
     forward: Any  # (products, products): the transform of a tile's inputs
     back: Any  # (outputs, products): the transform of the products
     exact: PackedWeight  # gemm's, for the blocks with values that are not finite
@@ -235,7 +235,7 @@ class WinogradPlan(EnginePlan):
         exact = gemm.pack(weight, p, steps)
         nbytes = exact.nbytes
         products = None
-        if steps.all_finite(exact.data):
+        if steps.transformable(weight, p.compute_dtype):
             wide = steps.pack_dtype or p.compute_dtype
             weight = steps.xp.reshape(steps.cast(weight, wide), (p.out_channels, p.in_channels, *p.kernel))
             products = transformed(weight, tile, steps.xp, steps.dtype(wide))

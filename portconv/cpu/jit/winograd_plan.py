@@ -13,6 +13,7 @@ from ...backend import PackedWeight
 from ...engines import winograd
 from ...spec import Problem
 from .. import threads
+from ..steps import NumpySteps
 from . import winograd as kernels
 from .base import Array, Ints, JitPlan, per_thread, read_only, round_up, sources
 from .costs import JIT, JitCosts
@@ -114,6 +115,8 @@ class WinogradPlan(JitPlan):
         p = self.problem
         lane = lanes(p.compute_dtype)
         exact = self.exact.pack(weight)
+        if not NumpySteps().transformable(weight, p.compute_dtype):
+            return PackedWeight(self.stamp, (None, exact.data), exact.nbytes)
         wide = np.asarray(weight, np.float64).reshape(p.out_channels, p.in_channels, *p.kernel)
         with np.errstate(all="ignore"):
             products = winograd.transformed(wide, self.tile, np, np.float64).transpose(0, 2, 1)
@@ -129,6 +132,9 @@ class WinogradPlan(JitPlan):
 
     def fill(self, x: Array, x_steps: Ints, y: Array, y_steps: Ints, data: Any, bias: Array) -> None:
         """As in the base."""
+        if data[0] is None:
+            self.exact.fill(x, x_steps, y, y_steps, data[1], bias)
+            return
         marks = np.zeros(self.parts * lanes(y.dtype.name), y.dtype)
         threads.launch(
             kernels.winograd_alone, kernels.winograd_team, self.parts,

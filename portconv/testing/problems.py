@@ -1,0 +1,436 @@
+"""Convolutions drawn from everything that portconv promises, from a seed and with NumPy alone; and smaller ones.
+
+The promise is a product: sizes, strides, paddings, modes, groups, dtypes, memory orders, values, engines, ways to call.
+A test that walks along one of its axes misses what two of them do together. `draw` takes a problem from all of them at
+once; `shrink` makes one that fails as small as it can be while it fails.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .values import KERNELS, VALUES
+
+__all__ = ["Problem", "Scope", "draw", "fits", "shrink"]
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+ORDERS = ("C", "F", "channels last", "flipped", "every second", "broadcast", "unaligned", "read-only", "swapped bytes",
+          "page end", "page start")  # fmt: skip
+CALLS = ("conv2d", "layer", "traced")
+INTEGERS = ("uint8", "int8", "uint16", "int32", "int64", "bool")
+SIZES = {"tiny": 2**8, "small": 2**13, "medium": 2**17, "large": 2**24}  # elements of the image, up to
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call, and what there is to know of it: sizes, arguments, dtypes, memory orders, values. No arrays.
+
+    `x_shape` is NCHW whatever the layout. `x_dtype` and `bias_dtype` are those of the weight, `dtype`, where they are
+    empty. `orders` are those of image, weight and bias. `call` is "conv2d", "layer" (a `Conv2d` that has seen another
+    size before) or "traced" (inside `jax.jit`, `mx.compile`, `torch.func`). `threads` 0 leaves their number alone.
+    `mistake` is the argument that an error must name. `repr` gives what differs from a plain call.
+    """
+
+    x_shape: Shape
+    weight_shape: Shape
+    arguments: dict[str, Any] = field(default_factory=dict)
+    engine: str = "auto"
+    accuracy: str = "normwise"
+    dtype: str = "float32"
+    x_dtype: str = ""
+    bias_dtype: str = ""
+    bias_shape: Shape | None = None
+    data: str = "normal"  # of the image; see values.py
+    kernel: str = "normal"  # of the weight
+    orders: tuple[str, str, str] = ("C", "C", "C")
+    call: str = "conv2d"
+    gradient: bool = False
+    threads: int = 0
+    seed: int = 0  # of the values
+    name: str = ""
+    slow: bool = False
+    mistake: str = ""
+    number: int = 0  # among the problems of `portconv check`
+
+    def __repr__(self) -> str:
+        some = [
+            f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[2:-1] if getattr(self, f.name) != _default(f)
+        ]
+        return f"Problem({', '.join([repr(self.x_shape), repr(self.weight_shape), *some])})"
+
+    def argument(self, name: str) -> Any:
+        """A keyword argument of the call, or its default."""
+        defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros", "layout": "NCHW"}
+        return self.arguments.get(name, defaults[name])
+
+    @property
+    def parts(self) -> tuple[int, int, int, int, int]:
+        """The weight's sizes as (G, O/G, I/G, kh, kw)."""
+        groups = self.argument("groups")
+        *rest, inputs, kh, kw = self.weight_shape
+        return groups, math.prod(rest) // groups, inputs, kh, kw
+
+    @property
+    def dtypes(self) -> tuple[str, str, str]:
+        """Of image, weight and bias."""
+        return self.x_dtype or self.dtype, self.dtype, self.bias_dtype or self.dtype
+
+    @property
+    def result_dtype(self) -> str:
+        """The dtype to which the floating ones among the arguments promote."""
+        present = [*self.dtypes[:2], *([self.dtypes[2]] if self.bias_shape is not None else [])]
+        floating = {name for name in present if "float" in name}
+        return "float64" if "float64" in floating else floating.pop() if len(floating) == 1 else "float32"
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """(N, O, oh, ow), whatever the layout; a size below 1 where the kernel does not fit."""
+        g, o, _, *kernel = self.parts
+        sizes = []
+        padding = self.argument("padding")
+        for axis in range(2):
+            size, k = self.x_shape[2 + axis], kernel[axis]
+            s, d = (_of_axis(self.argument(name), axis) for name in ("stride", "dilation"))
+            if padding == "same":
+                sizes.append(-(-size // s))
+                continue
+            total = 0 if padding == "valid" else sum(_both(_of_axis(padding, axis)))
+            sizes.append((size + total - d * (k - 1) - 1) // s + 1)
+        return self.x_shape[0], g * o, sizes[0], sizes[1]
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the direct sum."""
+        return math.prod(self.out_shape) * math.prod(self.parts[2:])
+
+    @property
+    def size_class(self) -> str:
+        """Of the image: "empty", "tiny", "small", "medium" or "large"."""
+        elements = math.prod(self.x_shape)
+        return next(name for name, most in {"empty": 0, **SIZES}.items() if elements <= most)
+
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of the call, engine and accuracy among them where they are not the defaults."""
+        named = {"engine": (self.engine, "auto"), "accuracy": (self.accuracy, "normwise")}
+        return {**self.arguments, **{name: value for name, (value, default) in named.items() if value != default}}
+
+
+def _of_axis(value: Any, axis: int) -> Any:
+    """That of rows or of columns, of an int or of two."""
+    return value if np.ndim(value) == 0 else value[axis]
+
+
+def _both(side: Any) -> tuple[int, int]:
+    """The padding before and after an axis."""
+    return (int(side), int(side)) if np.ndim(side) == 0 else (int(side[0]), int(side[1]))
+
+
+def _default(f: Any) -> Any:
+    return f.default_factory() if callable(f.default_factory) else f.default
+
+
+def fits(p: Problem) -> bool:
+    """Whether the call is one that must succeed: the kernel fits, and the padding suits its mode."""
+    if min(p.out_shape[2:]) < 1:
+        return False
+    padding, mode = p.argument("padding"), p.argument("padding_mode")
+    if mode in ("zeros", "replicate") or padding == "valid":
+        return True
+    kernel, spare = p.parts[3:], 1 if mode == "reflect" else 0
+    for axis in range(2):
+        if padding == "same":
+            s, d = (_of_axis(p.argument(name), axis) for name in ("stride", "dilation"))
+            total = (-(-p.x_shape[2 + axis] // s) - 1) * s + (kernel[axis] - 1) * d + 1 - p.x_shape[2 + axis]
+            side = max(total, 0) - max(total, 0) // 2
+        else:
+            side = max(_both(_of_axis(padding, axis)))
+        if side > p.x_shape[2 + axis] - spare:
+            return False
+    return True
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+class Scope(NamedTuple):
+    """What of the product a library has; how much it can do in a moment."""
+
+    dtypes: tuple[str, ...] = ("float16", "float32", "float64")
+    x_dtypes: tuple[str, ...] = INTEGERS
+    engines: tuple[str, ...] = ("gemm", "winograd", "fft", "direct")
+    orders: tuple[str, ...] = ORDERS
+    calls: tuple[str, ...] = ("conv2d", "layer")
+    gradients: bool = False
+    products: int = 2**26  # of one problem
+    elements: int = 2**23  # of an image or a result
+
+
+def draw(seed: int, number: int, scope: Scope = Scope()) -> Problem:  # noqa: B008  immutable
+    """The problem of this number, the same wherever it is drawn.
+
+    Parameters
+    ----------
+    seed, number
+        Not negative.
+    scope
+        What there is to draw from.
+
+    Examples
+    --------
+    >>> draw(0, 3) == draw(0, 3)
+    True
+    """
+    rng = np.random.default_rng([seed, number])
+    while True:
+        p = _drawn(_Chance(rng), scope)
+        if fits(p) and p.products <= scope.products and math.prod(p.out_shape) <= scope.elements:
+            return replace(p, seed=number)
+
+
+class _Chance:
+    """Draws from a generator."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def one_of(self, *values: Any) -> Any:
+        return values[int(self.rng.integers(len(values)))]
+
+    def under(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
+
+    def between(self, low: int, high: int) -> int:
+        """With both ends."""
+        return int(self.rng.integers(low, high + 1))
+
+    def log_between(self, low: int, high: int) -> int:
+        """Small numbers as often as large ones."""
+        return min(high, max(low, round(math.exp(self.rng.uniform(math.log(low), math.log(high + 1))))))
+
+    def pair(self, *values: int) -> tuple[int, int]:
+        first, second = int(self.one_of(*values)), int(self.one_of(*values))
+        return (first, first) if self.under(0.6) else (first, second)
+
+
+_TILED = ((3, 3), (3, 3), (3, 3), (5, 5), (1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1))  # kernels of Winograd's tiles
+
+
+_LONG = ((1, 9), (9, 1), (1, 21), (21, 1), (2, 13))
+
+
+def _drawn(chance: _Chance, scope: Scope) -> Problem:
+    one_of, under, _between = chance.one_of, chance.under, chance.between
+    engine = "auto" if under(0.4) else one_of(*scope.engines)
+    gradient = scope.gradients and under(0.3)
+    size_class = one_of(
+        *["tiny"] * 6, *["small"] * 9, *["medium"] * (0 if gradient else 4), *["large"] * (not gradient)
+    )
+    tiled = engine == "winograd" and under(0.9)
+    groups, outputs, inputs = _channels(chance, tiled, size_class)
+    kernel = one_of(*_TILED) if tiled else _kernel(chance, size_class)
+    stride = (1, 1) if tiled or under(0.5) else chance.pair(1, 2, 2, 3, 4, 7)
+    dilation = (1, 1) if tiled or under(0.6) else chance.pair(1, 2, 3, 5, 11)
+    halo = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    x_shape = _image(chance, groups * inputs, halo, size_class, scope)
+    arguments: dict[str, Any] = {"padding": _padding(chance, halo), "padding_mode": one_of("zeros", *MODES)}
+    arguments |= {"stride": stride, "dilation": dilation, "groups": groups}
+    arguments = {name: value for name, value in arguments.items() if value not in (0, 1, (1, 1), "zeros")}
+    if under(0.3):
+        arguments["layout"] = "NHWC"
+    weight_shape: Shape = (groups, outputs, inputs, *kernel)
+    if groups == 1 or under(0.5):
+        weight_shape = (groups * outputs, inputs, *kernel)
+    total = groups * outputs
+    dtypes = [name for name in ("float32", *scope.dtypes) if name in scope.dtypes]
+    dtype = one_of(*["float32"] * 4, *dtypes)
+    call = one_of(*scope.calls) if under(0.4) else "conv2d"
+    # an infinite weight over zero padding is either: no product, or NaN
+    padded = arguments.get("padding", 0) not in (0, "valid") and "padding_mode" not in arguments
+    return Problem(
+        x_shape,
+        weight_shape,
+        arguments,
+        engine,
+        "elementwise" if engine not in ("winograd", "fft") and under(0.25) else "normwise",
+        dtype,
+        one_of(*scope.x_dtypes) if scope.x_dtypes and under(0.15) else one_of(*dtypes) if under(0.1) else "",
+        one_of(*dtypes) if under(0.05) else "",
+        one_of(None, (total,), (1, total, 1, 1)),
+        "normal" if under(0.5) else one_of(*(v for v in VALUES if not (gradient and v == "overflow"))),
+        "normal" if under(0.5) else one_of(*(k for k in KERNELS if not ((padded or gradient) and k in ("nan", "inf")))),
+        (_order(chance, scope, 0.6), _order(chance, scope, 0.3), _order(chance, scope, 0.2)),
+        call,
+        gradient,
+        one_of(0, 1, 2),
+    )
+
+
+def _order(chance: _Chance, scope: Scope, share: float) -> str:
+    return str(chance.one_of(*scope.orders)) if chance.under(share) else "C"
+
+
+def _channels(chance: _Chance, tiled: bool, size_class: str) -> tuple[int, int, int]:
+    """Groups, and outputs and inputs of each."""
+    one_of = chance.one_of
+    if size_class == "large":  # photographs and feature maps of a few channels
+        if chance.under(0.3) and not tiled:
+            return one_of(2, 3, 4), one_of(1, 1, 2), 1
+        return 1, one_of(1, 1, 2, 3, 4), one_of(1, 1, 3, 3, 4, 5)
+    if tiled:
+        return 1, one_of(1, 3, 8, 16, 17, 40), one_of(1, 4, 5, 16, 33, 64, 100)
+    if chance.under(0.25):  # depthwise, with and without a multiplier
+        return one_of(2, 3, 8, 16, 17, 24, 32, 40), one_of(1, 1, 1, 2, 3), 1
+    groups = 1 if chance.under(0.7) else one_of(2, 3, 4, 8)
+    return groups, one_of(1, 2, 3, 4, 8, 16, 17, 32), one_of(1, 2, 3, 4, 7, 16, 32, 48)
+
+
+def _kernel(chance: _Chance, size_class: str) -> tuple[int, int]:
+    if chance.under(0.75):
+        return chance.pair(1, 2, 3, 3, 3, 4, 5, 7)
+    if chance.under(0.3):
+        return _LONG[chance.between(0, len(_LONG) - 1)]
+    return chance.pair(9, 11, 15, 21, 31) if size_class != "large" else chance.pair(9, 15, 31)
+
+
+def _padding(chance: _Chance, halo: list[int]) -> Any:
+    four = tuple(tuple(chance.between(0, 5) for _ in range(2)) for _ in range(2))
+    one_side = tuple(
+        (0, chance.between(0, h + 2)) if chance.under(0.5) else (chance.between(0, h + 2), 0) for h in halo
+    )
+    return chance.one_of(
+        0, 0, "same", "valid", chance.between(0, 3), (halo[0] // 2, halo[1] // 2), four, one_side,
+        (chance.between(0, halo[0] + 4), chance.between(0, halo[1] + 4)),
+    )  # fmt: skip
+
+
+def _image(chance: _Chance, channels: int, halo: list[int], size_class: str, scope: Scope) -> tuple[int, int, int, int]:
+    """(N, C, H, W). Larger images have about a power of two of elements, since engines change their ways there."""
+    batch = chance.one_of(1, 1, 1, 1, 2, 3, 5) if chance.under(0.97) else 0
+    if size_class == "tiny":
+        height, width = (chance.between(max(1, h - 4), h + 6) for h in halo)
+        return batch, channels, height, width
+    most = min(SIZES[size_class], scope.elements)
+    if size_class == "small":
+        height, width = (chance.between(max(1, h - 3), h + 34) for h in halo)
+        return batch, channels, height, width
+    batch = 1 if size_class == "large" else batch
+    highest = most.bit_length() - 1
+    exponent = chance.between(min(13 if size_class == "medium" else 17, highest), highest)
+    elements = min(2**exponent * chance.one_of(1, 1, 1.5), most)
+    area = max(elements / (max(batch, 1) * channels), 1)
+    width = round(math.sqrt(area) * chance.one_of(0.2, 0.6, 0.9, 1.0, 1.3, 3.0)) + chance.between(-2, 2)
+    width = min(max(width, 1), round(area))
+    height = max(1, round(area / width) + chance.between(-1, 1))
+    return batch, channels, height, width
+
+
+# --- shrinking --------------------------------------------------------------------------------------------------------
+
+
+def shrink(p: Problem, fails: Callable[[Problem], bool], seconds: float = 60.0) -> Problem:
+    """A problem that still fails and has as little in it as was found in so many seconds.
+
+    Parameters
+    ----------
+    p
+        A problem that fails.
+    fails
+        Whether another one does.
+    seconds
+        After which the search ends.
+
+    Examples
+    --------
+    >>> start = Problem((3, 8, 40, 50), (4, 8, 3, 3), {"padding": 1}, data="nan", orders=("F", "C", "C"))
+    >>> shrink(start, lambda p: p.x_shape[3] >= 7)
+    Problem((1, 1, 3, 7), (1, 1, 3, 3))
+    """
+    end = time.monotonic() + seconds
+    again = True
+    while again:
+        again = False
+        for simpler in _simpler(p):
+            if time.monotonic() > end:
+                return p
+            if fits(simpler) and simpler != p and fails(simpler):
+                p, again = simpler, True
+                break
+    return p
+
+
+def _simpler(p: Problem) -> Iterator[Problem]:
+    """Problems with one thing less in them, the large steps first."""
+    for name in ("call", "gradient", "threads", "accuracy", "bias_dtype", "x_dtype", "dtype", "data", "kernel"):
+        yield replace(p, **{name: _default(next(f for f in fields(p) if f.name == name))})
+    yield replace(p, bias_shape=None, bias_dtype="")
+    for place in range(3):
+        yield replace(p, orders=tuple("C" if n == place else order for n, order in enumerate(p.orders)))  # type: ignore[arg-type]
+    for name in p.arguments:
+        if name != "groups":
+            yield replace(p, arguments={key: value for key, value in p.arguments.items() if key != name})
+    yield from _smaller(p)
+
+
+def _smaller(p: Problem) -> Iterator[Problem]:
+    n, _, *size = p.x_shape
+    parts = p.parts
+    for new in (1, n // 2, n - 1):
+        if 0 < new < n:
+            yield replace(p, x_shape=(new, *p.x_shape[1:]))
+    for place, value in enumerate(parts[:3]):  # groups, outputs and inputs of each
+        for new in (1, value // 2, value - 1):
+            if 0 < new < value:
+                yield _with(p, (*parts[:place], new, *parts[place + 1 :]), size)
+    for axis in range(2):
+        for less in (size[axis] // 2, size[axis] // 8, 1):
+            if 0 < less < size[axis]:
+                yield _with(p, parts, [s - less * (a == axis) for a, s in enumerate(size)])
+        taps = parts[3 + axis]
+        for fewer in (1, taps // 2, taps - 1):
+            if 0 < fewer < taps:
+                yield _with(p, (*parts[: 3 + axis], fewer, *parts[4 + axis :]), size)
+    yield from _plainer(p)
+
+
+def _plainer(p: Problem) -> Iterator[Problem]:
+    """Smaller strides, dilations and paddings."""
+    for name in ("stride", "dilation", "padding"):
+        value = p.arguments.get(name)
+        if isinstance(value, tuple) and not np.ndim(value[0]):
+            for axis in range(2):
+                for new in (name != "padding", value[axis] // 2, value[axis] - 1):
+                    if (name != "padding") <= new < value[axis]:
+                        pair = tuple(int(new) if a == axis else v for a, v in enumerate(value))
+                        yield replace(p, arguments={**p.arguments, name: pair})
+        elif isinstance(value, tuple):
+            for place in range(4):
+                flat = [side for sides in value for side in sides]
+                for less in (0, flat[place] // 2, flat[place] - 1):
+                    if 0 <= less < flat[place]:
+                        a, b, c, d = (less if n == place else side for n, side in enumerate(flat))
+                        yield replace(p, arguments={**p.arguments, name: ((a, b), (c, d))})
+
+
+def _with(p: Problem, parts: tuple[int, ...], size: list[int]) -> Problem:
+    """The problem with other sizes of the weight, and of the image."""
+    groups, outputs, inputs, kh, kw = parts
+    weight: Shape = (groups, outputs, inputs, kh, kw)
+    if groups == 1 or len(p.weight_shape) == 4:
+        weight = (groups * outputs, inputs, kh, kw)
+    arguments = {name: value for name, value in p.arguments.items() if name != "groups"}
+    if groups > 1:
+        arguments["groups"] = groups
+    total = groups * outputs
+    bias = None if p.bias_shape is None else (total,) if len(p.bias_shape) == 1 else (1, total, 1, 1)
+    return replace(
+        p, x_shape=(p.x_shape[0], groups * inputs, *size), weight_shape=weight, bias_shape=bias, arguments=arguments
+    )
