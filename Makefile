@@ -4,13 +4,15 @@
 #   make demo IMAGE="my photo.jpg"     another one
 #   make readme                        the examples of README.md, with NumPy alone
 #   make test ARGS="-k padding -x"     arguments for pytest
+#   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
 #   make test PYTHON=python3.12        the Python that makes .venv (after `make clean`, if there is one already)
 
 VENV := .venv
 # The demo and the examples of the README must work without what only the tests install.
 VENV_DEMO := .venv-demo
 VENV_README := .venv-readme
-VENVS := $(VENV) $(VENV_DEMO) $(VENV_README)
+VENV_MUTANTS := .venv-mutants
+VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_MUTANTS)
 BIN := $(VENV)/bin
 # Within the rule of a file in a virtual environment: that environment's pip.
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
@@ -29,7 +31,7 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo readme test lint clean
+.PHONY: help demo readme test lint mutants clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -48,8 +50,13 @@ lint: $(VENV)/.lint
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+SAMPLE ?= 200
+SEED ?= 1
+mutants: $(VENV_MUTANTS)/.mutants
+	$(VENV_MUTANTS)/bin/python tests/mutants.py --sample $(SAMPLE) --seed $(SEED)
+
 clean:
-	rm -rf $(VENVS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
+	rm -rf $(VENVS) .mutants build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The files .venv*/.* are stamps: each says that an installation succeeded; a newer pyproject.toml repeats it.
@@ -65,6 +72,10 @@ $(VENV_README)/.readme: $(VENV_README)/.pip pyproject.toml README.md $(shell fin
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml
 	$(PIP) install --editable . --group test
+	@touch $@
+
+$(VENV_MUTANTS)/.mutants: $(VENV_MUTANTS)/.pip pyproject.toml
+	$(PIP) install --editable . --group mutants
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml
