@@ -1,14 +1,22 @@
-# make demo, make test and make lint set up .venv by themselves: Python >= 3.10 and make are all they need.
+# make demo, readme, test and lint set up what they need by themselves: Python >= 3.10 and make are all that must be there.
 #
 #   make demo                          the built-in photograph
 #   make demo IMAGE="my photo.jpg"     another one
+#   make readme                        the examples of README.md, with NumPy alone
 #   make test ARGS="-k padding -x"     arguments for pytest
 #   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file
+#   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
 #   make test PYTHON=python3.12        the Python that makes .venv (after `make clean`, if there is one already)
 
 VENV := .venv
+# The demo and the examples of the README must work without what only the tests install.
+VENV_DEMO := .venv-demo
+VENV_README := .venv-readme
+VENV_MUTANTS := .venv-mutants
+VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_MUTANTS)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Within the rule of a file in a virtual environment: that environment's pip.
+PIP = $(@D)/bin/python -m pip --disable-pip-version-check
 
 # The tests fail when one of these cannot be used here, where they would otherwise skip what they cannot run.
 PORTCONV_EXPECT_BACKENDS ?= numpy,mlx,torch,jax,array_api_strict
@@ -17,11 +25,12 @@ export PORTCONV_EXPECT_BACKENDS
 PORTCONV_EXPECT_JIT ?= 1
 export PORTCONV_EXPECT_JIT
 
-# Of `make fuzz`.
+# Of `make fuzz` and `make mutants`.
 SECONDS ?= 60
 BACKEND ?= numpy
 TIER ?= compiled
-SEED ?= 0
+SAMPLE ?= 200
+SEED ?= 1
 
 # Through the environment, so that the shell sees the path as one word, spaces and quotes included.
 export IMAGE
@@ -30,13 +39,16 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test fuzz lint clean
+.PHONY: help demo readme test fuzz lint mutants clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-demo: $(VENV)/.demo
-	$(BIN)/python examples/demo.py $${IMAGE:+"$$IMAGE"}
+demo: $(VENV_DEMO)/.demo
+	$(VENV_DEMO)/bin/python examples/demo.py $${IMAGE:+"$$IMAGE"}
+
+readme: $(VENV_README)/.readme
+	$(VENV_README)/bin/python tests/readme.py README.md
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -50,36 +62,48 @@ lint: $(VENV)/.lint
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+mutants: $(VENV_MUTANTS)/.mutants
+	$(VENV_MUTANTS)/bin/python tests/mutants.py --sample $(SAMPLE) --seed $(SEED)
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
+	rm -rf $(VENVS) .mutants build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The files .venv/.* are stamps: each says that an installation succeeded; a newer pyproject.toml repeats it.
+# The files .venv*/.* are stamps: each says that an installation succeeded; a newer pyproject.toml repeats it.
 
-$(VENV)/.demo: $(VENV)/.pip pyproject.toml
+$(VENV_DEMO)/.demo: $(VENV_DEMO)/.pip pyproject.toml
 	$(PIP) install --editable '.[mlx,demo]'
+	@touch $@
+
+# As a user installs it: what a wheel leaves out is missing here, too.
+$(VENV_README)/.readme: $(VENV_README)/.pip pyproject.toml README.md $(shell find portconv -name '*.py')
+	$(PIP) install .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml
 	$(PIP) install --editable . --group test
 	@touch $@
 
+$(VENV_MUTANTS)/.mutants: $(VENV_MUTANTS)/.pip pyproject.toml
+	$(PIP) install --editable . --group mutants
+	@touch $@
+
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml
 	$(PIP) install --editable . --group lint
 	@touch $@
 
-# pip knows --group from 25.1 on. A .venv that another tool made may have no pip.
-$(VENV)/.pip: $(BIN)/python
-	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+# pip knows --group from 25.1 on. An environment that another tool made may have no pip.
+$(VENVS:%=%/.pip): %/.pip: %/bin/python
+	@$(PIP) --version >/dev/null 2>&1 || $(@D)/bin/python -m ensurepip
 	$(PIP) install 'pip>=25.1'
 	@touch $@
 
 # The first Python that is recent enough and can make a virtual environment (Debian packs that separately).
-$(BIN)/python:
+$(VENVS:%=%/bin/python): %/bin/python:
 	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python); do \
 	    if "$$python" -c 'import sys; assert sys.version_info >= (3, 10); import ensurepip, venv' 2>/dev/null; then \
-	        echo "$$python -m venv $(VENV)"; \
-	        exec "$$python" -m venv $(VENV); \
+	        echo "$$python -m venv $*"; \
+	        exec "$$python" -m venv $*; \
 	    fi; \
 	done; \
 	echo "make: portconv needs Python 3.10 or newer with the venv module (Debian, Ubuntu: package python3-venv)." >&2; \

@@ -308,6 +308,9 @@ def run(arguments):
     x = np.asarray(photo).transpose(2, 0, 1)[None]  # (1, 3, height, width)
     filters = make_filters(height, width)
     names = usable_backends(x)
+    if not names:
+        print("demo.py: no back end is usable here", file=sys.stderr)
+        return False
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     console.print(f"{image_path or 'china.jpg'}: {width} x {height} pixels", markup=False, soft_wrap=True)

@@ -85,9 +85,10 @@ def conv2d(
         kernel that turns out to be separable (a Gaussian, a box) runs as two one-dimensional passes where that is
         faster.
     accuracy
-        With ``c = sum |x| |w|`` over the receptive field and ``eps`` of the dtype of the sums: ``"normwise"`` keeps
-        ``|error| <= 8 eps c + 24 eps max(c)``, the maximum over the image; ``"elementwise"`` keeps ``8 eps c`` at every
-        output and leaves out the engines that cannot.
+        With ``c = sum |x| |w|`` over the receptive field, ``C`` what it would be if every weight met the largest pixel
+        of its channel, and ``eps`` of the dtype of the sums: ``"normwise"`` keeps ``|error| <= 8 eps c + 24 eps C`` for
+        each image and output channel; ``"elementwise"`` keeps ``8 eps c`` at every output and leaves out the engines
+        that cannot.
     strategy
         ``"heuristic"`` picks the engine by estimates, ``"measure"`` by timing the candidates once on this machine, for
         this and later processes (see `portconv.wisdom`).

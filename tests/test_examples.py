@@ -74,6 +74,71 @@ def script(safetensors, monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def demo(script, monkeypatch, tmp_path):
+    """Runs the demo on a small image with the back ends of that name; gives its exit status and its stderr."""
+    Image = pytest.importorskip("PIL.Image")
+    file = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)).save(file)
+
+    def call(*names, change=lambda module: None):
+        monkeypatch.setattr(portconv, "available_backends", lambda: names)
+        return script("demo", file, "--output", tmp_path / "out.png", change=change)
+
+    return call
+
+
+def test_demo(demo, tmp_path):
+    assert demo("numpy") == (0, "")
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_demo_fails_with_a_filter_that_is_inaccurate_or_stops(demo):
+    """In one row of three: the others stay."""
+
+    def alter(answer):
+        def change(module):
+            measure = module.measure
+
+            def altered(name, *arguments):
+                row, result = measure(name, *arguments)
+                return (answer(row), result) if name == "sharpen" else (row, result)
+
+            module.measure = altered
+
+        return change
+
+    def inaccurate(row):
+        row.within_bound = False
+        return row
+
+    def stops(row):
+        raise RuntimeError("out of memory")
+
+    status, err = demo("numpy", change=alter(inaccurate))
+    assert status == 1 and "less accurate than promised" in err
+    status, err = demo("numpy", change=alter(stops))
+    assert status == 1 and "sharpen, numpy: RuntimeError: out of memory" in err
+
+
+def test_demo_fails_with_a_wrong_result(demo):
+    def change(module):
+        exact_result = module.exact_result
+        module.exact_result = lambda conv, x: (exact_result(conv, x)[0] + 1, exact_result(conv, x)[1])
+
+    assert demo("numpy", change=change)[0] == 1
+
+
+def test_demo_fails_where_no_back_end_is_usable(demo):
+    """A table without rows proves nothing."""
+
+    def change(module):
+        module.usable_backends = lambda x: []
+
+    status, err = demo("numpy", change=change)
+    assert status == 1 and "no back end" in err
+
+
 def table(out):
     """The rows of the table by back end, percentages as numbers."""
     rows = [re.fullmatch(r" *(\w+) +([\d.]+)% +([\d.]+)% +([\d,]+) *", line) for line in out.splitlines()]
