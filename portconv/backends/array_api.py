@@ -10,9 +10,9 @@ import copy
 import importlib
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
@@ -23,7 +23,7 @@ from ..cpu.bridge import host_candidates, host_plan
 from ..cpu.host import host_environment, processor, version
 from ..engines.costs import GENERIC
 from ..registry import library_of
-from ..shapes import AxisSource
+from ..shapes import AxisSource, meets
 from ..spec import Problem
 from ..steps import Block, Steps
 
@@ -129,10 +129,68 @@ def _name_of(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
+def _apart(p: Problem) -> bool:
+    """Whether the result is empty, or every output lies in padding with zeros."""
+    axes = zip(p.out_size, (p.height, p.width), p.kernel, p.stride, p.dilation, p.padding[::2], strict=True)
+    return 0 in p.out_shape or (p.padding_mode == "zeros" and not all(meets(*axis) for axis in axes))
+
+
+class _TorchWeight(NamedTuple):
+    packed: PackedWeight
+    weight: Any  # the user's, if its gradient is recorded
+
+
+@dataclass(frozen=True)
+class _TorchPlan(Plan):
+    """An engine whose gradients are summed in the dtype of the computation, and reach every argument.
+
+    Autograd adds in the dtype that an array has where it is used: an image of bfloat16 whose windows overlap, or whose
+    edge is copied, would collect one rounding error after the other. So what is differentiated is cast first, as a
+    whole; of all other images only the block at hand becomes float32.
+    """
+
+    inner: Plan = None  # type: ignore[assignment]
+    apart: bool = False  # whether the engine may leave an argument out of the arithmetic
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        recorded = _records(weight)
+        packed = self.inner.pack(self._wide(weight))
+        return replace(packed, data=_TorchWeight(packed, weight if recorded else None))
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        data: _TorchWeight = weight.data
+        y = self.inner.execute(self._wide(x), data.packed, bias)
+        if self.apart:
+            for argument in (x, data.weight, bias):
+                if argument is not None and _records(argument):
+                    y = y + argument[:0].sum().to(y.dtype)  # zero, whose gradient is zero everywhere
+        return y
+
+    def _wide(self, array: Any) -> Any:
+        known = array.is_floating_point() and _records(array)
+        return array.to(getattr(importlib.import_module("torch"), self.problem.compute_dtype)) if known else array
+
+
+def _records(x: Any) -> bool:
+    """Whether a gradient of the array may be recorded: by autograd, or somewhere in a nest of `torch.func`."""
+    torch = importlib.import_module("torch")
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    return bool(recorded or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
 class TorchBackend(ArrayApiBackend):
     """PyTorch."""
 
     namespace = "array_api_compat.torch"
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        inner = super().build(problem, engine)
+        return _TorchPlan(problem, engine, inner.workspace_bytes, inner=inner, apart=_apart(problem))
 
     def _new_device(self, name: str) -> Any:
         return self._xp.device(name)
