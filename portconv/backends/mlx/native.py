@@ -95,9 +95,13 @@ class NativePlan(Plan):
 
     @property
     def _work_dtype(self) -> str:
-        """MLX rounds half-precision results: what is added to them must be added in float32."""
+        """MLX rounds half-precision results: what is added to them must be added in float32.
+
+        So must the gradients of pixels that are copied in the border, and of strips, which overlap.
+        """
         p = self.problem
-        return p.compute_dtype if p.has_bias or self._in_parts else p.dtype
+        wide = p.has_bias or self._in_parts or p.padding_mode != "zeros" or self._strip[1] < p.out_size[0]
+        return p.compute_dtype if wide else p.dtype
 
     @property
     def _strip(self) -> tuple[int, int]:
