@@ -139,6 +139,12 @@ class Layer:
         o, i, g = self.out_channels, self.in_channels, self.groups
         return (o, i, *self.kernel_size) if g == 1 else (g, o // g, i // g, *self.kernel_size)
 
+    @property
+    def _weight_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes that a weight may have: its own, and with groups that of PyTorch and ONNX."""
+        o, i, g = self.out_channels, self.in_channels, self.groups
+        return [self._weight_shape] if g == 1 else [self._weight_shape, (o, i // g, *self.kernel_size)]
+
     def _initial_parameters(self, rng: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
         """New weight and bias, in float64; `rng` is a seed or a `numpy.random.Generator`."""
         try:

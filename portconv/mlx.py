@@ -52,7 +52,9 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
     Attributes
     ----------
     weight
-        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``.
+        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. A grouped weight that is assigned, or
+        set by `update`, in PyTorch's and ONNX's form ``(O, I/G, kh, kw)`` is brought into this one. (`load_weights`
+        refuses that form unless ``strict=False``.)
     bias
         ``(1, O, 1, 1)``; None without a bias, which is no parameter then.
 
@@ -125,6 +127,15 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         self._packs = _Packs()
         self._draw(rng, dtype_name(dtype))
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        # Assignments, `update` and `load_weights` all end here; the weight has one form, so that the states of
+        # optimizers and what `save_weights` writes have it, too.
+        # Unpickling comes here before the layer has its arguments; what was pickled had the right form.
+        known = key == "weight" and "_arguments" in self.__dict__
+        if known and isinstance(value, mx.array) and value.shape in self._weight_shapes[1:]:
+            value = value.reshape(self._weight_shape)
+        super().__setitem__(key, value)
+
     def reset_parameters(self, rng: Any = None) -> None:
         """Draw new initial weights, and set the bias to zero; `rng` is as for the layer itself."""
         self._draw(rng, _name(self.weight.dtype))
@@ -149,7 +160,8 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
             )
         weight, bias = self.weight, self.bias
         if isinstance(weight, mx.array) and weight.shape != self._weight_shape:
-            raise ValueError(f"`weight` must have shape {self._weight_shape}, but got {weight.shape}.")
+            shapes = " or ".join(str(shape) for shape in self._weight_shapes)
+            raise ValueError(f"`weight` must have shape {shapes}, but got {weight.shape}.")
         _, plan = plan_for(self._arguments.spec, x, weight, bias)
         if self.training and "weight" not in self._no_grad:
             self._packs.forget()

@@ -63,7 +63,8 @@ class Conv2d(Layer):
     ----------
     weight
         ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any
-        library, to change it. NumPy parameters are handed out read-only. Of other libraries' arrays only PyTorch's
+        library, to change it; grouped ones also in PyTorch's and ONNX's form ``(O, I/G, kh, kw)``. The module keeps its
+        dtype. NumPy parameters are handed out read-only. Of other libraries' arrays only PyTorch's
         can be changed in place, by what its version counter sees (not through ``.data``); assign to be sure.
     bias
         ``(1, O, 1, 1)`` or None.
@@ -138,7 +139,7 @@ class Conv2d(Layer):
 
     @weight.setter
     def weight(self, value: Any) -> None:
-        self._weight = self._parameter("weight", value, [self._weight_shape])
+        self._weight = self._parameter("weight", value, self._weight_shapes)
         self._forget_copies()
 
     @property
@@ -207,6 +208,9 @@ class Conv2d(Layer):
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take the parameters from a mapping of arrays of any library. When it fails, the module is as it was.
 
+        The module keeps its dtype, and takes the shapes that may be assigned: grouped weights also in the form
+        ``(O, I/G, kh, kw)`` that PyTorch and ONNX have.
+
         Raises
         ------
         TypeError
@@ -226,7 +230,7 @@ class Conv2d(Layer):
                 f"`state` must have exactly the keys {sorted(expected)}, but it lacks {missing} and has {unexpected} "
                 f"besides. With strict=False what is missing stays and what is unexpected is passed over."
             )
-        weight = self._parameter("weight", state["weight"], [self._weight_shape]) if "weight" in state else self._weight
+        weight = self._parameter("weight", state["weight"], self._weight_shapes) if "weight" in state else self._weight
         bias = self._checked_bias(state["bias"]) if "bias" in state and self._arguments.has_bias else self._bias
         self._weight, self._bias = weight, bias
         self._forget_copies()

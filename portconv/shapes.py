@@ -12,6 +12,7 @@ __all__ = [
     "axis_source",
     "dilated",
     "fft_operations",
+    "meets",
     "output_size",
     "ranges",
     "same_padding",
@@ -27,6 +28,15 @@ def dilated(kernel: int, dilation: int) -> int:
 def output_size(size: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> int:
     """`floor((size + before + after - dilation * (kernel - 1) - 1) / stride) + 1`; below 1 the kernel does not fit."""
     return (size + before + after - dilated(kernel, dilation)) // stride + 1
+
+
+def meets(outputs: int, size: int, kernel: int, stride: int, dilation: int, before: int) -> bool:
+    """Whether some output's kernel meets an element of the axis, not its padding alone."""
+    for k in range(kernel):
+        output = max(0, -((k * dilation - before) // stride))  # the first whose tap k is not before the axis
+        if output < outputs and output * stride - before + k * dilation < size:
+            return True
+    return False
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

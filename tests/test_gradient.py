@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,21 @@ def test_sums_over_many_positions(data, accuracy):
     found = gradients(x, weight, dy, padding=1, accuracy=accuracy)
     for got, exact in zip(found, reference_gradients(x, weight, dy, padding=1), strict=True):
         assert_close(got, exact, accuracy=accuracy)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 500, 1000), (1, 3, 250, 1000), (4001, 2, 1, 3)], ids=str)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_gradient_of_the_bias_in_float64(shape, layout):
+    """There is no wider dtype to sum it in; constant terms show what one sum after the other would lose."""
+    outputs = shape[1]
+    p = portconv.plan_conv2d(
+        shape if layout == "NCHW" else (*shape[:1], *shape[2:], outputs), (outputs, outputs, 1, 1),
+        layout=layout, dtype="float64",
+    ).problem  # fmt: skip
+    found = gradient.bias_gradient(p, np.full(p.out_shape, 0.1))
+    count = np.prod(shape) // outputs
+    assert found.shape == (outputs,)
+    assert np.abs(found - math.fsum(np.full(count, 0.1))).max() <= 8 * np.finfo(np.float64).eps * 0.1 * count
 
 
 def test_arguments_are_left_as_they_are():
@@ -172,6 +189,36 @@ def test_long_sums_on_mlx(mx, data):
     found = mx.vjp(lambda *arrays: portconv.conv2d(*arrays), arrays, [mx.array(dy)])[1]
     for got, exact in zip(found, reference_gradients(x, weight, dy), strict=True):
         assert_close(np.array(got), exact)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_gradient_of_the_bias_in_float64_on_mlx(mx, layout):
+    shape = (2, 1, 500, 700) if layout == "NCHW" else (2, 500, 700, 1)
+    dy, weight, bias = (mx.array(a, dtype=mx.float64) for a in (np.full(shape, 0.1), np.ones((1, 1, 1, 1)), [0.0]))
+    _, (found,) = mx.vjp(lambda b: portconv.conv2d(dy, weight, b, layout=layout), [bias], [dy])
+    exact = math.fsum(np.full(700_000, 0.1))
+    assert abs(found.item() - exact) <= 8 * np.finfo(np.float64).eps * exact
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("engine", ["native", "gemm", "winograd", "direct"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_gradients_are_rounded_once_on_mlx(mx, mode, engine, dtype):
+    """A pixel's gradient is a sum over its copies in the border, also in MLX's own operations and when compiled."""
+    kind = getattr(mx, dtype)
+    arrays = [mx.array(numbers(shape, n)).astype(kind) for n, shape in enumerate(((2, 4, 12, 11), (6, 4, 3, 3), (6,)))]
+    options = {"padding": 4, "padding_mode": mode}
+    dy = mx.array(numbers((2, 6, 18, 17), 3)).astype(kind)
+    exact = reference_gradients(*(np.array(a.astype(mx.float32)) for a in (*arrays[:2], dy)), **options)
+
+    def vjp(dy, *arrays):
+        return mx.vjp(lambda *a: portconv.conv2d(*a, **options, engine=engine), list(arrays), [dy])[1]
+
+    for given in (arrays, arrays[:2]):
+        for how in (vjp, mx.compile(vjp)):
+            for got, (value, c) in zip(how(dy, *given), exact, strict=False):
+                assert got.dtype == kind
+                assert_close(np.array(got.astype(mx.float32)), value, c, dtype=dtype)
 
 
 @pytest.mark.parametrize("options", [{"accuracy": "elementwise"}, {"dtype": "float64"}], ids=str)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import assert_close, check_backend, reference_conv2d
+from portconv.testing import assert_close, check_backend, reference_conv2d, reference_gradients
 
 
 def numbers(shape, seed=0, dtype="f4"):
@@ -202,6 +202,58 @@ def test_native_keeps_its_bound_or_is_not_offered(mx):
         if native.why_not is None:
             y = portconv.conv2d(mx.array(x), mx.array(weight), engine="native")
             assert_close(np.array(y), reference_conv2d(x, weight))
+
+
+def _problems_of_gradients(count):
+    """Random shapes, strides, dilations and groups, with padding that differs from side to side or is on one alone."""
+    rng = np.random.default_rng(7)
+    for _ in range(count):
+        groups = int(rng.integers(1, 5))
+        inputs, outputs = (groups * int(n) for n in rng.integers(1, 4, 2))
+        kernel = [(1, rng.integers(1, 6)), (rng.integers(1, 6), 1), (3, 3), rng.integers(1, 5, 2)][rng.integers(4)]
+        kernel, stride, dilation = (
+            tuple(int(n) for n in two) for two in (kernel, rng.integers(1, 7, 2), rng.integers(1, 3, 2))
+        )
+        rows, cols = (tuple(int(n) for n in two) for two in rng.integers(0, 8, (2, 2)))
+        padding = [(rows, cols), ((rows[0], 0), (0, cols[1])), ((0, rows[1]), (cols[0], 0)), ((0, 0), (0, 0))][
+            rng.integers(4)
+        ]
+        size = [
+            max(1, d * (k - 1) + 1 - sum(pad)) + int(more)
+            for k, d, pad, more in zip(kernel, dilation, padding, rng.integers(0, 9, 2), strict=True)
+        ]
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        yield (int(rng.integers(1, 3)), inputs, *size), (outputs, inputs // groups, *kernel), options
+
+
+def test_the_gradients_of_native(mx):
+    """They are MLX's own. Where they were seen to be wrong, the engine is not offered."""
+    refused = 0
+    for x_shape, weight_shape, options in _problems_of_gradients(300):
+        plan = portconv.plan_conv2d(x_shape, weight_shape, **options, backend="mlx")
+        (native,) = [c for c in plan.candidates if c.engine == "native"]
+        if native.why_not is not None:
+            assert "ends before the image begins" in native.why_not
+            refused += 1
+            continue
+        values = numbers(x_shape), numbers(weight_shape, 1), numbers(plan.output_shape, 2)
+        x, weight, dy = (mx.array(value) for value in values)
+        _, found = mx.vjp(lambda *a, o=options: portconv.conv2d(*a, **o, engine="native"), [x, weight], [dy])
+        for gradient, (exact, c) in zip(found, reference_gradients(*values, **options)[:2], strict=True):
+            assert_close(np.array(gradient), exact, c)
+    assert 1 <= refused <= 15
+
+
+def test_native_is_not_offered_where_its_gradient_has_another_shape(mx):
+    x_shape, weight_shape = (1, 4, 1, 4), (4, 2, 1, 2)
+    options = {"stride": (4, 2), "padding": ((3, 0), (3, 0)), "groups": 2}
+    with pytest.raises(portconv.UnsupportedError, match="the kernel ends before the image begins"):
+        portconv.plan_conv2d(x_shape, weight_shape, **options, backend="mlx", engine="native")
+    values = numbers(x_shape), numbers(weight_shape, 1), numbers((1, 4, 1, 3), 2)
+    x, weight, dy = (mx.array(value) for value in values)
+    _, found = mx.vjp(lambda *a: portconv.conv2d(*a, **options), [x, weight], [dy])
+    for gradient, (exact, c) in zip(found, reference_gradients(*values, **options)[:2], strict=True):
+        assert_close(np.array(gradient), exact, c)
 
 
 def test_native_unfolds_large_images_in_strips(mx, monkeypatch):

@@ -536,6 +536,27 @@ def test_checkpoint(mx, conv2d, nn):
         np.testing.assert_allclose(np.array(found[name]), np.array(expected[name]), rtol=1e-5, atol=1e-7)
 
 
+# --- weights of other frameworks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["assigned", "updated", "loaded"])
+def test_grouped_weights_of_pytorch(mx, conv2d, way):
+    layer, x = make(conv2d, mx, groups=2)
+    own, weight = layer.weight.shape, mx.array(np.array(layer.weight)[::-1].reshape(6, 2, 3, 3))
+    if way == "assigned":
+        layer.weight = weight
+    elif way == "updated":
+        layer.update({"weight": weight})
+    else:
+        layer.load_weights([("weight", weight)], strict=False)
+    assert layer.weight.shape == own
+    np.testing.assert_array_equal(np.array(layer.weight).reshape(weight.shape), np.array(weight))
+    check(layer, x, mx)
+    layer.weight = mx.ones((6, 4, 3, 3))  # not of two groups
+    with pytest.raises(ValueError, match=r"`weight` must have shape \(2, 3, 2, 3, 3\) or \(6, 2, 3, 3\)"):
+        layer(mx.array(x))
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 BAD = [

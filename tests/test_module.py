@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 import threading
 
@@ -216,6 +217,37 @@ def test_assignment_of_numpy_views(library, home, form):
     module.load_state_dict({"weight": view[::-1], "bias": np.ones(6, view.dtype)})
     np.testing.assert_array_equal(module.state_dict()["weight"], weight[::-1])
     np.testing.assert_array_equal(module.state_dict()["bias"], 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("channels", "groups"), [((4, 6), 2), ((6, 6), 6), ((4, 8), 4)])
+def test_grouped_weights_of_pytorch(backend, channels, groups, dtype):
+    inputs, outputs = channels
+    weight, bias = numbers((outputs, inputs // groups, 3, 2), 1), numbers((outputs,), 2)
+    x = numbers((2, inputs, 7, 8), 3)
+    module = Conv2d(inputs, outputs, (3, 2), groups=groups, dtype=dtype, padding=1)
+    own = module.weight.shape
+    module.weight = backend.array(weight)
+    expected = reference_conv2d(x, module.state_dict()["weight"], padding=1, groups=groups)
+    np.testing.assert_array_equal(module.state_dict()["weight"].reshape(weight.shape), weight.astype(dtype))
+    assert (module.weight.shape, module.weight.dtype.name) == (own, dtype)
+    assert_close(module(x), *expected, dtype="float32")
+    module.weight = np.zeros(own)
+    module.load_state_dict({"weight": backend.array(weight), "bias": backend.array(bias)})
+    np.testing.assert_array_equal(module.state_dict()["weight"].reshape(weight.shape), weight.astype(dtype))
+    assert (module.weight.shape, module.weight.dtype.name, module.bias.dtype.name) == (own, dtype, dtype)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (6, 4, 3, 3), (6, 2, 3, 2), (2, 6, 3, 3), (6, 2, 9), (1, 6, 2, 3, 3)])
+def test_grouped_weights_of_other_shapes_leave_the_module_untouched(shape):
+    module = Conv2d(4, 6, 3, groups=2, rng=1)
+    before = module(IMAGE)
+    message = r"`weight` must have shape \(2, 3, 2, 3, 3\) or \(6, 2, 3, 3\), but got " + re.escape(str(shape))
+    with pytest.raises(ValueError, match=message):
+        module.weight = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=message):
+        module.load_state_dict({"weight": np.ones(shape, np.float32), "bias": np.ones(6, np.float32)})
+    np.testing.assert_array_equal(module(IMAGE), before)
 
 
 BAD_WEIGHTS = {

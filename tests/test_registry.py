@@ -8,6 +8,7 @@ import itertools
 import shutil
 import sys
 import threading
+import warnings
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -431,6 +432,49 @@ def test_dask():
         assert isinstance(y, da.Array)
         assert y.dtype == np.float32
         testing.assert_close(y.compute(), expected)
+
+
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+@pytest.mark.parametrize("bad", ["image", "weight"])
+def test_dask_is_quiet_about_data_that_are_not_finite(engine, bad):
+    """Its tasks run in threads of their own, which know nothing of the caller's settings."""
+    da = pytest.importorskip("dask.array", reason="Dask is not installed")
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 4, 12, 10)).astype("f4"), rng.standard_normal((6, 4, 3, 3)).astype("f4")
+    spoiled = x[0, 1] if bad == "image" else weight[2, 1]
+    spoiled[1, 1], spoiled[1, 2], spoiled[2, 1] = np.nan, np.inf, -np.inf
+    expected, _ = testing.reference_conv2d(x, weight, padding=1)
+    for dtype in ("float32", "float16"):
+        scale = 1 if dtype == "float32" else 1e4  # results of float16 overflow besides
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            arrays = da.from_array(x.astype(dtype)), da.from_array((weight * scale).astype(dtype))
+            y = portconv.conv2d(*arrays, da.ones((6,), dtype=dtype), padding=1, engine=engine).compute()
+        assert np.isnan(y[np.isnan(expected)]).all()
+        assert np.isnan(y).any()
+
+
+def test_dask_warns_of_what_the_user_computes():
+    da = pytest.importorskip("dask.array", reason="Dask is not installed")
+    x = da.log(da.from_array(-X))
+    y = portconv.conv2d(x, da.from_array(WEIGHT), engine="gemm")
+    with pytest.warns(RuntimeWarning, match="invalid value encountered in log"):
+        y.compute()
+
+
+def test_dask_computes_nothing_before_it_is_asked():
+    da = pytest.importorskip("dask.array", reason="Dask is not installed")
+    computed = []
+
+    def seen(block):
+        computed.append(block.shape)
+        return block
+
+    x = da.from_array(X).map_blocks(seen, dtype="f4", meta=np.empty((0,) * 4, "f4"))
+    y = portconv.conv2d(x, da.from_array(WEIGHT), engine="gemm")
+    assert computed == []
+    y.compute()
+    assert computed == [X.shape]
 
 
 def test_dask_arrays_of_unknown_size():

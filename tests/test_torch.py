@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import assert_close, reference_conv2d
+from portconv.testing import assert_close, reference_conv2d, reference_gradients
 
 ENGINES = ("auto", "gemm", "winograd", "fft", "direct")
 
@@ -72,6 +72,113 @@ def test_gradcheck(torch, engine):
     arrays = [torch.tensor(numbers(s).astype("f8"), requires_grad=True) for s in ((1, 2, 5, 4), (2, 2, 3, 3), (2,))]
     stride = (1, 2) if engine != "winograd" else 1
     assert torch.autograd.gradcheck(lambda *a: portconv.conv2d(*a, stride=stride, padding=1, engine=engine), arrays)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_second_order(torch, engine):
+    generator = torch.Generator().manual_seed(0)
+    arrays = [
+        torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in ((1, 2, 4, 5), (2, 2, 3, 3), (2,))
+    ]
+    stride = (1, 2) if engine != "winograd" else 1
+
+    def convolve(*a):
+        return portconv.conv2d(*a, stride=stride, padding=1, padding_mode="replicate", engine=engine)
+
+    assert torch.autograd.gradgradcheck(convolve, arrays)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_gradients_are_rounded_once(torch, engine, dtype, padding_mode):
+    """Copies in the border, and windows that overlap, are many contributions to one pixel."""
+    values = [numbers(s, seed) for seed, s in enumerate(((2, 3, 9, 8), (4, 3, 3, 3), (4,)))]
+    arrays = [torch.tensor(v).to(getattr(torch, dtype)).requires_grad_() for v in values]
+    options = {"padding": (4, 5), "padding_mode": padding_mode}
+    y = portconv.conv2d(*arrays, **options, engine=engine)
+    dy = torch.tensor(numbers(tuple(y.shape), 5)).to(y.dtype)
+    found = torch.autograd.grad(y, arrays, dy)
+    exact = [a.detach().double().numpy() for a in (*arrays[:2], dy)]
+    for gradient, (expected, c) in zip(found, reference_gradients(*exact, **options), strict=True):
+        assert gradient.dtype == arrays[0].dtype
+        assert_close(gradient.double().numpy(), expected, c, dtype=dtype)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_transforms_of_functions(torch, engine):
+    """`torch.func` differentiates, too."""
+    shapes = ((1, 3, 6, 7), (2, 3, 3, 3), (2,))
+    arrays = [torch.tensor(numbers(shape, seed)).bfloat16() for seed, shape in enumerate(shapes)]
+    dy = torch.tensor(numbers((1, 2, 10, 13), 5)).bfloat16()
+    options = {"padding": (3, 4), "padding_mode": "replicate"}
+
+    def convolve(*a):
+        return portconv.conv2d(*a, **options, engine=engine)
+
+    def loss(*a):
+        return (convolve(*a).float() * dy).sum()
+
+    expected = reference_gradients(*(a.double().numpy() for a in (*arrays[:2], dy)), **options)
+    _, vjp = torch.func.vjp(convolve, *arrays)
+    for found in (vjp(dy), torch.func.grad(loss, argnums=(0, 1, 2))(*arrays)):
+        for gradient, (right, c) in zip(found, expected, strict=True):
+            assert gradient.dtype == torch.bfloat16
+            assert_close(gradient.double().numpy(), right, c, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch's own
+def test_forward_derivatives(torch, engine):
+    x, weight, bias = (torch.tensor(numbers(s).astype("f8")) for s in ((1, 3, 6, 7), (2, 3, 3, 3), (2,)))
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x.flip(-1))
+        y = forward_ad.unpack_dual(portconv.conv2d(dual, weight, bias, padding=1, engine=engine))
+    torch.testing.assert_close(y.primal, portconv.conv2d(x, weight, bias, padding=1))
+    torch.testing.assert_close(y.tangent, portconv.conv2d(x.flip(-1), weight, padding=1))
+
+
+def _apart_from_the_image():
+    yield "the padding alone", (1, 2, 3, 3), {"padding": 8, "stride": 20}
+    yield "between dilated taps", (1, 2, 2, 2), {"padding": ((5, 5), (5, 5)), "stride": 30, "dilation": (3, 4)}
+    yield "no image", (0, 2, 4, 4), {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", list(_apart_from_the_image()), ids=lambda case: case[0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_results_that_meet_no_pixel_keep_their_gradients(torch, engine, case, dtype, needs):
+    _, shape, options = case
+    kind = getattr(torch, dtype)
+    x, weight = torch.ones(shape, dtype=kind), torch.ones((3, 2, 3, 3), dtype=kind)
+    x.fill_(torch.nan)  # which reaches no output
+    needs(engine, x, weight, **options)
+    arrays = [x.requires_grad_(), weight.requires_grad_(), torch.ones(3, dtype=kind, requires_grad=True)]
+    for n, alone in enumerate(arrays):
+        others = [a if a is alone else a.detach() for a in arrays]
+        y = portconv.conv2d(*others, **options, engine=engine)
+        assert y.dtype == kind
+        assert y.isfinite().all()
+        (gradient,) = torch.autograd.grad(y.sum(), [alone])
+        expected = y[:, 0].numel() if n == 2 else 0
+        torch.testing.assert_close(gradient, torch.full_like(alone, expected))
+
+
+def test_a_photograph_becomes_float_in_blocks(torch, monkeypatch):
+    """What is not differentiated is never converted as a whole, however the weight is."""
+    plan = portconv.plan_conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3), engine="gemm").inner
+    engine, steps = type(plan), type(plan.steps)
+    images, blocks, execute, cast = [], [], engine.execute, steps.cast
+    monkeypatch.setattr(engine, "execute", lambda self, x, *args: images.append(x.dtype) or execute(self, x, *args))
+    monkeypatch.setattr(steps, "cast", lambda self, x, dtype: blocks.append(x.numel()) or cast(self, x, dtype))
+    for dtype in (torch.uint8, torch.bfloat16):
+        x = torch.ones(1, 1, 1000, 800, dtype=dtype)
+        weight = torch.ones(4, 1, 3, 3, dtype=dtype if dtype.is_floating_point else None, requires_grad=True)
+        assert portconv.conv2d(x, weight, engine="gemm").requires_grad
+        assert max(blocks) < x.numel()
+    assert images == [torch.uint8, torch.bfloat16]
 
 
 def test_training_a_parameter(torch):

@@ -1,28 +1,29 @@
 """Any library that follows the array API standard, by portconv's own engines.
 
-PyTorch, JAX, CuPy and Dask do some things in ways of their own.
-
-`array_api_compat` gives the namespaces of those that follow the standard nearly.
+PyTorch, JAX, CuPy and Dask do some things in ways of their own. `array_api_compat` gives the namespaces of those that
+follow the standard nearly.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
 
 from .. import engines
-from ..backend import ArrayInfo, Candidate, Plan
+from ..backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..cpu.bridge import host_candidates, host_plan
 from ..cpu.host import host_environment, processor, version
 from ..engines.costs import GENERIC
 from ..registry import library_of
-from ..shapes import AxisSource
+from ..shapes import AxisSource, meets
 from ..spec import Problem
 from ..steps import Block, Steps
 
@@ -128,10 +129,68 @@ def _name_of(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
+def _apart(p: Problem) -> bool:
+    """Whether the result is empty, or every output lies in padding with zeros."""
+    axes = zip(p.out_size, (p.height, p.width), p.kernel, p.stride, p.dilation, p.padding[::2], strict=True)
+    return 0 in p.out_shape or (p.padding_mode == "zeros" and not all(meets(*axis) for axis in axes))
+
+
+class _TorchWeight(NamedTuple):
+    packed: PackedWeight
+    weight: Any  # the user's, if its gradient is recorded
+
+
+@dataclass(frozen=True)
+class _TorchPlan(Plan):
+    """An engine whose gradients are summed in the dtype of the computation, and reach every argument.
+
+    Autograd adds in the dtype that an array has where it is used: an image of bfloat16 whose windows overlap, or whose
+    edge is copied, would collect one rounding error after the other. So what is differentiated is cast first, as a
+    whole; of all other images only the block at hand becomes float32.
+    """
+
+    inner: Plan = None  # type: ignore[assignment]
+    apart: bool = False  # whether the engine may leave an argument out of the arithmetic
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        recorded = _records(weight)
+        packed = self.inner.pack(self._wide(weight))
+        return replace(packed, data=_TorchWeight(packed, weight if recorded else None))
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        self.check_stamp(weight)
+        data: _TorchWeight = weight.data
+        y = self.inner.execute(self._wide(x), data.packed, bias)
+        if self.apart:
+            for argument in (x, data.weight, bias):
+                if argument is not None and _records(argument):
+                    y = y + argument[:0].sum().to(y.dtype)  # zero, whose gradient is zero everywhere
+        return y
+
+    def _wide(self, array: Any) -> Any:
+        known = array.is_floating_point() and _records(array)
+        return array.to(getattr(importlib.import_module("torch"), self.problem.compute_dtype)) if known else array
+
+
+def _records(x: Any) -> bool:
+    """Whether a gradient of the array may be recorded: by autograd, or somewhere in a nest of `torch.func`."""
+    torch = importlib.import_module("torch")
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    return bool(recorded or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
 class TorchBackend(ArrayApiBackend):
     """PyTorch."""
 
     namespace = "array_api_compat.torch"
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        inner = super().build(problem, engine)
+        return _TorchPlan(problem, engine, inner.workspace_bytes, inner=inner, apart=_apart(problem))
 
     def _new_device(self, name: str) -> Any:
         return self._xp.device(name)
@@ -262,6 +321,69 @@ class CupyBackend(ArrayApiBackend):
         return {"cupy": version("cupy"), "gpu": properties["name"].decode()}
 
 
+# --- Dask: graphs of NumPy's operations, which warn of nothing when they run ------------------------------------------
+#
+# Dask runs its tasks later and in threads of its own, where no setting of the caller's holds. So each array enters an
+# engine by a layer of its own, and whatever the engine has put between those layers and its result is made quiet: each
+# task sets `numpy.errstate` for itself. The user's own tasks stay as they are.
+
+ENTRY = "portconv-entry-"  # begins the names of the layers by which arrays enter an engine
+
+
+@dataclass(frozen=True)
+class _Quiet:
+    """A task's function without NumPy's warnings."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return self.function(*args, **kwargs)
+
+
+def _unchanged(x: Any) -> Any:
+    return x
+
+
+def _entered(x: Any) -> Any:
+    """The array, behind a layer at which `_quietened` stops."""
+    return x.map_blocks(_unchanged, name=ENTRY + x.name, dtype=x.dtype, meta=x._meta)
+
+
+def _quietened(y: Any) -> Any:
+    """The array, with every task quiet that was put between it and what entered."""
+    graph = y.dask
+    layers, names, seen = dict(graph.layers), list(y.__dask_layers__()), set()
+    while names:
+        name = names.pop()
+        if name not in seen and not name.startswith(ENTRY):
+            seen.add(name)
+            layers[name] = _quiet_layer(layers[name])
+            names.extend(graph.dependencies[name])
+    return type(y)(type(graph)(layers, graph.dependencies), y.name, y.chunks, meta=y._meta)
+
+
+def _quiet_layer(layer: Any) -> Any:
+    if hasattr(layer, "task"):  # Blockwise, whose tasks are all made of this one
+        quiet = copy.copy(layer)
+        quiet.task = _quiet_task(layer.task)
+        quiet.__dict__.pop("_cached_dict", None)  # tasks that it may have made already
+        return quiet
+    if not hasattr(layer, "mapping"):  # it only moves data: those that are not written down as tasks
+        return layer
+    return type(layer)({key: _quiet_task(task) for key, task in layer.mapping.items()}, layer.annotations)
+
+
+def _quiet_task(task: Any) -> Any:
+    if isinstance(task, tuple) and task and callable(task[0]):  # the older form of a task
+        return _Quiet(task[0]), *task[1:]
+    if not callable(getattr(task, "func", None)):
+        return task  # the name of another one, or data
+    quiet = task.copy()
+    quiet.func = _Quiet(task.func)
+    return quiet
+
+
 class _DaskSteps(_QuietSteps):
     """Windows of one chunk: Dask transforms no axis that is cut into several."""
 
@@ -274,12 +396,36 @@ class _DaskSteps(_QuietSteps):
     def dtype(self, name: str) -> Any:
         return np.dtype(name)
 
+    def all_finite(self, x: Any) -> bool:
+        return bool(_quietened(self.xp.isfinite(self.xp.sum(x))))
+
+
+@dataclass(frozen=True)
+class _DaskPlan(Plan):
+    """An engine whose tasks are quiet."""
+
+    inner: Plan = None  # type: ignore[assignment]
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return self.inner.pack(_entered(weight))
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        return _quietened(self.inner.execute(_entered(x), weight, None if bias is None else _entered(bias)))
+
 
 class DaskBackend(ArrayApiBackend):
     """Dask. Its arrays could be assigned to, but every assignment rewrites the graph of the whole array."""
 
     namespace = "array_api_compat.dask.array"
     writable = False
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        inner = super().build(problem, engine)
+        return _DaskPlan(problem, engine, inner.workspace_bytes, inner=inner)
 
     def _dtype(self, name: str) -> Any:
         return np.dtype(name)

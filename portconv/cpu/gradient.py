@@ -23,7 +23,7 @@ from ..spec import Problem
 from ..steps import accumulate
 from .bridge import host_candidates, numpy_plan, numpy_steps
 
-__all__ = ["bias_gradient", "image_gradient", "weight_gradient"]
+__all__ = ["bias_gradient", "image_gradient", "in_pairs", "weight_gradient"]
 
 Array = np.ndarray[Any, Any]
 
@@ -168,4 +168,19 @@ def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
 def bias_gradient(p: Problem, dy: Array) -> Array:
     """Of ``sum(dy * y)`` with respect to the bias, (O,) in the problem's dtype."""
     axes = (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2)
-    return np.asarray(dy.sum(axis=axes, dtype=np.float64).astype(p.dtype))
+    if p.dtype != "float64":  # the rounding errors of the wider sum do not show
+        return np.asarray(dy.sum(axis=axes, dtype=np.float64).astype(p.dtype))
+    if p.batch == 0:
+        return np.zeros(p.out_channels, p.dtype)
+    images = dy.transpose(0, 2, 3, 1) if p.layout == "NCHW" else dy
+    return np.asarray(accumulate(in_pairs(image.reshape(-1, p.out_channels)) for image in images))
+
+
+def in_pairs(terms: Any) -> Any:
+    """Sum along the first axis of an array of any library, in pairs: one after the other, errors would add up."""
+    rest: list[Any] = []
+    while (half := terms.shape[0] // 2) > 0:
+        if terms.shape[0] % 2:
+            rest.append(terms[-1])
+        terms = terms[:half] + terms[half : 2 * half]
+    return sum(reversed(rest), terms[0])

@@ -20,6 +20,7 @@ from ...backend import EnginePlan, PackedWeight, Plan
 from ...cpu import gradient
 from ...cpu.bridge import bridged
 from ...cpu.threads import ALIGNMENT
+from ...layout import NHWC_FROM_NCHW
 from ...spec import Problem
 from .arrays import check_tracing, dtype_named
 from .native import MAX_ELEMENTS, elements
@@ -120,8 +121,12 @@ class BridgePlan(Plan):
         found = [self._image_gradient(weight, dy).astype(x.dtype) if exact else mx.zeros_like(x)]
         found.append(self._weight_gradient(x, dy, weight))
         for b in bias:
-            axes = (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2)
-            total = mx.sum(dy.astype(mx.float64), axes)  # MLX's CPU build adds one term after the other
+            # MLX's CPU build adds one term after the other: in float64, or else in pairs
+            if p.dtype == "float64" and p.batch:
+                images = mx.transpose(dy, NHWC_FROM_NCHW) if p.layout == "NCHW" else dy
+                total = gradient.in_pairs(images.reshape(-1, p.out_channels))
+            else:
+                total = mx.sum(dy.astype(mx.float64), (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2))
             found.append(total.astype(b.dtype).reshape(b.shape))
         return tuple(found)
 

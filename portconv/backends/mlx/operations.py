@@ -6,12 +6,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from ... import engines
 from ...backend import Candidate, PackedWeight, Plan
 from ...engines.costs import Costs
 from ...errors import UnsupportedError
 from ...spec import Problem
-from .arrays import STEPS, check_tracing
+from .arrays import STEPS, check_tracing, dtype_named
 from .native import MAX_ELEMENTS, TF32, TOO_LARGE, NativePlan, elements, may_use_tf32, native_candidate
 
 __all__ = ["GPU_COSTS", "OpsPlan", "Weight", "execute_traced", "gpu_candidates", "traced_plan", "with_original"]
@@ -90,14 +92,14 @@ class OpsPlan(Plan):
         return ("mlx operations", self.inner.stamp)
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        return with_original(self.stamp, weight, lambda: self.inner.pack(weight))
+        return with_original(self.stamp, weight, lambda: self.inner.pack(_wide(weight, self.problem)))
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
         data: Weight = weight.data
         if data.packed is not None:
             try:
-                return self.inner.execute(x, data.packed, bias)
+                return self.inner.execute(_wide(x, self.problem), data.packed, bias)
             except ValueError as error:
                 check_tracing(error)
         return execute_traced(self.traced, x, data.weight, bias)
@@ -110,4 +112,9 @@ def execute_traced(plan: Plan | None, x: Any, weight: Any, bias: Any) -> Any:
             f"`weight` has more than {MAX_TRACED_TAPS} taps, too many for mx.compile and mx.vmap, where the fft "
             f"engine cannot look at values. Convolve outside of them."
         )
-    return plan.execute(x, plan.pack(weight), bias)
+    return plan.execute(_wide(x, plan.problem), plan.pack(_wide(weight, plan.problem)), bias)
+
+
+def _wide(array: Any, p: Problem) -> Any:
+    """The array in the dtype of the computation, if it may be differentiated: gradients are summed where it is used."""
+    return array.astype(dtype_named(p.compute_dtype)) if mx.issubdtype(array.dtype, mx.floating) else array
