@@ -53,7 +53,7 @@ def ranges(total: int, step: int, first: int = 0) -> list[slice]:
 class AxisSource(NamedTuple):
     """Where the elements of a window along one axis come from: `lead`, then `x[inner]`, then `trail`.
 
-    `lead` and `trail` list source indices; `None` there stands for a zero.
+    `lead` and `trail` list source indices; `None` there stands for a zero. `inner` may have a step.
     """
 
     lead: tuple[int | None, ...]
@@ -61,13 +61,24 @@ class AxisSource(NamedTuple):
     trail: tuple[int | None, ...]
 
 
-@lru_cache(maxsize=4096)
-def axis_source(start: int, stop: int, size: int, before: int, after: int, mode: str) -> AxisSource:
-    """Sources of the window `[start, stop)` of an axis of `size` elements, padded by `before` and `after`.
+MAX_KEPT_PADDING = 1 << 12  # elements of a window's padding, above which its sources are not kept for the next call
 
-    Coordinates count from the first element of `x`, so padding has negative ones. A window may reach beyond the
-    padding, where an engine computes outputs that it throws away; any value serves there.
+
+def axis_source(part: slice, size: int, before: int, after: int, mode: str) -> AxisSource:
+    """Sources of the window `part`, every one or every n-th element, of an axis padded by `before` and `after`.
+
+    Coordinates count from the first of the `size` elements of `x`, so padding has negative ones. A window may reach
+    beyond the padding, where an engine computes outputs that it throws away; any value serves there.
     """
+    step = part.step or 1
+    outside = (min(part.stop, 0) - part.start) // step + (part.stop - max(part.start, size)) // step
+    found = _axis_source if outside <= MAX_KEPT_PADDING else _axis_source.__wrapped__
+    return found(part.start, part.stop, step, size, before, after, mode)
+
+
+@lru_cache(maxsize=4096)
+def _axis_source(start: int, stop: int, step: int, size: int, before: int, after: int, mode: str) -> AxisSource:
+    where = range(start, stop, step)
 
     def source(i: int) -> int | None:
         if mode == "zeros":
@@ -79,12 +90,19 @@ def axis_source(start: int, stop: int, size: int, before: int, after: int, mode:
             return i % size
         return -i if i < 0 else 2 * (size - 1) - i if i >= size else i  # reflect, the edge not repeated
 
-    first, last = min(max(start, 0), size), max(min(stop, size), 0)
-    if first >= last:  # wholly in the padding
-        return AxisSource(tuple(source(i) for i in range(start, stop)), slice(0, 0), ())
-    lead = tuple(source(i) for i in range(start, first))
-    trail = tuple(source(i) for i in range(last, stop))
-    return AxisSource(lead, slice(first, last), trail)
+    def sources(part: range) -> tuple[int | None, ...]:
+        # the padding of these modes has no limit
+        if mode == "zeros" or (mode == "replicate" and part and (part[-1] < 0 or part[0] >= size)):
+            return (source(part[0]),) * len(part) if part else ()
+        return tuple(source(i) for i in part)
+
+    first = min(max(-(start // step), 0), len(where))  # the first element at 0 or beyond
+    last = min(max(-((start - size) // step), first), len(where))  # the first one at `size` or beyond
+    if first == last:  # wholly in the padding, on one side of the image or, where it steps over that, on both
+        before_image, beyond = sources(where[:first]), sources(where[first:])
+        return AxisSource(before_image + beyond, slice(0, 0), ())
+    inner = slice(where[first], where[last - 1] + 1, None if step == 1 else step)
+    return AxisSource(sources(where[:first]), inner, sources(where[last:]))
 
 
 def _smooth(limit: int) -> Iterator[int]:

@@ -91,11 +91,12 @@ class Steps:
         """The part `block` of the padded image, in the dtype of the computation unless another is named.
 
         `x` is the whole image as (C, B, H, W). Rows and columns count from the first pixel: padding has negative ones.
+        Those of the block may have a step.
         """
         p = problem
         top, bottom, left, right = p.padding
-        rows = axis_source(block.rows.start, block.rows.stop, p.height, top, bottom, p.padding_mode)
-        cols = axis_source(block.cols.start, block.cols.stop, p.width, left, right, p.padding_mode)
+        rows = axis_source(block.rows, p.height, top, bottom, p.padding_mode)
+        cols = axis_source(block.cols, p.width, left, right, p.padding_mode)
         return self._pad(x, block, rows, cols, p.padding_mode, dtype or p.compute_dtype)
 
     def padded(self, x: Any, problem: Problem, dtype: str | None = None) -> Any:
@@ -289,7 +290,7 @@ def _needed(source: AxisSource) -> tuple[slice, AxisSource]:
     def moved(indices: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(None if i is None else i - first for i in indices)
 
-    inner = slice(source.inner.start - first, source.inner.stop - first)
+    inner = slice(source.inner.start - first, source.inner.stop - first, source.inner.step)
     if inner.start == inner.stop:
         inner = slice(0, 0)
     return slice(first, max(read) + 1), AxisSource(moved(source.lead), inner, moved(source.trail))

@@ -65,7 +65,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _tier(tier: dict[str, Any]) -> str:
     if tier["state"] != "on":
         return f"{tier['state']}: {tier['why']}" if "why" in tier else tier["state"]
-    return f"on, Numba {tier['numba']}; {tier['files']} kernels, {tier['mib']} MiB in {tier['cache']}"
+    kept = f"{tier['files']} kernels, {tier['mib']} MiB in {tier['cache']}" if tier["cache"] else "its code is not kept"
+    return f"on, Numba {tier['numba']}; {kept}"
 
 
 def _table(libraries: dict[str, Any]) -> Table:

@@ -115,7 +115,7 @@ def _fold(dx: Array, size: int, before: int, after: int, mode: str, axis: int) -
     """Add what copies in the border have gathered to the elements that they are copies of."""
     by_axis = np.moveaxis(dx, axis, 0)
     inner = by_axis[before : before + size]
-    source = axis_source(-before, size + after, size, before, after, mode)
+    source = axis_source(slice(-before, size + after), size, before, after, mode)
     for border, origins in ((by_axis[:before], source.lead), (by_axis[before + size :], source.trail)):
         for row, origin in zip(border, origins, strict=True):
             inner[origin] += row

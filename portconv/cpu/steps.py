@@ -45,7 +45,8 @@ class NumpySteps(Steps):
             whole = Block(slice(None), slice(None), block.rows, block.cols)
             padded: Array = super()._pad(x, whole, rows, cols, mode, dtype)
             return padded
-        height, width = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
+        inside = x[:, :, rows.inner, cols.inner]
+        height, width = above + inside.shape[2] + below, before + inside.shape[3] + after
         out = np.empty((*x.shape[:2], height, width), dtype)
         # only the border is cleared: clearing all of it first would write most elements twice
         out[:, :, :above] = 0
@@ -53,7 +54,7 @@ class NumpySteps(Steps):
         middle = out[:, :, above : height - below]
         middle[..., :before] = 0
         middle[..., width - after :] = 0
-        middle[..., before : width - after] = x[:, :, rows.inner, cols.inner]
+        middle[..., before : width - after] = inside
         return out
 
     def cast(self, x: Array, dtype: str) -> Array:

@@ -16,7 +16,7 @@ from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from .costs import Costs
-from .taps import group_window, halo, phase, phase_window, taps
+from .taps import group_window, halo, met, own_window, phase, phase_window, shared_window, taps
 
 __all__ = ["NAME", "DirectPlan", "Tiling", "candidate", "plan"]
 
@@ -35,16 +35,19 @@ class Tiling(NamedTuple):
     batch: int
     rows: int
     cols: int
+    apart: bool = False  # each tap has a window of its own
 
     def workspace_bytes(self, p: Problem) -> int:
         """Of one strip: its window with the halo, a product, and the partial sums."""
-        halo_rows, halo_cols = halo(p)
-        width = self.batch * (self.cols + halo_cols)
+        halo_cols = halo(p)[1]
         inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups
-        window = inputs * p.stride[0] * p.stride[1] * (self.rows + halo_rows + 1)
-        phases = window if p.stride != (1, 1) else 0  # copies: in the window they are not contiguous
         sums = outputs * self.rows * (2 + (inputs * p.kernel[0] * p.kernel[1]).bit_length())
-        return self.groups * width * (window + phases + sums) * p.itemsize
+        if self.apart:
+            window, halo_cols = inputs * self.rows * self.cols, 0
+        else:
+            # phases are copies: in the window they are not contiguous
+            window = inputs * shared_window(p, self.rows, self.cols) * (1 + (p.stride != (1, 1)))
+        return self.groups * self.batch * (window + (self.cols + halo_cols) * sums) * p.itemsize
 
 
 class Task(NamedTuple):
@@ -65,13 +68,17 @@ def tiling(p: Problem) -> Tiling:
     if groups == p.groups > 1 and p.batch <= 1 and p.flops > WORTH_SHARING:
         groups = -(-groups // 2)
     batch = min(max(p.batch, 1), max(room // (groups * rows * cols), 1)) if groups == p.groups else 1
-    found = Tiling(groups, batch, rows, cols)
+    found = largest = Tiling(groups, batch, rows, cols)
     while found.workspace_bytes(p) > MAX_STRIP_BYTES and max(found.rows, found.cols) > 1:
         # many sums, or the halo of a large dilation
         if found.cols > found.rows:
             found = found._replace(cols=-(-found.cols // 2))
         else:
             found = found._replace(rows=-(-found.rows // 2))
+    read = shared_window(p, found.rows, found.cols)
+    cut = found != largest or found.workspace_bytes(p) > MAX_STRIP_BYTES
+    if cut and read > 2 * p.kernel[0] * p.kernel[1] * found.rows * found.cols:
+        return largest._replace(apart=True)
     return found
 
 
@@ -84,7 +91,9 @@ def candidate(p: Problem, costs: Costs) -> Candidate:
     threads = min(costs.threads, max(tasks, 1))
     # passes over one image plane, a product and a sum for every tap; at stride 1 a CPU's step does both in one
     passes = (2.0 if p.stride == (1, 1) else 6.0) * terms * p.batch * p.out_channels
-    elements = oh * (ow + halo(p)[1])
+    elements = oh * (ow + (0 if t.apart else halo(p)[1]))
+    if t.apart:
+        passes *= 3.0  # every term is a copy
     seconds = passes * (elements * costs.element + costs.row) + tasks * (costs.task + terms * 2 * costs.call) / threads
     return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p))
 
@@ -101,7 +110,7 @@ def plan(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
         for rows in ranges(oh, t.rows)
         for cols in ranges(ow, t.cols)
     )
-    return DirectPlan(p, NAME, candidate(p, costs).workspace_bytes, steps=steps, tasks=tasks)
+    return DirectPlan(p, NAME, candidate(p, costs).workspace_bytes, steps=steps, tasks=tasks, apart=t.apart)
 
 
 class Passes(NamedTuple):
@@ -117,15 +126,16 @@ class DirectPlan(EnginePlan):
 
     steps: Steps = None  # type: ignore[assignment]
     tasks: tuple[Task, ...] = ()
+    apart: bool = False
 
     @property
     def stamp(self) -> Hashable:
-        return (NAME, self.steps.place, self.problem.weight_shape, self.problem.compute_dtype)
+        return (NAME, self.steps.place, self.problem.weight_shape, self.problem.compute_dtype, self.apart)
 
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p = self.steps, self.problem
         g, o, i, kh, kw = p.weight_shape
-        if i == 1 and p.stride == (1, 1) and kh * kw > kh + kw + 1 and not p.traced:
+        if i == 1 and p.stride == (1, 1) and kh * kw > kh + kw + 1 and not p.traced and not self.apart:
             kernels = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g * o, kh, kw))
             if (found := steps.factors(kernels)) is not None:
                 column, row = found
@@ -139,7 +149,7 @@ class DirectPlan(EnginePlan):
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
 
-        small = p.stride == (1, 1) and p.groups == p.in_channels == p.out_channels and self._whole()
+        small = not self.apart and p.stride == (1, 1) and p.groups == p.in_channels == p.out_channels and self._whole()
 
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
             images, rows, cols = (s.stop - s.start for s in task.block[1:])
@@ -148,7 +158,9 @@ class DirectPlan(EnginePlan):
                 if value is not None:
                     yield task.block, value
                     return
-            if p.stride == (1, 1):
+            if self.apart:
+                value = steps.sum_of_products(self._terms_apart(x, weight.data, task), "multiply")
+            elif p.stride == (1, 1):
                 value = self._correlation(x, weight, task)
             else:
                 value = steps.sum_of_products(self._terms(x, weight.data, task), "multiply")
@@ -181,6 +193,20 @@ class DirectPlan(EnginePlan):
         value = xp.reshape(value, (g * o, 1, *value.shape[2:]))
         value = steps.correlation(value, xp.reshape(row, (g * o, 1, *row.shape[2:])), (1, dw), w, h * w)
         return xp.reshape(value, (g, o, *value.shape[2:]))
+
+    def _terms_apart(self, x: Any, weight: Any, task: Task) -> Iterator[tuple[Any, Any]]:
+        """Factors of an array (g, o, B, rows * columns) for every tap of every input, each from a window of its own."""
+        p, steps, xp = self.problem, self.steps, self.steps.xp
+        size = p.in_channels // p.groups
+        images, h, w = (s.stop - s.start for s in task.block[1:])
+        kernel_rows, kernel_cols = met(p, task.block)
+        for row in range(kernel_rows.start, kernel_rows.stop):
+            for col in range(kernel_cols.start, kernel_cols.stop):
+                rows, cols = own_window(p, task.block, row, col)
+                window = group_window(x, task.groups, slice(0, size), task.block.batch, rows, cols, p, steps)
+                flat = xp.reshape(window, (*window.shape[:2], images, h * w))
+                for i in range(size):
+                    yield flat[:, None, i, ...], weight[task.groups, :, i, row, col, None, None]
 
     def _terms(self, x: Any, weight: Any, task: Task) -> Iterator[tuple[Any, Any]]:
         """Factors of an array (g, o, B, rows * columns) for every tap of every input; rows end with the halo's columns.

@@ -16,6 +16,7 @@ training of convolutional networks through FFTs", arXiv 1312.5851 (channels summ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +28,7 @@ from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from . import gemm
 from .costs import Costs
-from .taps import group_window, halo, phase, phase_window, taps
+from .taps import axis_phases, group_window, halo, phase, phase_window
 
 __all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
 
@@ -38,6 +39,7 @@ MAX_SPECTRUM_BYTES = (
     128 << 20
 )  # a packed weight beyond this is kept as it is and transformed part by part in every call
 MAX_TERMS = 128  # products summed in one go, as in gemm.py: the sum at frequency zero is as delicate as there
+MAX_WORKSPACE_BYTES = 1 << 30  # beyond which the engine is not offered, unless the arrays are large themselves
 TASK_BYTES = 4 << 20
 LIBRARY_BYTES = 1 << 20  # what a thread keeps from call to call, and what transforms need for themselves
 
@@ -76,7 +78,8 @@ class Task(NamedTuple):
 def _phases(p: Problem) -> tuple[tuple[Pair, ...], Pair]:
     """The phases of the stride that taps read, and the extent of the kernel within a phase."""
     rows, cols = halo(p)
-    return tuple(sorted({tap.phase for tap in taps(p.kernel, p.stride, p.dilation)})), (rows + 1, cols + 1)
+    of_rows, of_cols = (axis_phases(*axis) for axis in zip(p.kernel, p.stride, p.dilation, strict=True))
+    return tuple((a, b) for a in of_rows for b in of_cols), (rows + 1, cols + 1)
 
 
 def _sizes(kernel: int, outputs: int) -> list[int]:
@@ -191,7 +194,27 @@ def candidate(problem: Problem, costs: Costs, workspace_bytes: int) -> Candidate
             NAME, why_not="while tracing it cannot see, and keep in its place, an input that is not finite"
         )
     t = tiling(problem, costs, workspace_bytes)
+    if (needed := _needed_bytes(problem, t)) > _budget(problem):
+        return Candidate(NAME, why_not=f"its transforms would take {needed >> 20} MiB of scratch memory")
     return Candidate(NAME, _seconds(problem, t, costs), t.workspace_bytes, note=f"tiles {t.size[0]}x{t.size[1]}")
+
+
+def _needed_bytes(p: Problem, t: Tiling) -> int:
+    """The workspace, with the copies that a stride and a dilation take: a window of all phases, a kernel with zeros."""
+    (bh, bw), (sh, sw) = t.size, p.stride
+    window = bh * bw * sh * sw * t.groups * t.inputs * t.batch * t.tiles
+    (kh, kw), (dh, dw) = p.kernel, p.dilation
+    weights = p.out_channels * (p.in_channels // p.groups) if t.transformed else t.groups * t.outputs * t.inputs
+    stuffed = weights * (dilated(kh, dh) + sh) * (dilated(kw, dw) + sw)
+    strided, apart = p.stride != (1, 1), p.dilation != (1, 1)
+    return t.workspace_bytes + p.itemsize * (window * strided + stuffed * (strided or apart))
+
+
+def _budget(p: Problem) -> int:
+    """What may be used: a gigabyte, or many times what the arrays themselves take where these are large."""
+    weight = p.out_channels * (p.in_channels // p.groups) * p.kernel[0] * p.kernel[1]
+    arrays = p.batch * p.in_channels * p.height * p.width + weight + math.prod(p.out_shape)
+    return max(MAX_WORKSPACE_BYTES, 16 * p.itemsize * arrays)
 
 
 def plan(problem: Problem, steps: Steps, costs: Costs) -> FftPlan:

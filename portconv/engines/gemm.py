@@ -26,7 +26,7 @@ from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from .costs import Costs
-from .taps import Tap, group_window, halo, input_block, met, phase, phase_window, regions, taps
+from .taps import Tap, group_window, halo, input_block, met, own_window, phase, phase_window, regions, taps
 
 __all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "plan", "values"]
 
@@ -51,6 +51,7 @@ class Tiling:
     channels: int  # input channels per group that a window holds at a time
     stacked: int  # taps that one product serves
     workspace_bytes: int
+    apart: bool = False  # each tap has a window of its own
 
     def tasks(self, problem: Problem) -> tuple[Block, ...]:
         """The blocks of the result."""
@@ -98,9 +99,13 @@ def tiling(problem: Problem, block_bytes: int) -> Tiling:
     window = (rows + halo_rows + 1) * row_bytes
     if window * needed > MAX_WINDOW_BYTES:
         stacked, operand = 1, p.in_channels
+    apart = window > MAX_WINDOW_BYTES and n_taps > 1
+    if apart:
+        form, halo_cols = "gather", 0
+        window = batch * rows * cols * p.itemsize * p.groups
     channels = group_inputs if stacked > 1 else _even(group_inputs, max(MAX_WINDOW_BYTES // window, 1))
     results = batch * rows * (cols + halo_cols) * p.itemsize * (operand * (form == "gather") + 2 * p.out_channels)
-    return Tiling(form, batch, rows, cols, channels, stacked, window * channels + results)
+    return Tiling(form, batch, rows, cols, channels, stacked, window * channels + results, apart)
 
 
 def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
@@ -209,18 +214,24 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
     i0, j0 = kernel_rows.start, kernel_cols.start
     every = taps((kernel_rows.stop - i0, kernel_cols.stop - j0), p.stride, p.dilation)
     for chunk in ranges(group_inputs, t.channels):
-        needed = input_block(p, block, chunk, kernel_rows, kernel_cols)
         groups = slice(0, p.groups)
-        window = group_window(x, groups, chunk, needed.batch, needed.rows, needed.cols, p, steps)
-        parts = {tap.phase: phase(window, p.stride, tap.phase) for tap in every}
+        parts = {}
+        if not t.apart:
+            needed = input_block(p, block, chunk, kernel_rows, kernel_cols)
+            window = group_window(x, groups, chunk, needed.batch, needed.rows, needed.cols, p, steps)
+            parts = {tap.phase: phase(window, p.stride, tap.phase) for tap in every}
         if p.stride != (1, 1) and t.stacked > 1:  # a strided run is copied once here, not once for every tap
             parts = {which: steps.contiguous(part) for which, part in parts.items()}
         for some in ranges(len(every), t.stacked):
-            views = [_shift(parts[tap.phase], tap, h, w) for tap in every[some]]
+            i, j = divmod(some.start, kernel_cols.stop - j0)
+            if t.apart:
+                own = own_window(p, block, i0 + i, j0 + j)
+                views = [group_window(x, groups, chunk, block.batch, *own, p, steps)]
+            else:
+                views = [_shift(parts[tap.phase], tap, h, w) for tap in every[some]]
             stack = views[0] if len(views) == 1 else steps.stack(views)
             terms = len(views) * (chunk.stop - chunk.start)
             stack = xp.reshape(stack, (p.groups, terms, b * h * w))
-            i, j = divmod(some.start, kernel_cols.stop - j0)
             first = ((i0 + i) * p.kernel[1] + j0 + j) * group_inputs + chunk.start
             for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
                 yield weight[:, :, first + part.start : first + part.stop], stack[:, part, :]

@@ -7,6 +7,7 @@ whatever the stride.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,10 +16,25 @@ from ..shapes import dilated
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 
-__all__ = ["Region", "Tap", "group_window", "halo", "input_block", "met", "phase", "phase_window", "regions", "taps"]
+__all__ = [
+    "Region",
+    "Tap",
+    "axis_phases",
+    "group_window",
+    "halo",
+    "input_block",
+    "met",
+    "own_window",
+    "phase",
+    "phase_window",
+    "regions",
+    "shared_window",
+    "taps",
+]
 
 MIN_REGION = 6  # rows or columns
 MIN_SAVING = 0.1  # of the products
+MAX_KEPT_TAPS = 512  # of a kernel whose taps are kept for the next call
 
 
 class Tap(NamedTuple):
@@ -104,9 +120,14 @@ def met(problem: Problem, block: Block) -> tuple[slice, slice]:
     )
 
 
-@lru_cache(maxsize=512)
 def taps(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Tap, ...]:
     """The taps of a kernel in the order of its elements."""
+    # a kernel as large as an image has a million of them, some 200 MiB
+    return (_taps if kernel[0] * kernel[1] <= MAX_KEPT_TAPS else _taps.__wrapped__)(kernel, stride, dilation)
+
+
+@lru_cache(maxsize=128)
+def _taps(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Tap, ...]:
     found = []
     for i in range(kernel[0]):
         for j in range(kernel[1]):
@@ -124,8 +145,37 @@ def phase(window: Any, stride: Pair, which: Pair) -> Any:
 
 def halo(problem: Problem) -> Pair:
     """Rows and columns of a phase that the taps reach beyond a block."""
-    every = taps(problem.kernel, problem.stride, problem.dilation)
-    return max(tap.row for tap in every), max(tap.col for tap in every)
+    (kh, kw), (sh, sw), (dh, dw) = problem.kernel, problem.stride, problem.dilation
+    return (kh - 1) * dh // sh, (kw - 1) * dw // sw
+
+
+def axis_phases(kernel: int, stride: int, dilation: int) -> list[int]:
+    """The phases of an axis that its taps read, in order."""
+    apart = math.gcd(stride, dilation)  # of the phases
+    if kernel >= stride // apart:
+        return list(range(0, stride, apart))
+    return sorted(k * dilation % stride for k in range(kernel))
+
+
+def shared_window(problem: Problem, rows: int, cols: int) -> int:
+    """Elements per channel and image of one window for all taps: `rows` x `cols` of every phase, with the halo."""
+    halo_rows, halo_cols = halo(problem)
+    return (rows + halo_rows + 1) * (cols + halo_cols) * problem.stride[0] * problem.stride[1]
+
+
+def own_window(problem: Problem, block: Block, row: int, col: int) -> tuple[slice, slice]:
+    """The rows and columns of the padded image that one tap (kernel row, kernel column) reads for the outputs `block`.
+
+    They are as many as the outputs. The window that all taps share has what lies between them, too: for a stride or a
+    dilation far beyond the kernel that is nearly everything, and terabytes for a million.
+    """
+    parts = []
+    for part, tap, s, d, before in zip(
+        block[2:], (row, col), problem.stride, problem.dilation, problem.padding[::2], strict=True
+    ):
+        first = part.start * s + tap * d - before
+        parts.append(slice(first, first + (part.stop - part.start - 1) * s + 1, s))
+    return parts[0], parts[1]
 
 
 def phase_window(problem: Problem, block: Block, rows: int, cols: int) -> tuple[slice, slice]:

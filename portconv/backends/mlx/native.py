@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Hashable, Iterator
@@ -30,6 +31,7 @@ MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
 # MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
 CPU_MAX_TERMS = 192
 # It also unfolds the image as a whole, and an allocation that fails ends the process: large images go in strips.
+MAX_PADDED = 2**28  # elements of the padded images, unless most of them are the images themselves
 CPU_MAX_UNFOLDED = 2**26  # elements
 CPU_FLOP, GPU_FLOP = 4.6e-10, 2e-13  # seconds; that of a GPU is a guess, see operations.py
 TOO_LARGE = "beyond 2**31 - 1 elements MLX's indices overflow; split the batch"
@@ -47,6 +49,8 @@ def native_candidate(p: Problem) -> Candidate:
         why_not = TOO_LARGE
     elif _ends_before_the_image(p):
         why_not = "MLX gives its weight a gradient of another shape where the kernel ends before the image begins"
+    elif elements(p)[0] > max(MAX_PADDED, 16 * math.prod(p.x_shape)):
+        why_not = f"MLX would pad the image to {elements(p)[0] * p.itemsize >> 20} MiB"
     elif p.device != "cpu" and p.kernel[0] * p.kernel[1] > MAX_GPU_TAPS:
         why_not = f"MLX's GPU kernels were seen to be wrong with more than {MAX_GPU_TAPS} taps"
     elif p.device != "cpu" and p.groups > 1 and p.stride != (1, 1) and _version() < (0, 32):

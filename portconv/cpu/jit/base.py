@@ -73,7 +73,7 @@ def sources(p: Problem) -> tuple[Array, Array]:
 
 
 def _axis_sources(size: int, before: int, after: int, mode: str) -> Array:
-    source = axis_source(-before, size + after, size, before, after, mode)
+    source = axis_source(slice(-before, size + after), size, before, after, mode)
     lead, trail = ([-1 if i is None else i for i in part] for part in (source.lead, source.trail))
     inner = np.arange(source.inner.start, source.inner.stop)
     return read_only(np.concatenate([lead, inner, trail]).astype(np.int64))

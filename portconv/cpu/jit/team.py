@@ -8,9 +8,13 @@ every layout; what changes from call to call is passed as arguments, what is fix
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from numba import njit
 from numba.core.compiler_lock import global_compiler_lock
+
+from .cache import code_cache
 
 __all__ = ["driver", "kernel"]
 
@@ -22,6 +26,19 @@ if hasattr(os, "register_at_fork"):
         after_in_child=global_compiler_lock.release,
     )
 
-# No fastmath: NaN, Inf and the order of the sums are part of the contract.
-kernel = njit(nogil=True, cache=True, error_model="numpy")
-driver = njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """The function, compiled when it is called first, and kept on disk."""
+    return _kept(function)
+
+
+def driver(function: Callable[..., Any]) -> Any:
+    """The same for a function whose `prange` runs on every thread of the team."""
+    return _kept(function, parallel=True)
+
+
+def _kept(function: Callable[..., Any], **options: bool) -> Any:
+    # No fastmath: NaN, Inf and the order of the sums are part of the contract.
+    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+    dispatcher._cache = code_cache(function)  # what `cache=True` sets, which fails where no folder can be written
+    return dispatcher
