@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import assert_close, reference_conv2d
+from portconv.testing import assert_close, reference_conv2d, reference_gradients
 
 ENGINES = ("auto", "gemm", "direct")  # what can run on values that are not known yet
 
@@ -220,3 +220,18 @@ def test_float64(run_python):
         y = portconv.conv2d(jax.numpy.ones((1, 4, 9, 9), "int64"), arrays[1])
         assert y.dtype == "float64"
     """)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", [{"padding": 5, "padding_mode": "replicate"}, {"padding": 2}], ids=str)
+def test_gradients_of_half_precision_are_rounded_once(jax, dtype, options):
+    """Windows that overlap, and copies in the border, are added in float32."""
+    x, weight = (
+        jax.numpy.asarray(numbers(shape, seed), dtype) for seed, shape in enumerate(((2, 3, 9, 8), (4, 3, 3, 3)))
+    )
+    y, vjp = jax.vjp(lambda *arrays: portconv.conv2d(*arrays, **options), x, weight)
+    dy = jax.numpy.asarray(numbers(y.shape, 2), dtype)
+    exact = reference_gradients(*(np.asarray(a, np.float32) for a in (x, weight, dy)), **options)
+    for gradient, reference in zip(vjp(dy), exact, strict=False):
+        assert str(gradient.dtype) == dtype
+        assert_close(np.asarray(gradient, np.float32), reference, dtype=dtype)

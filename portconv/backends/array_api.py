@@ -231,6 +231,26 @@ class TorchBackend(ArrayApiBackend):
         return {"torch": str(torch.__version__), **here}
 
 
+@dataclass(frozen=True)
+class _WideImagePlan(Plan):
+    """An engine that gets traced images in the dtype of the computation.
+
+    What JAX differentiates it adds in the dtype of the image where it is used. Under `jax.jit` the cast costs nothing.
+    """
+
+    inner: Plan = None  # type: ignore[assignment]
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return self.inner.pack(weight)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        return self.inner.execute(x.astype(self.problem.compute_dtype), weight, bias)
+
+
 class JaxBackend(ArrayApiBackend):
     """JAX: NumPy's engines for eager arrays on a CPU, seen without a copy; `jax.numpy` for all others.
 
@@ -264,7 +284,10 @@ class JaxBackend(ArrayApiBackend):
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         if not self._on_host(problem):
-            return super().build(problem, engine)
+            inner = super().build(problem, engine)
+            if problem.traced and problem.x_dtype in ("float16", "bfloat16"):
+                return _WideImagePlan(problem, engine, inner.workspace_bytes, inner=inner)
+            return inner
         return host_plan(problem, engine, view=self.to_numpy, take=self._take)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
