@@ -238,7 +238,7 @@ def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str
         **options,
     )  # fmt: skip
     layer(x)
-    layer.weight = weight if g == 1 or weight.ndim == 5 else weight.reshape(layer.weight.shape)
+    layer.weight = weight
     if bias is not None:
         layer.bias = bias
     other = [slice(None)] * 4
