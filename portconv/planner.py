@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import busy
 from .backend import Backend, Candidate, Plan
 from .engines import low_rank
 from .engines.cropped import CroppedPlan, cropped
@@ -24,6 +25,8 @@ WORTH_MEASURING = 30.0
 MEASURED_SECONDS = 0.25  # to time one candidate, in so many turns of at most so many calls
 TURNS, CALLS = 3, 10
 NOT_MEASURED = "not measured: its estimate is too high"
+ATTEMPTS, PAUSE = 3, 0.1  # to measure while nothing else uses a core; seconds between them
+DISTURBED = "heuristic, since something else used a core whenever the engines were timed"  # as `chosen_by`
 
 
 @lru_cache(maxsize=4096)
@@ -52,6 +55,9 @@ def _planned(backend: Backend, problem: Problem, engine: str, strategy: str) -> 
 def measure(backend: Backend, problem: Problem, *, recall: bool = False, remember: bool = True) -> Plan:
     """The plan of the candidate that takes least time on this machine, by the clock or by what was measured before.
 
+    Times that were taken while something else used a core are not believed, and not kept: after some attempts the plan
+    is the one by estimates, and `chosen_by` is `DISTURBED`.
+
     Parameters
     ----------
     backend, problem
@@ -77,10 +83,9 @@ def measure(backend: Backend, problem: Problem, *, recall: bool = False, remembe
     chosen_by = "wisdom"
     timed = _recalled(able, wisdom.recall(environment, problem)) if recall and environment is not None else None
     if timed is None:
-        chosen_by = "measurement"
-        timed = _measured(backend, problem, able)
+        timed, chosen_by = _measured_in_quiet(backend, problem, able, int((environment or {}).get("threads", 1)))
         if timed is None:
-            return _least(backend, problem, candidates, able, "heuristic")
+            return _least(backend, problem, candidates, able, chosen_by)
         if remember and environment is not None:
             wisdom.remember(environment, problem, {c.engine: c.seconds for c in timed if c.note != NOT_MEASURED})
     unable = [c for c in candidates if c.why_not is not None]
@@ -137,6 +142,23 @@ def _recalled(able: Sequence[Candidate], seconds: Mapping[str, float] | None) ->
     return [
         replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in able
     ]
+
+
+def _measured_in_quiet(
+    backend: Backend, problem: Problem, able: Sequence[Candidate], threads: int
+) -> tuple[list[Candidate] | None, str]:
+    """What `_measured` finds when nothing else uses a core before and after it, and who chooses then."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE)
+        if busy.disturbed(threads):
+            continue
+        timed = _measured(backend, problem, able)
+        if timed is None:
+            return None, "heuristic"
+        if not busy.disturbed(threads):
+            return timed, "measurement"
+    return None, DISTURBED
 
 
 def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> list[Candidate] | None:

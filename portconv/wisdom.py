@@ -4,8 +4,9 @@
 The planner takes no more from it than which engine was fastest, and only an engine that can run the problem, so no file
 can make a result wrong. What stands there for another version, library or processor is kept, and not used.
 
-Times taken while other programs are at work say little: ``portconv tune`` takes them anew, ``portconv tune --clear``
-forgets them. ``PORTCONV_CACHE_DIR`` names another folder; ``PORTCONV_WISDOM=0`` switches reading and writing off.
+Times that are taken while other programs are at work say little, and are not kept: see `busy.py`. ``portconv tune``
+takes them anew, ``portconv tune --clear`` forgets them. ``PORTCONV_CACHE_DIR`` names another folder;
+``PORTCONV_WISDOM=0`` switches reading and writing off.
 """
 
 from __future__ import annotations

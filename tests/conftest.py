@@ -22,7 +22,7 @@ import pytest
 from hypothesis import settings
 
 import portconv
-from portconv import functional, planner, wisdom
+from portconv import busy, functional, planner, wisdom
 from portconv.cpu import bridge
 
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
@@ -197,6 +197,12 @@ def _the_tier(request):
             yield
     else:
         yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch):
+    """No test depends on what else the machine does."""
+    monkeypatch.setattr(busy, "disturbed", lambda threads: False)
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import portconv
-from portconv.bench import chart, files, reference, report, runner, suites, survey, timing
+from portconv.bench import chart, files, reference, report, runner, suites, survey, timing, worker
 from portconv.bench.layers import Layer, LayerError, distinct, load, parse_sizes
 from portconv.bench.runner import Settings, Target, Task, Timed
 from portconv.testing import reference_conv2d
@@ -282,6 +284,8 @@ def test_the_best_pass_counts_unless_one_was_wrong():
     fast, slow, wrong = {"best_ms": 1.0}, {"best_ms": 2.0}, {"error": "wrong"}
     assert best(slow, fast) == best(fast, slow) == fast
     assert best(fast, wrong) == best(wrong, fast) == wrong
+    disturbed = {"best_ms": 0.5, "disturbed": True}
+    assert best(disturbed, slow) == best(slow, disturbed) == slow
 
 
 def test_portconvs_worker():
@@ -400,6 +404,30 @@ def test_chart(tmp_path, results):
     chart.draw(series, [TINY.id, SECOND.id], "title", tmp_path / "chart.png", legend)
     assert [file.name for file in tmp_path.iterdir()] == ["chart.png"]
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_disturbed_says_so(monkeypatch, tmp_path):
+    prepare = worker.prepare("numpy", "direct", "cpu")
+    probes = [False, True]
+    monkeypatch.setattr(timing.busy, "disturbed", lambda threads: probes.pop(0))
+    found = timing.answer(prepare, TINY, 0.01)
+    assert found["disturbed"] is True and timing.describe(found).endswith(", disturbed")
+    probes += [False, False]
+    quiet = timing.answer(prepare, SECOND, 0.01)
+    assert quiet["disturbed"] is False and "disturbed" not in timing.describe(quiet)
+    results = {"numpy": Timed({}, {Task(TINY, "direct", "cpu"): found, Task(SECOND, "direct", "cpu"): quiet})}
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(report.table([TINY, SECOND], results))
+    lines = console.file.getvalue().splitlines()
+    assert ["! * " in line for line in lines if "direct" in line] == [True, False]
+    assert sum("something else used a core" in line for line in lines) == 1
+
+    assert chart.disturbed(results) == [TINY.id]
+    series, legend = chart.of_results(results)
+    chart.draw(series, [TINY.id, SECOND.id], "title", tmp_path / "a.svg", legend, chart.disturbed(results))
+    drawn = (tmp_path / "a.svg").read_text()
+    assert f"! {TINY.id}" in drawn and f"! {SECOND.id}" not in drawn and "something else used a core" in drawn
 
 
 def test_files_are_there_whole_or_not_at_all(tmp_path):

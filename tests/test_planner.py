@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import UnsupportedError, planner
+from portconv import UnsupportedError, busy, planner, wisdom
 from portconv.backend import Candidate
 
 MEBIBYTE = 2**20
+REAL_DISTURBED = busy.disturbed  # which no other test asks
 
 
 def ones(*shape):
@@ -379,3 +380,69 @@ def test_workspace_is_what_is_used(run_python, engine, jit):
         """,
         PORTCONV_JIT=jit,
     )
+
+
+# --- a machine that is busy -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probes(monkeypatch, cache):
+    """What the probes will say, one after the other, the last one for ever; and the problems that were measured."""
+    answers = []
+    monkeypatch.setattr(planner.busy, "disturbed", lambda threads: answers.pop(0) if len(answers) > 1 else answers[0])
+    monkeypatch.setattr(planner, "PAUSE", 0.0)
+    return answers, count_measurements(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("said", "measured", "kept"),
+    [
+        ([False], 1, True),
+        ([True], 0, False),
+        ([True, False], 1, True),  # one program has just ended
+        ([False, True, False], 2, True),  # one came and went
+        ([False, True, False, True, False, True], 3, False),
+        ([False, True], 1, False),
+    ],
+)
+def test_disturbed_times_are_not_kept(probes, said, measured, kept):
+    answers, problems = probes
+    answers += said
+    shapes = (1, 2, 9, 9), (3, 2, 3, 3)
+    plan = portconv.plan_conv2d(*shapes, strategy="measure")
+    assert len(problems) == measured
+    assert len(wisdom.load()) == kept
+    if kept:
+        assert plan.chosen_by == "measurement"
+    else:
+        estimated = portconv.plan_conv2d(*shapes)
+        assert plan.engine == estimated.engine and plan.candidates == estimated.candidates
+        assert "heuristic, since something else used a core" in plan.explain() and "estimated ms" in plan.explain()
+    assert portconv.plan_conv2d(*shapes, strategy="measure") is plan  # a layer does not wait in every call
+
+
+def test_a_core_that_another_program_takes(monkeypatch):
+    """By a clock that gives each thread the share that it is told."""
+
+    class Clock:
+        now, share = 0.0, 1.0
+
+        def perf_counter(self):
+            self.now += 1e-4
+            return self.now
+
+        def thread_time(self):
+            return self.share * self.now
+
+    clock = Clock()
+    monkeypatch.setattr(busy, "time", clock)
+    for clock.share, verdict in ((1.0, False), (0.95, False), (0.66, True), (0.5, True)):
+        assert REAL_DISTURBED(1) is verdict
+
+
+def test_threads_that_wake_on_one_core_get_a_second_try(monkeypatch):
+    shares = [0.5, 1.0]
+    monkeypatch.setattr(busy, "least_share", lambda threads: shares.pop(0))
+    assert not REAL_DISTURBED(2)
+    shares += [0.5, 0.6]
+    assert REAL_DISTURBED(2)

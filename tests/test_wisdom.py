@@ -80,7 +80,8 @@ def test_another_process_knows(run_python, tmp_path):
     code = """
         import sys
         import numpy as np, portconv
-        from portconv import planner
+        from portconv import busy, planner
+        busy.disturbed = lambda threads: False  # whatever else the machine does
         if {second}:
             planner._fastest = None
         x, weight = np.ones((1, 2, 12, 13), np.float32), np.ones((3, 2, 3, 3), np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 from .files import replace_file
 from .runner import Timed
 
-__all__ = ["COLOURS", "SUFFIXES", "Series", "draw", "of_results"]
+__all__ = ["COLOURS", "SUFFIXES", "Series", "disturbed", "draw", "of_results"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
@@ -70,16 +70,24 @@ def of_results(results: Mapping[str, Timed]) -> tuple[list[Series], list[list[Se
     return series, [colours, list(marks.values())]
 
 
+def disturbed(results: Mapping[str, Timed]) -> list[str]:
+    """The ids of the layers with a time that was taken while something else used a core."""
+    answers = [answer for timed in results.values() for answer in timed.answers.items()]
+    return [task.layer.id for task, found in answers if found.get("disturbed")]
+
+
 def draw(
     series: Sequence[Series],
     rows: Sequence[str],
     title: str,
     target: str | Path,
     legend: Sequence[Sequence[Series]] | None = None,
+    disturbed: Sequence[str] = (),
 ) -> None:
     """Draw the marks of the layers `rows` (ids, the first on top) and write the chart.
 
     The first series lies on top of the others. `legend` has the rows of the legend, if it is not that of the series.
+    Of the layers `disturbed` (ids) some time was taken while something else used a core: they have a mark.
     """
     from matplotlib.figure import Figure
 
@@ -103,9 +111,10 @@ def draw(
     if lanes > 1:
         for y in range(0, len(shown), 2):
             axes.axhspan(y - 0.5, y + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
-    _axes(axes, shown, min(slowest, SLOWEST))
+    _axes(axes, [f"! {row}" if row in disturbed else row for row in shown], min(slowest, SLOWEST))
     beyond = f"; beyond {SLOWEST:g} at the edge" if slowest > SLOWEST else ""
-    axes.set_xlabel(f"time relative to the fastest (1 is the fastest; left is better{beyond})", fontsize=9)
+    remark = "\n! something else used a core while it was timed" if any(row in disturbed for row in shown) else ""
+    axes.set_xlabel(f"time relative to the fastest (1 is the fastest; left is better{beyond}){remark}", fontsize=9)
     axes.set_title(title, fontsize=10)
     if used:
         # Matplotlib fills a legend by columns: transposed, with blanks where a row is short

@@ -32,6 +32,8 @@ def _rows(results: Results) -> list[tuple[str, Task, Message]]:
 def table(layers: Sequence[Layer], results: Results) -> Table:
     """The figures, layer by layer; the fastest of a layer has a star."""
     caption = "* the fastest of its layer; error: the largest, as a share of the bound; MiB: workspace"
+    if any(found.get("disturbed") for _, _, found in _rows(results)):
+        caption += "\n! something else used a core before or after it was timed: it may be faster than that"
     grid = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", caption=caption, caption_justify="left"
     )
@@ -61,7 +63,7 @@ def _cells(row: tuple[str, Task, Message], fastest: float | None) -> tuple[list[
         return [*cells, Text(word, style="bold red" if word == "error" else "dim")], False
     best = found["best_ms"] == fastest
     figures = (
-        ("* " if best else "") + milliseconds(found["best_ms"]),
+        ("! " if found.get("disturbed") else "") + ("* " if best else "") + milliseconds(found["best_ms"]),
         f"{gflops(task.layer, found['best_ms']):.1f}",
         f"{found['error_share']:.3f}",
         f"{found['workspace_bytes'] / 2**20:.1f}",

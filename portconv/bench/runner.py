@@ -224,10 +224,11 @@ def keep_best(before: Timed, now: Timed) -> Timed:
     kept = dict(before.answers)
     for task, found in now.answers.items():
         old = kept.get(task)
-        if old is None or ("error" not in old and ("error" in found or _time(found) < _time(old))):
+        if old is None or ("error" not in old and ("error" in found or _rank(found) < _rank(old))):
             kept[task] = found
     return Timed({**before.hello, **now.hello}, kept)
 
 
-def _time(message: Message) -> float:
-    return float(message.get("best_ms", float("inf")))
+def _rank(message: Message) -> tuple[bool, float]:
+    """A time that nothing disturbed is better than any other."""
+    return bool(message.get("disturbed")), float(message.get("best_ms", float("inf")))

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import portconv
+from portconv import busy
+
 from . import reference
 from .layers import Layer
 
@@ -64,8 +67,11 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
     start = time.perf_counter()
     prepared = prepare(layer, x, weight, bias)
     built = time.perf_counter()
+    threads = portconv.get_num_threads()
+    disturbed = busy.disturbed(threads)
+    begun = time.perf_counter()
     y = prepared.call()
-    first = time.perf_counter() - built
+    first = time.perf_counter() - begun
     share = reference.check(layer, x, weight, bias, prepared.to_numpy(y))
     if share > 1:
         return {"error": f"wrong result: the error is {share:.3g} times the bound"}
@@ -73,6 +79,7 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
     # a slow first call may have compiled something; if the second is as slow, that must do
     again = first if first < SLOW else seconds(prepared.call)
     rounds = sorted(_steady_state(prepared.call, budget)) if again < SLOW else [min(first, again)]
+    disturbed = busy.disturbed(threads) or disturbed
     return {
         "best_ms": 1e3 * rounds[0],
         "median_ms": 1e3 * rounds[len(rounds) // 2],
@@ -80,6 +87,7 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
         "build_ms": 1e3 * (built - start),
         "first_ms": 1e3 * first,
         "error_share": share,
+        "disturbed": disturbed,
         **prepared.notes(),
     }
 
@@ -97,7 +105,8 @@ def answer(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
 def describe(found: dict[str, Any]) -> str:
     """An answer in a few words."""
     if "best_ms" in found:
-        return f"{milliseconds(found['best_ms'])} ms" + (f" ({found['engine']})" if "engine" in found else "")
+        engine = f" ({found['engine']})" if "engine" in found else ""
+        return f"{milliseconds(found['best_ms'])} ms{engine}" + (", disturbed" if found.get("disturbed") else "")
     return str(found.get("error") or f"skipped, {found.get('skipped')}")
 
 

@@ -97,7 +97,7 @@ def bench(
     if chart_file is not None:
         title = f"portconv {portconv.__version__}, float32, {settings.threads} threads, {where['cpu']}"
         series, legend = charts.of_results(results)
-        charts.draw(series, [layer.id for layer in layers], title, chart_file, legend)
+        charts.draw(series, [layer.id for layer in layers], title, chart_file, legend, charts.disturbed(results))
     return 1 if wrong else 0
 
 

@@ -24,6 +24,7 @@ from .options import layer_options, layers_of, output
 
 __all__ = ["tune"]
 
+_DISTURBED = "something else used a core whenever it was timed; nothing is kept for it"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What a list of measurements need not repeat.
 USUAL = {
@@ -58,7 +59,7 @@ def tune(
     """Time the engines on this machine, and keep which were fastest, where strategy="measure" finds it.
 
     The table says what that gains over the engines that portconv would choose by its estimates. A layer that cannot be
-    timed makes the exit status 1. Run it while nothing else does.
+    timed makes the exit status 1. Run it while nothing else does: of a layer that was disturbed nothing is kept.
 
     \b
     portconv tune --suite resnet50 --library mlx
@@ -97,6 +98,8 @@ def tune(
     for row in rows:
         if row.error:
             console.print(f"{row.layer.id}: {row.error}", markup=False, soft_wrap=True)
+        elif row.disturbed:
+            console.print(f"{row.layer.id}: {_DISTURBED}", markup=False, soft_wrap=True)
     kept = None if dry_run else str(wisdom.path())
     console.print(f"Kept in {kept}." if kept else "Nothing was kept.", markup=False, soft_wrap=True)
     if json_file is not None:
@@ -117,6 +120,7 @@ class _Row:
     engine: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    disturbed: bool = False  # something else used a core: there are no times, and nothing is kept
 
     @property
     def fastest(self) -> str:
@@ -131,6 +135,8 @@ class _Row:
         """What is known, as JSON has it."""
         if self.error:
             return {**self.layer.to_json(), "error": self.error}
+        if self.disturbed:
+            return {**self.layer.to_json(), "engine": self.engine, "disturbed": True}
         before, after = self.before_and_after
         found = {"engine": self.engine, "fastest": self.fastest, "seconds": self.seconds, "gain": _gain(before, after)}
         return {**self.layer.to_json(), **found}
@@ -179,6 +185,8 @@ class _Tuner:
                 self.plans[problem] = planner.measure(self.backend, problem, remember=self.remember)
         except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
             return _Row(layer, error=f"{type(error).__name__}: {error}"[:300])
+        if self.plans[problem].chosen_by == planner.DISTURBED:
+            return _Row(layer, estimated.engine, disturbed=True)
         timed = [c for c in self.plans[problem].candidates if c.why_not is None and c.note != planner.NOT_MEASURED]
         return _Row(layer, estimated.engine, {c.engine: c.seconds for c in timed})
 
@@ -195,7 +203,8 @@ def _timed(tuner: _Tuner, layers: list[Layer]) -> list[_Row]:
             rows.append(row := tuner.row(layer))
             bar.advance(shown)
             if not console.is_terminal:
-                verdict = row.error or f"{row.fastest}, {milliseconds(1e3 * row.seconds[row.fastest])} ms"
+                verdict = row.error or (_DISTURBED if row.disturbed else "")
+                verdict = verdict or f"{row.fastest}, {milliseconds(1e3 * row.seconds[row.fastest])} ms"
                 console.print(f"{layer.id}: {verdict}", markup=False, soft_wrap=True)
     return rows
 
@@ -209,7 +218,7 @@ def _gain(before: float, after: float) -> float:
 
 def _sum(rows: list[_Row]) -> dict[str, float]:
     """One pass over all layers, each as often as it occurs."""
-    pairs = [(row.layer.count, *row.before_and_after) for row in rows if not row.error]
+    pairs = [(row.layer.count, *row.before_and_after) for row in rows if row.seconds]
     before, after = sum(n * b for n, b, _ in pairs), sum(n * a for n, _, a in pairs)
     return {"before": before, "after": after, "gain": _gain(before, after)}
 
@@ -228,6 +237,9 @@ def _table(rows: list[_Row]) -> Table:
         names = [Text(row.layer.id), Text(row.layer.problem, style="dim")]
         if row.error:
             grid.add_row(*names, Text("error", style="bold red"))
+            continue
+        if row.disturbed:
+            grid.add_row(*names, row.engine, "", Text("disturbed", style="yellow"))
             continue
         style = "green" if row.fastest != row.engine else None
         before, after = row.before_and_after

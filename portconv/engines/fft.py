@@ -28,7 +28,7 @@ from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from . import gemm
 from .costs import Costs
-from .taps import axis_phases, group_window, halo, phase, phase_window
+from .taps import group_window, halo, phase, phase_window, phases
 
 __all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
 
@@ -78,8 +78,7 @@ class Task(NamedTuple):
 def _phases(p: Problem) -> tuple[tuple[Pair, ...], Pair]:
     """The phases of the stride that taps read, and the extent of the kernel within a phase."""
     rows, cols = halo(p)
-    of_rows, of_cols = (axis_phases(*axis) for axis in zip(p.kernel, p.stride, p.dilation, strict=True))
-    return tuple((a, b) for a in of_rows for b in of_cols), (rows + 1, cols + 1)
+    return phases(p.kernel, p.stride, p.dilation), (rows + 1, cols + 1)
 
 
 def _sizes(kernel: int, outputs: int) -> list[int]:
@@ -109,14 +108,14 @@ def tiling(problem: Problem, costs: Costs, workspace_bytes: int) -> Tiling:
 
 
 def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
-    phases, kernel = _phases(p)
+    read, kernel = _phases(p)
     oh, ow = p.out_size
     valid = (min(size[0] - kernel[0] + 1, oh), min(size[1] - kernel[1] + 1, ow))
     group_inputs, group_outputs = p.in_channels // p.groups, p.out_channels // p.groups
     tiles_down, tiles_across = -(-oh // valid[0]), -(-ow // valid[1])
     frequencies = size[0] * (size[1] // 2 + 1)
     spectrum = 2 * p.itemsize * frequencies  # bytes of one channel's
-    depth = len(phases)
+    depth = len(read)
     spectrum_bytes = spectrum * p.out_channels * group_inputs * depth
     transformed = spectrum_bytes <= MAX_SPECTRUM_BYTES
 
@@ -153,7 +152,7 @@ def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
     needed = groups * task_bytes(inputs, outputs, tiles * batch) + LIBRARY_BYTES
     parallel = needed <= workspace_bytes
     return Tiling(
-        size, valid, phases, groups, outputs, inputs, batch, tiles, pointwise, transformed, spectrum_bytes, parallel,
+        size, valid, read, groups, outputs, inputs, batch, tiles, pointwise, transformed, spectrum_bytes, parallel,
         (1 + parallel) * needed, operations, products, moved,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from ..shapes import ranges
 from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from .costs import Costs
-from .taps import Tap, group_window, halo, input_block, met, own_window, phase, phase_window, regions, taps
+from .taps import Tap, group_window, halo, input_block, met, own_window, phase, phase_window, phases, regions, taps
 
 __all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "plan", "values"]
 
@@ -212,14 +212,15 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
     group_inputs = p.in_channels // p.groups
     kernel_rows, kernel_cols = (slice(0, p.kernel[0]), slice(0, p.kernel[1])) if t.stacked > 1 else met(p, block)
     i0, j0 = kernel_rows.start, kernel_cols.start
-    every = taps((kernel_rows.stop - i0, kernel_cols.stop - j0), p.stride, p.dilation)
+    kernel = kernel_rows.stop - i0, kernel_cols.stop - j0
+    every, read = taps(kernel, p.stride, p.dilation), phases(kernel, p.stride, p.dilation)
     for chunk in ranges(group_inputs, t.channels):
         groups = slice(0, p.groups)
         parts = {}
         if not t.apart:
             needed = input_block(p, block, chunk, kernel_rows, kernel_cols)
             window = group_window(x, groups, chunk, needed.batch, needed.rows, needed.cols, p, steps)
-            parts = {tap.phase: phase(window, p.stride, tap.phase) for tap in every}
+            parts = {which: phase(window, p.stride, which) for which in read}
         if p.stride != (1, 1) and t.stacked > 1:  # a strided run is copied once here, not once for every tap
             parts = {which: steps.contiguous(part) for which, part in parts.items()}
         for some in ranges(len(every), t.stacked):

@@ -8,9 +8,11 @@ whatever the stride.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from ..shapes import dilated
 from ..spec import Pair, Problem
@@ -27,6 +29,7 @@ __all__ = [
     "own_window",
     "phase",
     "phase_window",
+    "phases",
     "regions",
     "shared_window",
     "taps",
@@ -120,20 +123,46 @@ def met(problem: Problem, block: Block) -> tuple[slice, slice]:
     )
 
 
-def taps(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Tap, ...]:
-    """The taps of a kernel in the order of its elements."""
-    # a kernel as large as an image has a million of them, some 200 MiB
-    return (_taps if kernel[0] * kernel[1] <= MAX_KEPT_TAPS else _taps.__wrapped__)(kernel, stride, dilation)
+def taps(kernel: Pair, stride: Pair, dilation: Pair) -> Sequence[Tap]:
+    """The taps of a kernel in the order of its elements.
+
+    Those of a large kernel are made when they are asked for: one as large as an image has a million, some 200 MiB.
+    """
+    made = Taps(kernel, stride, dilation)
+    return _kept(made) if len(made) <= MAX_KEPT_TAPS else made
+
+
+@dataclass(frozen=True)
+class Taps(Sequence[Tap]):
+    """See `taps`."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+
+    def __len__(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @overload
+    def __getitem__(self, which: int) -> Tap: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Tap, ...]: ...
+    def __getitem__(self, which: int | slice) -> Tap | tuple[Tap, ...]:
+        where = range(len(self))[which]
+        return self._at(where) if isinstance(where, int) else tuple(map(self._at, where))
+
+    def __iter__(self) -> Iterator[Tap]:
+        return map(self._at, range(len(self)))
+
+    def _at(self, position: int) -> Tap:
+        i, j = divmod(position, self.kernel[1])
+        (row, a), (col, b) = divmod(i * self.dilation[0], self.stride[0]), divmod(j * self.dilation[1], self.stride[1])
+        return Tap(position, (a, b), row, col)
 
 
 @lru_cache(maxsize=128)
-def _taps(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Tap, ...]:
-    found = []
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            (row, a), (col, b) = divmod(i * dilation[0], stride[0]), divmod(j * dilation[1], stride[1])
-            found.append(Tap(i * kernel[1] + j, (a, b), row, col))
-    return tuple(found)
+def _kept(made: Taps) -> tuple[Tap, ...]:
+    return tuple(made)
 
 
 def phase(window: Any, stride: Pair, which: Pair) -> Any:
@@ -147,6 +176,12 @@ def halo(problem: Problem) -> Pair:
     """Rows and columns of a phase that the taps reach beyond a block."""
     (kh, kw), (sh, sw), (dh, dw) = problem.kernel, problem.stride, problem.dilation
     return (kh - 1) * dh // sh, (kw - 1) * dw // sw
+
+
+def phases(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, ...]:
+    """The phases of the stride that taps read, in order."""
+    rows, cols = (axis_phases(*axis) for axis in zip(kernel, stride, dilation, strict=True))
+    return tuple((a, b) for a in rows for b in cols)
 
 
 def axis_phases(kernel: int, stride: int, dilation: int) -> list[int]:

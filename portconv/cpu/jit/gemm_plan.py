@@ -67,7 +67,7 @@ class GemmPlan(JitPlan):
         in_place = in_place and p.x_dtype == p.compute_dtype and (wide or p.height * p.width % lane == 0)
         # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
         # "gather": every tap has its own copy
-        phases = sorted({tap.phase for tap in every})
+        phases = taps.phases(p.kernel, p.stride, p.dilation)
         shift = _shifting_pays(p, len(phases), halo_cols)
         line = ow + halo_cols if shift else ow
         if shift:
