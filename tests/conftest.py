@@ -233,6 +233,20 @@ def needs():
     return skip
 
 
+@pytest.fixture
+def packs(monkeypatch):
+    """A cache of packed weights of the test's own, with room for 128 KiB."""
+    cache = functional.PackCache(128 << 10)
+    monkeypatch.setattr(functional, "_packs", cache)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def unchangeable():
+    """Makes a NumPy array like another one that nobody can change: the only kind whose pack is kept."""
+    return lambda values: np.frombuffer(values.tobytes(), values.dtype).reshape(values.shape)
+
+
 @pytest.fixture(scope="session")
 def library():
     """Makes the `Library` of a name."""
