@@ -411,6 +411,7 @@ def test_array_namespace_of_no_array(values):
 # --- check_backend ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.not_dask
 def test_check_backend(backend):
     results = testing.check_backend(backend.package, dtypes=tuple(backend.dtypes))
     assert {result.engine for result in results} == set(backend.engines) - {"auto"}
@@ -421,7 +422,7 @@ def test_check_backend(backend):
 
 
 def test_dask():
-    """Dask is no backend of the other tests: it builds graphs, and takes its time."""
+    """Also with the engine that the other tests spare it, and with arrays in several chunks."""
     da = pytest.importorskip("dask.array", reason="Dask is not installed")
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 4, 9, 8)).astype("f4"), rng.standard_normal((6, 2, 3, 3)).astype("f4")
