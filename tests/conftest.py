@@ -2,7 +2,7 @@
 
 PORTCONV_EXPECT_BACKENDS, a comma-separated list of libraries, makes a library that is missing a failure; without it the
 tests of a missing library are skipped. PORTCONV_EXPECT_JIT=1 does the same for the compiled tier. PORTCONV_JIT=0 runs
-everything in the plain tier alone.
+everything in the plain tier alone. Slow libraries run a share of the parameters; PORTCONV_TEST_EVERYTHING=1 runs all.
 """
 
 from __future__ import annotations
