@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
 
 # The tests fail when one of these cannot be used here, where they would otherwise skip what they cannot run.
-PORTCONV_EXPECT_BACKENDS ?= numpy,mlx,torch,jax,array_api_strict
+PORTCONV_EXPECT_BACKENDS ?= numpy,mlx,torch,jax,dask,array_api_strict
 export PORTCONV_EXPECT_BACKENDS
 # They fail without Numba, too, where they would otherwise skip those of the compiled tier.
 PORTCONV_EXPECT_JIT ?= 1

@@ -2,7 +2,7 @@
 
 PORTCONV_EXPECT_BACKENDS, a comma-separated list of libraries, makes a library that is missing a failure; without it the
 tests of a missing library are skipped. PORTCONV_EXPECT_JIT=1 does the same for the compiled tier. PORTCONV_JIT=0 runs
-everything in the plain tier alone.
+everything in the plain tier alone. Slow libraries run a share of the parameters; PORTCONV_TEST_EVERYTHING=1 runs all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hypothesis import settings
 
 import portconv
 from portconv import busy, functional, planner, wisdom
-from portconv.cpu import bridge
+from portconv.cpu import bridge, gradient
 
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("portconv")
@@ -34,11 +34,16 @@ atexit.register(_cache.cleanup)
 os.environ.update(PORTCONV_WISDOM="0", PORTCONV_CACHE_DIR=_cache.name)
 
 EXPECTED = {name for name in os.environ.get("PORTCONV_EXPECT_BACKENDS", "").replace(" ", "").split(",") if name}
-MODULES = {"mlx": "mlx.core"}  # where the module to import is not called like the library
+MODULES = {"mlx": "mlx.core", "dask": "dask.array"}  # where the module to import is not called like the library
 # What runs portconv's engines on NumPy does so in the compiled tier where there is one; "numpy-plain" does without.
 TIERS = ("compiled", "plain") if bridge.jit_enabled() else ("plain",)
 NUMPY = ("numpy", "numpy-plain", "numpy-readonly") if len(TIERS) == 2 else ("numpy", "numpy-readonly")
-LIBRARIES = (*NUMPY, "array_api_strict", "mlx", "torch", "jax")
+LIBRARIES = (*NUMPY, "array_api_strict", "mlx", "torch", "jax", "dask")
+# Slow libraries that run the same engines as others get a share of the parameters of a test: one of so many, the first
+# among them. Coprime to the number of engines, so that each has its turn. Tests of few parameters keep all of them,
+# PORTCONV_TEST_EVERYTHING=1 keeps all everywhere.
+SHARES = {"dask": 7, "array_api_strict": 3}
+FEW = 6
 
 
 def load(name):
@@ -59,6 +64,11 @@ def load(name):
 def engines_of(name):
     """The engines that run with a library."""
     return ("auto", "gemm", "winograd", "fft", "direct", *(("native",) if name == "mlx" else ()))
+
+
+def tested_engines_of(name):
+    """Those that tests of every engine run; of Dask's direct engine, a task a term, test_registry.py has tests."""
+    return tuple(engine for engine in engines_of(name) if (name, engine) != ("dask", "direct"))
 
 
 def reason_against(engine, x, weight, bias=None, **options):
@@ -83,6 +93,7 @@ def plain_tier_only():
 def _forget():
     bridge.jit_enabled.cache_clear()
     planner.plan.cache_clear()
+    gradient._plan.cache_clear()
     functional._packs = functional.PackCache(functional._packs.limit_bytes)
 
 
@@ -102,6 +113,7 @@ class Library:
         """Floating dtypes that the library has, as it is configured by default."""
         lacking = {
             "numpy": {"bfloat16"},
+            "dask": {"bfloat16"},
             "array_api_strict": {"bfloat16", "float16"},
             "jax": {"float64"},
         }.get(self.package, set())
@@ -119,6 +131,8 @@ class Library:
         """The library's dtype object of a standard name."""
         if self.package == "mlx" and name == "bool":
             return self.module.bool_
+        if self.package == "dask":  # whose dtypes are NumPy's
+            return np.dtype(name)
         return getattr(self.module.numpy if self.package == "jax" else self.module, name)
 
     def array(self, x, dtype=None):
@@ -135,6 +149,8 @@ class Library:
             return self.module.asarray(x).to(self.dtype(name))
         if self.package == "jax":
             return self.module.numpy.asarray(x, dtype=self.dtype(name))
+        if self.package == "dask":
+            return self.module.from_array(x.astype(name))
         return self.module.astype(self.module.asarray(x), self.dtype(name))
 
     def numpy(self, y):
@@ -157,6 +173,8 @@ class Library:
             return self.module.array
         if self.package == "torch":
             return self.module.Tensor
+        if self.package == "dask":
+            return self.module.Array
         if self.package == "jax":
             return self.module.Array
         return type(self.module.asarray(0.0))
@@ -175,12 +193,37 @@ def backend(request):
 def pytest_generate_tests(metafunc):
     """A test that asks for `backend` runs with every library; one that also asks for `engine`, with every engine."""
     if {"backend", "engine"} <= set(metafunc.fixturenames):
-        pairs = [(name, engine) for name in LIBRARIES for engine in engines_of(name)]
+        pairs = [(name, engine) for name in LIBRARIES for engine in tested_engines_of(name)]
         metafunc.parametrize(("backend", "engine"), pairs, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", LIBRARIES, indirect=True)
     elif "tier" in metafunc.fixturenames:
         metafunc.parametrize("tier", TIERS, indirect=True)
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "not_dask: every engine, or sums of so many terms that Dask, for which each is a task, has no part"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Thin out the parameters of the slow libraries, which is reported as so many tests deselected."""
+    if os.environ.get("PORTCONV_TEST_EVERYTHING", "0") not in ("", "0"):
+        return
+    groups = {}
+    for item in items:
+        library = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        if library in SHARES:
+            groups.setdefault((item.function, library), []).append(item)
+    spared = {
+        item
+        for (_, library), group in groups.items()
+        for n, item in enumerate(group)
+        if (len(group) > FEW and n % SHARES[library]) or (library == "dask" and item.get_closest_marker("not_dask"))
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in spared])
+    items[:] = [item for item in items if item not in spared]
 
 
 @pytest.fixture(scope="session")
@@ -237,6 +280,20 @@ def needs():
             pytest.skip(f"{engine}: {reason}")
 
     return skip
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """A cache of packed weights of the test's own, with room for 128 KiB."""
+    cache = functional.PackCache(128 << 10)
+    monkeypatch.setattr(functional, "_packs", cache)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def unchangeable():
+    """Makes a NumPy array like another one that nobody can change: the only kind whose pack is kept."""
+    return lambda values: np.frombuffer(values.tobytes(), values.dtype).reshape(values.shape)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.cpu import gradient
 
 ENGINES = ("auto", "gemm", "winograd", "fft", "direct")
 
@@ -219,7 +220,7 @@ WITH_OTHER_SHAPES = [case for case in CASES.values() if case.weight.ndim == 5 or
 
 
 @pytest.mark.parametrize("case", WITH_OTHER_SHAPES, ids=lambda case: case.name)
-def test_other_shapes_of_weight_and_bias(case):
+def test_other_shapes_of_weight_and_bias(case, tier):
     weight = case.weight.reshape(-1, *case.weight.shape[-3:])
     bias = None if case.bias is None else case.bias.reshape(-1)
     check(case, portconv.conv2d(case.x, weight, bias, **case.args))
@@ -232,7 +233,7 @@ def test_output_shape(case):
     assert case.module().output_shape(case.x.shape) == case.expected.shape
 
 
-def test_modes_in_capitals():
+def test_modes_in_capitals(tier):
     """MegEngine takes these two modes in any case, `padding_mode` only in lower case (among the refused calls)."""
     assert all(MANIFEST["observed"][mode + " in capitals works"] for mode in ("compute_mode", "conv_mode"))
     case = CASES["bias/3x3"]
@@ -273,9 +274,19 @@ def test_megengines_gradients_agree_with_the_exact_sums(case):
     check_gradients(case, case.gradients)
 
 
+@every_gradient
+def test_gradients_of_numpys_engines(case, tier):
+    problem = portconv.plan_conv2d(case.x, case.weight, **case.args).problem
+    weight = gradient.weight_gradient(problem, case.x, case.dy).reshape(case.weight.shape)
+    found = [gradient.image_gradient(problem, case.weight, case.dy), weight]
+    if case.bias is not None:
+        found.append(gradient.bias_gradient(problem, case.dy).reshape(case.bias.shape))
+    check_gradients(case, found)
+
+
 @pytest.mark.parametrize("engine", ["auto", "native"])
 @every_gradient
-def test_gradients_of_mlx(mx, case, engine):
+def test_gradients_of_mlx(mx, case, engine, tier):
     arrays = [mx.array(a) for a in (case.x, case.weight, case.bias) if a is not None]
 
     def convolve(x, weight, bias=None):

@@ -47,7 +47,7 @@ def test_within_the_bound(p, tier):
 
 @pytest.mark.parametrize("data", ["normal", "constant"])
 @pytest.mark.parametrize("accuracy", ["normwise", "elementwise"])
-def test_sums_over_many_positions(data, accuracy):
+def test_sums_over_many_positions(data, accuracy, tier):
     """Those of the weight's gradient are as long as the batch."""
     x, dy = numbers((6, 3, 90, 88)), numbers((6, 4, 90, 88), 1)
     if data == "constant":
@@ -73,7 +73,7 @@ def test_the_gradient_of_the_bias_in_float64(shape, layout):
     assert np.abs(found - math.fsum(np.full(count, 0.1))).max() <= 8 * np.finfo(np.float64).eps * 0.1 * count
 
 
-def test_arguments_are_left_as_they_are():
+def test_arguments_are_left_as_they_are(tier):
     x, weight, dy = numbers((2, 4, 9, 8)), numbers((6, 2, 3, 3)), numbers((2, 6, 5, 4))
     copies = [a.copy() for a in (x, weight, dy)]
     options = {"stride": 2, "padding": 1, "groups": 2}
@@ -87,7 +87,7 @@ def test_arguments_are_left_as_they_are():
         np.testing.assert_array_equal(a, b)
 
 
-def test_what_is_not_finite_stays_where_it_belongs():
+def test_what_is_not_finite_stays_where_it_belongs(tier):
     x, weight, dy = numbers((1, 1, 12, 12)), numbers((1, 1, 3, 3)), numbers((1, 1, 12, 12), 1)
     dy[0, 0, 5, 6] = np.nan
     dx, dweight, dbias = gradients(x, weight, dy, padding=1)
@@ -138,7 +138,7 @@ def first(mx, f):
 @pytest.mark.parametrize(
     "options", [{}, {"stride": 2, "groups": 2}, {"padding_mode": "reflect", "dilation": 2}], ids=str
 )
-def test_derivatives_of_derivatives_on_mlx(mx, order, layout, options):
+def test_derivatives_of_derivatives_on_mlx(mx, order, layout, options, tier):
     """As those of a convolution that is written in MLX's operations tap by tap, in float64."""
     groups, stride, dilation = (
         options.get(name, default) for name, default in (("groups", 1), ("stride", 1), ("dilation", 1))
@@ -180,7 +180,7 @@ def test_derivatives_of_derivatives_on_mlx(mx, order, layout, options):
 
 
 @pytest.mark.parametrize("data", ["normal", "constant"])
-def test_long_sums_on_mlx(mx, data):
+def test_long_sums_on_mlx(mx, data, tier):
     x, dy = numbers((2, 1, 700, 700)), numbers((2, 2, 700, 700), 1)
     if data == "constant":
         x[...], dy[...] = 0.1, 0.1
@@ -203,7 +203,7 @@ def test_the_gradient_of_the_bias_in_float64_on_mlx(mx, layout):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("engine", ["native", "gemm", "winograd", "direct"])
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-def test_gradients_are_rounded_once_on_mlx(mx, mode, engine, dtype):
+def test_gradients_are_rounded_once_on_mlx(mx, mode, engine, dtype, tier):
     """A pixel's gradient is a sum over its copies in the border, also in MLX's own operations and when compiled."""
     kind = getattr(mx, dtype)
     arrays = [mx.array(numbers(shape, n)).astype(kind) for n, shape in enumerate(((2, 4, 12, 11), (6, 4, 3, 3), (6,)))]
@@ -222,7 +222,7 @@ def test_gradients_are_rounded_once_on_mlx(mx, mode, engine, dtype):
 
 
 @pytest.mark.parametrize("options", [{"accuracy": "elementwise"}, {"dtype": "float64"}], ids=str)
-def test_many_taps_on_mlx(mx, options):
+def test_many_taps_on_mlx(mx, options, tier):
     """More than MLX can be given as operations."""
     options = dict(options)
     dtype = options.pop("dtype", "float32")

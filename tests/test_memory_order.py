@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_arguments_of_reductions():
     check(xp.std(noted(A), axis=1, correction=1), A.std(axis=1, ddof=1), (0, 1, 2))
     assert xp.sum(noted(A), axis=1, dtype=xp.float64).dtype == mx.float64
     for axis in (4, -5, (0, 7)):
-        with pytest.raises(Exception, match=r".+"):
+        with pytest.raises(ValueError, match=r"`axis` must be from -4 to 3, .* but got " + re.escape(str(axis))):
             mx.eval(xp.sum(noted(A), axis=axis))
 
 
@@ -110,8 +111,12 @@ def test_reshape(shape):
 
 
 def test_wrong_shapes_are_refused():
-    for shape in ((2, 6, 5, 8), (-1, -1), (0, 4)):
-        with pytest.raises(ValueError, match=r".+"):
+    for shape, message in (
+        ((2, 6, 5, 8), r"size 384 into shape \(2,6,5,8\)"),
+        ((-1, -1), "only infer one"),
+        ((0, 4), r"size 384 into shape \(0,4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
             mx.eval(xp.reshape(noted(A), shape))
 
 

@@ -278,14 +278,18 @@ def test_a_bad_weight_leaves_the_module_untouched(case):
 
 
 @pytest.mark.parametrize(
-    "value", [np.ones((1, 5, 1, 1)), np.ones((6, 1)), np.ones(()), 1.0, None, [0.0] * 6], ids=lambda v: str(np.shape(v))
-)
-def test_a_bad_bias_leaves_the_module_untouched(value):
+    ("value", "error"),
+    [
+        (np.ones((1, 5, 1, 1)), ValueError), (np.ones((6, 1)), ValueError), (np.ones(()), ValueError),
+        (1.0, TypeError), (None, TypeError), ([0.0] * 6, TypeError),
+    ],
+)  # fmt: skip
+def test_a_bad_bias_leaves_the_module_untouched(value, error):
     module = Conv2d(4, 6, 3, rng=1)
     before = module(IMAGE)
-    with pytest.raises((TypeError, ValueError), match="`bias`"):
+    with pytest.raises(error, match="`bias`"):
         module.bias = value
-    with pytest.raises((TypeError, ValueError), match="`bias`"):
+    with pytest.raises(error, match="`bias`"):
         module.load_state_dict({"weight": np.ones((6, 4, 3, 3)), "bias": value})
     np.testing.assert_array_equal(module(IMAGE), before)
 
@@ -404,14 +408,14 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_move_that_fails_leaves_the_module_untouched(library, case):
+def test_a_move_that_fails_leaves_the_module_untouched(library, monkeypatch, case):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # it cannot be imported: then NumPy has no bfloat16
     for name in ("torch", "mlx", "jax", "array_api_strict"):
         library(name)  # skips or fails where one is missing
     module = Conv2d(4, 6, 3, rng=1)
     expected = module(IMAGE)
-    with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError)) as caught:
+    with pytest.raises((TypeError, ValueError)) as caught:  # and no library's own error
         FAILURES[case](module)
-    assert isinstance(caught.value, (TypeError, ValueError)), repr(caught.value)  # and no library's own error
     assert "`" in str(caught.value) or "JAX" in str(caught.value)
     assert type(module.weight) is np.ndarray
     # in one case the weights became float16 before the move that fails
@@ -460,7 +464,8 @@ def test_no_copy_outlives_a_change(backend, engine, change):
     other.bias = numbers((6,), 4)
     if change == "astype" and (backend.package == "jax" or engine == "native"):
         CHANGES[change](module, other)
-        with pytest.raises((TypeError, ValueError), match=r"64|`engine`"):
+        error, message = (TypeError, "JAX makes 32-bit") if backend.package == "jax" else (ValueError, "`engine`")
+        with pytest.raises(error, match=message):
             module(backend.array(IMAGE))
         return
     before = [backend.numpy(module(backend.array(IMAGE))) for _ in range(2)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import itertools
 import time
+import tracemalloc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import portconv
 from portconv import UnsupportedError, busy, planner, wisdom
 from portconv.backend import Candidate
+from portconv.steps import Block, Steps
 
 MEBIBYTE = 2**20
 REAL_DISTURBED = busy.disturbed  # which no other test asks
@@ -92,12 +95,12 @@ def test_the_planner_sees_sizes_only(monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
-def test_plans_hold_no_arrays(engine, tier):
+def test_plans_hold_no_arrays(engine, tier, packs, unchangeable):
     """Neither plans nor caches keep the images and weights that they have seen alive."""
-    x, weight = ones(1, 2, 8, 8), ones(3, 2, 3, 3)
-    weight.flags.writeable = False  # so that its pack is kept
-    seen = {"x": weakref.ref(x), "weight": weakref.ref(weight)}
+    x, weight = ones(1, 2, 8, 8), unchangeable(ones(3, 2, 3, 3))
+    seen = {"x": weakref.ref(x), "weight": weakref.ref(weight), "its memory": weakref.ref(weight.base)}
     portconv.conv2d(x, weight, engine=engine)
+    assert [identity for identity, _ in packs._entries] == [id(weight)]
     del x, weight
     gc.collect()
     assert [name for name, reference in seen.items() if reference() is not None] == []
@@ -300,21 +303,53 @@ def test_equal_stamps_mean_equal_packs(backend, engine, sizes):
     np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
 
 
-def test_the_cache_of_packs_is_bounded():
-    from portconv import functional
+def test_the_cache_of_packs_is_bounded(packs, unchangeable, tier):
+    """The least recently used leave first."""
+    x = ones(1, 2, 20, 20)
+    weights, kept = [unchangeable(np.full((3, 2, 15, 15), n, np.float32)) for n in range(60)], []
+    for n, weight in enumerate(weights):
+        for one, value in ((weights[0], 0), (weight, n)):  # the first stays in use
+            np.testing.assert_allclose(portconv.conv2d(x, one, engine="fft"), 450 * value, rtol=1e-5)
+        kept = {identity for identity, _ in packs._entries}
+        assert {id(weights[0]), id(weight)} <= kept
+        assert 0 < packs.nbytes == sum(packed.nbytes for *_, packed in packs._entries.values()) <= packs.limit_bytes
+    assert 2 < len(kept) < 60
+    assert kept == {id(weight) for weight in [weights[0], *weights[61 - len(kept) :]]}
 
-    cache = functional._packs
-    limit = cache.limit_bytes
-    x = ones(1, 16, 64, 64)
-    weights = []
-    for n in range(60):
-        weight = np.full((16, 16, 15, 15), n, np.float32)
-        weight.flags.writeable = False
-        weights.append(weight)
-        y = portconv.conv2d(x, weight, engine="fft")
-        np.testing.assert_allclose(y, 3600 * n, rtol=1e-5)
-        assert 0 <= cache.nbytes <= limit
-    weights.clear()
+
+def test_a_pack_that_is_no_longer_needed_leaves_the_cache(packs, unchangeable):
+    weights = [unchangeable(np.full((3, 2, 15, 15), n, np.float32)) for n in range(3)]
+    for weight in weights:
+        portconv.conv2d(ones(1, 2, 20, 20), weight, engine="fft")
+    assert len(packs._entries) == 3
+    del weights[:2], weight
+    portconv.conv2d(ones(1, 2, 20, 20), unchangeable(ones(3, 2, 15, 15)), engine="fft")
+    assert len(packs._entries) == 2
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("first", [-3, 2000, 4035], ids=["left", "middle", "right"])
+def test_a_window_copies_only_what_it_needs(library, mode, dtype, first):
+    """Where nothing but whole arrays can be joined, rows are padded for the columns of the window alone."""
+    xp = library("array_api_strict").module
+    values = np.random.default_rng(0).integers(0, 200, (2, 1, 100, 4096)).astype(dtype)
+    weight, options = (1, 2, 7, 7), {"padding": 3, "padding_mode": mode}
+    problem = replace(portconv.plan_conv2d((1, 2, 100, 4096), weight, **options).problem, x_dtype=dtype)
+    block = Block(slice(0, 2), slice(0, 1), slice(-3, 61), slice(first, first + 64))
+    image, steps = xp.asarray(values), Steps(xp)
+    steps.window(image, block, problem)
+    tracemalloc.start()
+    window = steps.window(image, block, problem)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    modes = {"zeros": "constant", "reflect": "reflect", "replicate": "edge"}
+    whole = np.pad(values, ((0, 0), (0, 0), (3, 3), (3, 3)), modes[mode])
+    np.testing.assert_array_equal(np.asarray(window), whole[:, :, :64, first + 3 : first + 67])
+    assert peak < 4 * 2 * 64 * 64 * 4  # four windows in float32; whole rows of uint8 alone are more
 
 
 # --- workspace --------------------------------------------------------------------------------------------------------
