@@ -173,6 +173,7 @@ def _mistakes() -> list[Problem]:
         m("groups 0", "groups", groups=0),
         m("groups that do not divide", "groups", groups=3),
         m("channels that do not fit", "weight", weight_shape=(6, 3, 3, 3)),
+        m("more channels than there are", "weight", weight_shape=(6, 5, 3, 3)),
         m("channels of groups that do not fit", "weight", weight_shape=(6, 4, 3, 3), groups=2),
         m("5-D weight of other groups", "weight", weight_shape=(4, 2, 1, 3, 3), groups=2),
         m("no input channels", "x", x_shape=(1, 0, 8, 8), weight_shape=(6, 0, 3, 3)),
