@@ -156,12 +156,12 @@ class _Call:
         w = np.asarray(weight).astype(np.float64)
         self.weight: Array = w.reshape(groups, -1, *w.shape[-3:])
         kernel, strides, dilations = self.weight.shape[3:], _pair(stride), _pair(dilation)
-        if padding == "same":
+        if isinstance(padding, str) and padding == "same":
             sides = []
             for size, k, s, d in zip(self.x.shape[2:], kernel, strides, dilations, strict=True):
                 total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
                 sides.append((total // 2, total - total // 2))
-        elif padding == "valid":
+        elif isinstance(padding, str):
             sides = [(0, 0), (0, 0)]
         elif np.ndim(padding) == 2:
             sides = [_pair(padding[0]), _pair(padding[1])]
