@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import Conv2d, UnsupportedError, conv2d, get_num_threads, plan_conv2d, registry, set_num_threads
+from .. import (
+    Conv2d,
+    UnsupportedError,
+    array_namespace,
+    conv2d,
+    get_num_threads,
+    plan_conv2d,
+    registry,
+    set_num_threads,
+)
 from ..backend import Backend
 from .arrays import ORDERS_ELSEWHERE, arranged, overlap
 from .bounds import assert_close
@@ -238,7 +247,8 @@ def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str
         **options,
     )  # fmt: skip
     layer(x)
-    layer.weight = weight if g == 1 or weight.ndim == 5 else weight.reshape(layer.weight.shape)
+    grouped = g > 1 and weight.ndim == 4  # arrays of the standard have no method `reshape`
+    layer.weight = array_namespace(weight).reshape(weight, layer.weight.shape) if grouped else weight
     if bias is not None:
         layer.bias = bias
     other = [slice(None)] * 4
