@@ -132,9 +132,11 @@ def fuzz(defect: Defect, seed: int, limit: float) -> tuple[float | None, dict]:
 def passes_without(defect: Defect, problem: str) -> bool:
     """Whether the tree without the defect keeps its promises on a problem."""
     code = f"from portconv.testing import Problem, verify; verify({problem}, {defect.backend!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(defect, ROOT, False), capture_output=True, check=False
-    )
+    command, where = [sys.executable, "-c", code], environment(defect, ROOT, False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, check=False, timeout=COMPILING)
+    except subprocess.TimeoutExpired:
+        return False
     return done.returncode == 0
 
 
