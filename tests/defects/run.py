@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Always the same one: compiled code is kept by the path of its source.
 FOLDER = ROOT / ".defects"
-TREE, CODE = FOLDER / "tree", FOLDER / "numba"
+TREE, CODE, LOCK = FOLDER / "tree", FOLDER / "numba", FOLDER / "lock"
 KERNELS = "portconv/cpu/jit/"
 COMPILING = 240  # seconds more where the copy cannot use code that was compiled before
 SHRINKING = 10  # seconds that may be spent on a smaller problem, once one is found
@@ -185,6 +185,20 @@ def main() -> int:
     parser.add_argument("--no-check", action="store_true", help="leave out `portconv check`")
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
+    try:
+        LOCK.touch(exist_ok=False)
+    except FileExistsError:
+        sys.exit(
+            f"another run is at work on {TREE}, and would delete this one's files; if there is none, delete {LOCK}"
+        )
+    try:
+        return report(options)
+    finally:
+        LOCK.unlink()
+
+
+def report(options: argparse.Namespace) -> int:
+    """Try the defects one after the other, and print what found them; the exit status."""
     rows, missed, overlooked = [], 0, 0
     for defect in defects(options.names):
         print(f"{defect.name} ({defect.backend}, {defect.tier}) ...", flush=True)
