@@ -5,6 +5,7 @@
 #   make readme                        the examples of README.md, with NumPy alone
 #   make test ARGS="-k padding -x"     arguments for pytest
 #   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file
+#   make defects ARGS="--seed 1 short-halo"     whether these problems, and `portconv check`, find errors put into the code
 #   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
 #   make test PYTHON=python3.12        the Python that makes .venv (after `make clean`, if there is one already)
 
@@ -39,7 +40,7 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo readme test fuzz lint mutants clean
+.PHONY: help demo readme test fuzz defects lint mutants clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -57,6 +58,9 @@ fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \
 	    $(if $(THREADS),--threads $(THREADS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(JSON),--json $(JSON))
 
+defects: $(VENV)/.test
+	$(BIN)/python tests/defects/run.py $(ARGS)
+
 lint: $(VENV)/.lint
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
@@ -66,7 +70,7 @@ mutants: $(VENV_MUTANTS)/.mutants
 	$(VENV_MUTANTS)/bin/python tests/mutants.py --sample $(SAMPLE) --seed $(SEED)
 
 clean:
-	rm -rf $(VENVS) .mutants build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
+	rm -rf $(VENVS) .mutants .defects build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The files .venv*/.* are stamps: each says that an installation succeeded; a newer pyproject.toml repeats it.

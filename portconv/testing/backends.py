@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import Conv2d, UnsupportedError, conv2d, get_num_threads, plan_conv2d, registry, set_num_threads
+from .. import (
+    Conv2d,
+    UnsupportedError,
+    conv2d,
+    get_num_threads,
+    plan_conv2d,
+    registry,
+    set_num_threads,
+)
 from ..backend import Backend
 from .arrays import ORDERS_ELSEWHERE, arranged, overlap
 from .bounds import assert_close

@@ -1,0 +1,67 @@
+"""A fixed share of the random problems, the same in every run; `make fuzz` draws on for as long as one likes.
+
+They run in a process of their own, so that one that kills it is a failure of that problem, and not the end of all
+tests.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from portconv.cpu import bridge
+from portconv.testing import scope_of
+
+FUZZ = Path(__file__).parent / "fuzz.py"
+SEED = 1
+# How many problems; those of libraries that are slow are too few to have each class of everything.
+SHARES = {
+    ("numpy", "compiled"): 260,
+    ("numpy", "plain"): 260,
+    ("mlx", "compiled"): 240,
+    ("torch", "compiled"): 160,
+    ("jax", "compiled"): 30,
+    ("array_api_strict", "compiled"): 70,
+    ("dask", "compiled"): 30,
+}
+HOST = {"numpy", "mlx", "jax"}  # libraries that NumPy's engines compute for
+FEW = {"jax", "array_api_strict", "dask"}
+
+
+def classes(name, tier):
+    """What there is to count, where a share is so large that all of it comes."""
+    scope = scope_of(name)
+    small = name in FEW
+    return {
+        "engine": set(scope.engines),
+        "tier": {"compiled"} if tier == "compiled" and name in HOST and bridge.jit_enabled() else {"plain"},
+        "dtype": {"float32"} if small else {*scope.dtypes, *scope.x_dtypes},
+        "memory order": {"C"} if small else set(scope.orders),
+        "size": {"tiny", "small"} if small else {"empty", "tiny", "small", "medium", "large"},
+        "call": {"conv2d"} if small else {*scope.calls, *(["gradient"] if scope.gradients else [])},
+    }
+
+
+@pytest.mark.parametrize("share", SHARES, ids="-".join)
+def test_the_fixed_share_passes(library, request, tmp_path, share):
+    name, tier = share
+    library(name)  # or the test is skipped
+    if share == ("numpy", "compiled"):
+        request.getfixturevalue("jit")
+    result = tmp_path / "fuzz.json"
+    command = [sys.executable, str(FUZZ), "--backend", name, "--tier", tier, "--seed", str(SEED), "--json", str(result)]
+    command += ["--count", str(SHARES[share]), "--seconds", "900", "--shrink", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(result.read_text(encoding="utf-8"))
+    refused = sum(found["refused"].values())
+    assert found["passed"] + refused == SHARES[share] and not found["failures"]
+    assert refused < 0.2 * SHARES[share]
+    assert 0 < found["worst"] <= 1
+    for axis, expected in classes(name, tier).items():
+        missing = expected - set(found["counts"][axis])
+        assert not missing, f"{axis}: nothing was computed of {missing}; {found['counts'][axis]}"
