@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.engines.cropped import CroppedPlan
 from portconv.testing import assert_close, error_bound, reference_conv2d
 
 pytestmark = pytest.mark.usefixtures("jit")
@@ -26,6 +27,7 @@ def numbers(shape, seed=0, dtype="f4"):
 
 
 def is_compiled(plan):
+    plan = plan.inner if isinstance(plan, CroppedPlan) else plan
     return type(plan).__module__.startswith("portconv.cpu.jit.")
 
 
@@ -68,7 +70,8 @@ def random_problem(engine, rng):
         kernel = tuple(int(k) for k in rng.integers(1, 10, 2)) if rng.random() < 0.5 else pick((1, 1), (3, 3), (2, 2))
         stride = pair(1, 1, 2, 3, 5) if engine == "gemm" else (1, 1)
         dilation = pair(1, 1, 2, 3)
-    size = tuple(int(s) for s in rng.integers(1, 41, 2))
+    # in a smaller image some of the kernel's taps meet only padding, and what is left has no tiles
+    size = tuple(int(s) for s in rng.integers(kernel if engine == "winograd" else 1, 41, 2))
     mode = pick("zeros", "zeros", "reflect", "replicate", "circular")
     limits = {"reflect": (size[0] - 1, size[1] - 1), "circular": size}.get(mode, (7, 7))
     padding = tuple(tuple(int(p) for p in rng.integers(0, min(limit, 7) + 1, 2)) for limit in limits)
