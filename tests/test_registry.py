@@ -559,3 +559,10 @@ def test_check_backend_finds_a_broken_protocol():
     ):
         with pytest.raises(error, match=message):
             testing.check_backend(kind())
+
+
+def test_an_empty_array_of_dask(library):
+    dask = library("dask")
+    for shape in ((0, 16, 205, 5), (0, 3, 4, 5), (2, 0, 7, 7)):
+        array = portconv.get_backend("dask").from_numpy(np.zeros(shape, "f4"), dtype="float16")
+        assert array.shape == shape and array.dtype == "float16" and dask.numpy(array).shape == shape

@@ -14,7 +14,7 @@ import portconv
 from portconv import UnsupportedError, planner
 from portconv.engines import winograd
 from portconv.engines.winograd import TILES
-from portconv.testing import assert_close, error_bound, reference_conv2d
+from portconv.testing import Problem, assert_close, error_bound, reference_conv2d, verify
 
 KERNELS = list(dict.fromkeys(tile.kernel for tile in TILES))
 every_tile = pytest.mark.parametrize(
@@ -353,3 +353,9 @@ def test_supported_problems(kernel, options, tier):
 
 def test_the_kernels_that_have_tiles():
     assert set(KERNELS) == {(3, 3), (5, 5), (1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1)}
+
+
+def test_an_image_of_another_size_gets_a_weight_of_its_own(jit):
+    """The weight for gemm, which computes what is not finite, may have another form there."""
+    problem = Problem((1, 6, 13, 1), (9, 6, 7, 1), engine="winograd", data="inf", call="layer", seed=4844)
+    assert verify(problem).share <= 1

@@ -468,6 +468,16 @@ class DaskBackend(ArrayApiBackend):
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return str(weight.name)
 
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        x = np.asarray(x)
+        if x.size == 0:  # Dask divides by the size where it chooses chunks
+            empty = importlib.import_module("dask.array").from_array(
+                np.zeros(x.shape, dtype or x.dtype), chunks=x.shape
+            )
+            self._check(empty)
+            return empty
+        return super().from_numpy(x, dtype=dtype, device=device)
+
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         return np.asarray(x.compute())
 

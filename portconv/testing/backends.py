@@ -80,6 +80,7 @@ def scope_of(name: str, device: str | None = None) -> Scope:
         ORDERS if name == "numpy" else ORDERS_ELSEWHERE,
         CALLS if name in _GRADIENTS else CALLS[:2],
         name in _GRADIENTS,
+        49 if name == "jax" else 2**20,  # XLA compiles hundreds of taps for minutes
         products,
         elements,
     )

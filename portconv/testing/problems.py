@@ -170,6 +170,7 @@ class Scope(NamedTuple):
     orders: tuple[str, ...] = ORDERS
     calls: tuple[str, ...] = ("conv2d", "layer")
     gradients: bool = False
+    traced_taps: int = 2**20  # of a kernel whose convolution is traced or differentiated
     products: int = 2**26  # of one problem
     elements: int = 2**23  # of an image or a result
 
@@ -192,6 +193,8 @@ def draw(seed: int, number: int, scope: Scope = Scope()) -> Problem:  # noqa: B0
     rng = np.random.default_rng([seed, number])
     while True:
         p = _drawn(_Chance(rng), scope)
+        if (p.gradient or p.call == "traced") and math.prod(p.parts[3:]) > scope.traced_taps:
+            continue
         if fits(p) and p.products <= scope.products and math.prod(p.out_shape) <= scope.elements:
             return replace(p, seed=number)
 
@@ -278,7 +281,10 @@ def _drawn(chance: _Chance, scope: Scope) -> Problem:
 
 
 def _order(chance: _Chance, scope: Scope, share: float) -> str:
-    return str(chance.one_of(*scope.orders)) if chance.under(share) else "C"
+    if chance.under(share):
+        return str(chance.one_of(*scope.orders))
+    # the same order, where whoever reads beyond the last element is killed
+    return "page end" if "page end" in scope.orders and chance.under(0.5) else "C"
 
 
 def _channels(chance: _Chance, tiled: bool, size_class: str) -> tuple[int, int, int]:
@@ -297,6 +303,8 @@ def _channels(chance: _Chance, tiled: bool, size_class: str) -> tuple[int, int, 
 
 
 def _kernel(chance: _Chance, size_class: str) -> tuple[int, int]:
+    if chance.under(0.1):
+        return 1, 1
     if chance.under(0.75):
         return chance.pair(1, 2, 3, 3, 3, 4, 5, 7)
     if chance.under(0.3):

@@ -85,7 +85,8 @@ class WinogradPlan(JitPlan):
     @property
     def stamp(self) -> Hashable:
         p = self.problem
-        return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile)
+        # the weight for gemm is in it, too, in the form of its plan, which depends on the image's size
+        return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile, self.exact.stamp)
 
     @property
     def note(self) -> str:
