@@ -243,9 +243,12 @@ def _the_tier(request):
 
 
 @pytest.fixture(autouse=True)
-def _quiet_machine(monkeypatch):
+def _quiet_machine():
     """No test depends on what else the machine does."""
-    monkeypatch.setattr(busy, "disturbed", lambda threads: False)
+    # not by `monkeypatch`: what tests change by it would then outlive the tier that `_the_tier` sets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(busy, "disturbed", lambda threads: False)
+        yield
 
 
 @pytest.fixture(scope="session")
