@@ -239,8 +239,8 @@ def test_the_gradients_of_native(mx):
         values = numbers(x_shape), numbers(weight_shape, 1), numbers(plan.output_shape, 2)
         x, weight, dy = (mx.array(value) for value in values)
         _, found = mx.vjp(lambda *a, o=options: portconv.conv2d(*a, **o, engine="native"), [x, weight], [dy])
-        for gradient, (exact, c) in zip(found, reference_gradients(*values, **options)[:2], strict=True):
-            assert_close(np.array(gradient), exact, c)
+        for gradient, exact in zip(found, reference_gradients(*values, **options)[:2], strict=True):
+            assert_close(np.array(gradient), exact)
     assert 1 <= refused <= 15
 
 
@@ -252,8 +252,8 @@ def test_native_is_not_offered_where_its_gradient_has_another_shape(mx):
     values = numbers(x_shape), numbers(weight_shape, 1), numbers((1, 4, 1, 3), 2)
     x, weight, dy = (mx.array(value) for value in values)
     _, found = mx.vjp(lambda *a: portconv.conv2d(*a, **options), [x, weight], [dy])
-    for gradient, (exact, c) in zip(found, reference_gradients(*values, **options)[:2], strict=True):
-        assert_close(np.array(gradient), exact, c)
+    for gradient, exact in zip(found, reference_gradients(*values, **options)[:2], strict=True):
+        assert_close(np.array(gradient), exact)
 
 
 def test_native_unfolds_large_images_in_strips(mx, monkeypatch):

@@ -474,5 +474,5 @@ def _check_problem(library: Backend, p: Problem) -> list[CheckResult]:
                 raise AssertionError(f"{one}: {error}") from None
             if worst is None:
                 raise AssertionError(f"{one}: a candidate refused what it had offered")
-            results.append(CheckResult(candidate.engine, repr(one), worst))
+            results.append(CheckResult(candidate.engine, f"{one!r} in {p.dtype}", worst))
     return results
