@@ -149,7 +149,9 @@ def test_widths_around_a_vector(engine, layout, dtype):
         if layout == "NHWC":
             x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
         for kernel, padding in (((3, 3), (0, 1)), ((3, 3), (1, 2)), ((1, 1), 0), ((1, 5), (0, 2)), ((1, 5), 0)):
-            if (engine == "winograd" and kernel == (1, 1)) or (padding == 0 and width < kernel[1]):
+            # with a tile of its own only while every tap meets the image: what is left of the others has none
+            tiled = kernel != (1, 1) and width >= kernel[1]
+            if (engine == "winograd" and not tiled) or (padding == 0 and width < kernel[1]):
                 continue
             check(x, weights[kernel], engine=engine, padding=padding, layout=layout)
 
