@@ -12,7 +12,7 @@ __all__ = [
     "axis_source",
     "dilated",
     "fft_operations",
-    "meets",
+    "met_taps",
     "output_size",
     "ranges",
     "same_padding",
@@ -30,13 +30,15 @@ def output_size(size: int, kernel: int, stride: int, before: int, after: int, di
     return (size + before + after - dilated(kernel, dilation)) // stride + 1
 
 
-def meets(outputs: int, size: int, kernel: int, stride: int, dilation: int, before: int) -> bool:
-    """Whether some output's kernel meets an element of the axis, not its padding alone."""
-    for k in range(kernel):
-        output = max(0, -((k * dilation - before) // stride))  # the first whose tap k is not before the axis
-        if output < outputs and output * stride - before + k * dilation < size:
-            return True
-    return False
+def met_taps(
+    outputs: int, size: int, kernel: int, stride: int, dilation: int, before: int
+) -> Iterator[tuple[int, int, int]]:
+    """The taps of an axis that meet its elements, not its padding alone; each with the first and last that it reads."""
+    for tap in range(kernel):
+        at = before - tap * dilation  # the tap reads element `output * stride - at`
+        low, high = max(-(-at // stride), 0), min((at + size - 1) // stride, outputs - 1)
+        if low <= high:
+            yield tap, low * stride - at, high * stride - at
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from ..cpu.bridge import host_candidates, host_plan
 from ..cpu.host import host_environment, processor, version
 from ..engines.costs import GENERIC
 from ..registry import library_of
-from ..shapes import AxisSource, meets
+from ..shapes import AxisSource, met_taps
 from ..spec import Problem
 from ..steps import Block, Steps
 
@@ -132,7 +132,7 @@ def _name_of(dtype: Any) -> str:
 def _apart(p: Problem) -> bool:
     """Whether the result is empty, or every output lies in padding with zeros."""
     axes = zip(p.out_size, (p.height, p.width), p.kernel, p.stride, p.dilation, p.padding[::2], strict=True)
-    return 0 in p.out_shape or (p.padding_mode == "zeros" and not all(meets(*axis) for axis in axes))
+    return 0 in p.out_shape or (p.padding_mode == "zeros" and not all(any(met_taps(*axis)) for axis in axes))
 
 
 class _TorchWeight(NamedTuple):

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..backend import PackedWeight, Plan
-from ..shapes import dilated
+from ..shapes import dilated, met_taps
 from ..spec import Problem
 
 __all__ = ["Crop", "CroppedPlan", "cropped"]
@@ -63,15 +63,10 @@ def cropped(p: Problem) -> Crop | None:
 
 def _axis(size: int, outputs: int, kernel: int, stride: int, dilation: int, before: int) -> _Axis | None:
     """See `Crop`; None if no tap meets the image, all taps as they are if those that do are not evenly spaced."""
-    met, first, last = [], size, -1
-    for tap in range(kernel):
-        at = before - tap * dilation  # the tap reads row `output * stride - at`
-        low, high = max(-(-at // stride), 0), min((at + size - 1) // stride, outputs - 1)
-        if low <= high:
-            met.append(tap)
-            first, last = min(first, low * stride - at), max(last, high * stride - at)
-    if not met:
+    reads = list(met_taps(outputs, size, kernel, stride, dilation, before))
+    if not reads:
         return None
+    met, first, last = [tap for tap, *_ in reads], min(read[1] for read in reads), max(read[2] for read in reads)
     step = met[1] - met[0] if len(met) > 1 else 1
     if met != list(range(met[0], met[-1] + 1, step)) or len(met) == kernel:
         met, step, first, last = list(range(kernel)), 1, 0, size - 1

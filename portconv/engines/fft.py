@@ -28,7 +28,7 @@ from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from . import gemm
 from .costs import Costs
-from .taps import group_window, halo, phase, phase_window, phases
+from .taps import axis_phases, group_window, halo, phase, phase_window, phases
 
 __all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
 
@@ -374,12 +374,12 @@ def _mask(p: Problem, axis: int, start: int, stop: int) -> tuple[float, ...] | N
     for tap in range(kernel):
         first = tap * dilation
         read[first : first + (outputs - 1) * stride + 1 : stride] = b"\1" * outputs
-    phases = {tap * dilation % stride for tap in range(min(kernel, stride))}
+    used = set(axis_phases(kernel, stride, dilation))
     mask, needed = [], False
     for u in range(start + before, stop + before):
         inside = min(u, size + before + after - 1)  # beyond it a window repeats its last element, or has zeros
         mask.append(float(read[inside]))
-        if not read[inside] and (u - start - before) % stride in phases:
+        if not read[inside] and (u - start - before) % stride in used:
             needed = needed or p.padding_mode != "zeros" or before <= u < before + size
     return tuple(mask) if needed else None
 
