@@ -38,9 +38,15 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", strategy: str
     UnsupportedError
         If the engine named, or every engine, cannot run the problem. The message gives the reasons.
     """
-    if (crop := cropped(problem)) is not None:
-        return CroppedPlan.of(problem, crop, _planned(backend, crop.problem, engine, strategy))
+    crop = cropped(problem)
+    if crop is not None and (engine == "auto" or _offered(backend, crop.problem, engine)):
+        inner = _planned(backend, crop.problem, engine, strategy)
+        return CroppedPlan.of(problem, crop, inner, backend.candidates(problem))
     return _planned(backend, problem, engine, strategy)
+
+
+def _offered(backend: Backend, problem: Problem, engine: str) -> bool:
+    return any(c.engine == engine and c.why_not is None for c in backend.candidates(problem))
 
 
 def _planned(backend: Backend, problem: Problem, engine: str, strategy: str) -> Plan:

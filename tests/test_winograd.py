@@ -43,8 +43,11 @@ def forget():
 def only(monkeypatch, tier):
     """A function after which there is one tile only."""
 
+    every = winograd.tiles_for
+
     def choose(tile):
-        monkeypatch.setattr(winograd, "tiles_for", lambda problem: [tile])
+        # what is left of a kernel over an image smaller than it is has tiles of its own
+        monkeypatch.setattr(winograd, "tiles_for", lambda p: [tile] if p.kernel == tile.kernel else every(p))
         forget()
 
     yield choose
@@ -171,7 +174,7 @@ def test_tails(tile, tier, only):
         part = (slice(None), slice(None), slice(oh), slice(ow))
         assert_close(y, expected.at(part))
         if (oh + ow) % 3 == 0:  # with a frame of zeros, the same size needs a smaller image
-            small = image[:, :, : max(oh - 2, kh - 1, 1), : max(ow - 2, kw - 1, 1)]
+            small = image[:, :, : max(oh - 2, 1), : max(ow - 2, 1)]
             options = {"padding": ((kh - 1, 1), (kw - 1, 2))}
             assert_close(convolve(small, weight, **options), reference_conv2d(small, weight, **options))
 

@@ -3,21 +3,22 @@
 A 3x3 kernel over an image of one pixel is one tap: the other eight meet zeros. No engine may let them into its
 arithmetic: a product with infinity is no zero, and a transform mixes large weights with those that matter. So what is
 left after cutting them away is the problem that is planned; the weight is cut when it is packed, and the image when it
-comes.
+comes. An engine that was named and has no form for what is left, as `winograd` has tiles for whole kernels alone, packs
+zeros in the place of those taps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..backend import PackedWeight, Plan
+from ..backend import Candidate, PackedWeight, Plan
 from ..shapes import dilated, met_taps
 from ..spec import Problem
 
-__all__ = ["Crop", "CroppedPlan", "cropped"]
+__all__ = ["Crop", "CroppedPlan", "cropped", "met_mask"]
 
 
 class _Axis(NamedTuple):
@@ -61,6 +62,18 @@ def cropped(p: Problem) -> Crop | None:
     return Crop(problem, rows.taps, cols.taps, rows.image, cols.image)
 
 
+@lru_cache(maxsize=1024)
+def met_mask(p: Problem) -> tuple[tuple[bool, ...], ...] | None:
+    """Which taps (kh, kw) meet the image for some output; None where all of them do, or none."""
+    if p.padding_mode != "zeros" or not any(p.padding):
+        return None
+    axes = zip(p.out_size, (p.height, p.width), p.kernel, p.stride, p.dilation, p.padding[::2], strict=True)
+    rows, cols = ({tap for tap, *_ in met_taps(*axis)} for axis in axes)
+    if not rows or not cols or (len(rows), len(cols)) == p.kernel:
+        return None
+    return tuple(tuple(i in rows and j in cols for j in range(p.kernel[1])) for i in range(p.kernel[0]))
+
+
 def _axis(size: int, outputs: int, kernel: int, stride: int, dilation: int, before: int) -> _Axis | None:
     """See `Crop`; None if no tap meets the image, all taps as they are if those that do are not evenly spaced."""
     reads = list(met_taps(outputs, size, kernel, stride, dilation, before))
@@ -86,11 +99,11 @@ class CroppedPlan(Plan):
     inner: Plan = None  # type: ignore[assignment]
 
     @classmethod
-    def of(cls, problem: Problem, crop: Crop, inner: Plan) -> CroppedPlan:
-        """The plan of a problem, from that of its crop."""
-        return cls(
-            problem, inner.engine, inner.workspace_bytes, inner.candidates, inner.chosen_by, crop=crop, inner=inner
-        )
+    def of(cls, problem: Problem, crop: Crop, inner: Plan, others: Sequence[Candidate] = ()) -> CroppedPlan:
+        """The plan of a problem, from that of its crop; `others` can run the whole problem only, if they are named."""
+        whole = {c.engine: c for c in others if c.why_not is None}
+        shown = tuple(c if c.why_not is None else whole.get(c.engine, c) for c in inner.candidates)
+        return cls(problem, inner.engine, inner.workspace_bytes, shown, inner.chosen_by, crop=crop, inner=inner)
 
     @property
     def stamp(self) -> Hashable:

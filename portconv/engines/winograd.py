@@ -26,8 +26,20 @@ from ..spec import Pair, Problem
 from ..steps import Block, Steps
 from . import gemm
 from .costs import Costs
+from .cropped import met_mask
 
-__all__ = ["NAME", "TILES", "Tile", "WinogradPlan", "candidate", "matrices", "plan", "transformed", "why_not"]
+__all__ = [
+    "NAME",
+    "TILES",
+    "Tile",
+    "WinogradPlan",
+    "candidate",
+    "matrices",
+    "plan",
+    "transformed",
+    "why_not",
+    "without_unmet",
+]
 
 NAME = "winograd"
 
@@ -136,6 +148,14 @@ def transformed(weight: Any, tile: Tile, xp: Any, dtype: Any) -> Any:
     return xp.reshape(xp.matmul(xp.asarray(g, dtype=dtype), flat), (len(g), o, i))
 
 
+def without_unmet(weight: Any, p: Problem, steps: Steps) -> Any:
+    """The weight with zeros in the place of taps that meet only padding: tiles are for whole kernels."""
+    mask = met_mask(p)
+    if mask is None:
+        return weight
+    return steps.xp.where(steps.xp.asarray(mask, **steps.device), weight, steps.xp.zeros_like(weight))
+
+
 def _kron(a: Matrix, b: Matrix) -> list[list[float]]:
     """The Kronecker product: both axes' transform of a flattened tile in one matrix."""
     return [[float(x * y) for x in row_a for y in row_b] for row_a in a for row_b in b]
@@ -228,10 +248,12 @@ class WinogradPlan(EnginePlan):
 
     @property
     def stamp(self) -> Hashable:
-        return (NAME, self.steps.place, self.problem.weight_shape, self.problem.compute_dtype, self.tiling.tile)
+        p = self.problem
+        return (NAME, self.steps.place, p.weight_shape, p.compute_dtype, self.tiling.tile, met_mask(p))
 
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p, tile = self.steps, self.problem, self.tiling.tile
+        weight = without_unmet(weight, p, steps)
         exact = gemm.pack(weight, p, steps)
         nbytes = exact.nbytes
         products = None

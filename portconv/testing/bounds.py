@@ -38,6 +38,7 @@ def error_bound(reference: Reference, dtype: str, accuracy: str = "normwise") ->
     Examples
     --------
     >>> import numpy as np
+    >>> from portconv.testing import reference_conv2d
     >>> exact = reference_conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3)))
     >>> float(error_bound(exact, "float32", "elementwise")[0, 0, 0, 0]) / 2**-23
     72.0
@@ -69,6 +70,7 @@ def assert_close(actual: Array, reference: Reference, *, dtype: str | None = Non
     Examples
     --------
     >>> import numpy as np, portconv
+    >>> from portconv.testing import reference_conv2d
     >>> x, weight = np.ones((1, 1, 5, 5), np.float32), np.ones((1, 1, 3, 3), np.float32)
     >>> assert_close(portconv.conv2d(x, weight), reference_conv2d(x, weight))
     0.0

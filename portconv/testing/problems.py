@@ -363,7 +363,7 @@ def shrink(p: Problem, fails: Callable[[Problem], bool], seconds: float = 60.0) 
     --------
     >>> start = Problem((3, 8, 40, 50), (4, 8, 3, 3), {"padding": 1}, data="nan", orders=("F", "C", "C"))
     >>> shrink(start, lambda p: p.x_shape[3] >= 7)
-    Problem((1, 1, 3, 7), (1, 1, 3, 3))
+    Problem((1, 1, 1, 7), (1, 1, 1, 1))
     """
     end = time.monotonic() + seconds
     again = True

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...backend import PackedWeight
 from ...engines import winograd
+from ...engines.cropped import met_mask
 from ...spec import Problem
 from .. import threads
 from ..steps import NumpySteps
@@ -86,7 +87,7 @@ class WinogradPlan(JitPlan):
     def stamp(self) -> Hashable:
         p = self.problem
         # the weight for gemm is in it, too, in the form of its plan, which depends on the image's size
-        return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile, self.exact.stamp)
+        return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile, self.exact.stamp, met_mask(p))
 
     @property
     def note(self) -> str:
@@ -115,8 +116,10 @@ class WinogradPlan(JitPlan):
     def pack(self, weight: Any, /) -> PackedWeight:
         p = self.problem
         lane = lanes(p.compute_dtype)
+        steps = NumpySteps()
+        weight = winograd.without_unmet(weight, p, steps)
         exact = self.exact.pack(weight)
-        if not NumpySteps().transformable(weight, p.compute_dtype):
+        if not steps.transformable(weight, p.compute_dtype):
             return PackedWeight(self.stamp, (None, exact.data), exact.nbytes)
         wide = np.asarray(weight, np.float64).reshape(p.out_channels, p.in_channels, *p.kernel)
         with np.errstate(all="ignore"):
