@@ -42,7 +42,6 @@ def forget():
 @pytest.fixture
 def only(monkeypatch, tier):
     """A function after which there is one tile only."""
-
     every = winograd.tiles_for
 
     def choose(tile):
