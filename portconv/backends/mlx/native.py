@@ -158,9 +158,16 @@ class NativePlan(Plan):
                 found.append(_joined([self._sum(image, ohwi, part) for part in ranges(p.out_size[0], rows)], 1))
         y = _joined(found, 0)
         if bias is not None:
-            y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
+            y = y + self._everywhere(bias.reshape(1, 1, 1, -1), y.shape).astype(dtype)
         y = y.astype(dtype_named(p.dtype))
         return memory_order.note(mx.transpose(y, NCHW_FROM_NHWC), NHWC_FROM_NCHW) if p.layout == "NCHW" else y
+
+    def _everywhere(self, bias: Any, shape: Any) -> Any:
+        """The bias for each element of a result. Its gradient is a sum over all of these.
+
+        MLX's CPU build adds one term after the other, which float32 cannot hold: of a million ones it was off by 4 %.
+        """
+        return mx.broadcast_to(bias.astype(mx.float64), shape) if self.problem.device == "cpu" else bias
 
     def _sum(self, x: Any, ohwi: Any, strip: slice) -> Any:
         """Some rows of the result; `x` is padded already."""
