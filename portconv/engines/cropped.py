@@ -100,8 +100,12 @@ class CroppedPlan(Plan):
 
     @classmethod
     def of(cls, problem: Problem, crop: Crop, inner: Plan, others: Sequence[Candidate] = ()) -> CroppedPlan:
-        """The plan of a problem, from that of its crop; `others` can run the whole problem only, if they are named."""
-        whole = {c.engine: c for c in others if c.why_not is None}
+        """The plan of a problem, from that of its crop.
+
+        What cannot run the crop is named as in `others`: it may run the whole problem, or the reason is about the
+        kernel that the caller knows.
+        """
+        whole = {c.engine: c for c in others}
         shown = tuple(c if c.why_not is None else whole.get(c.engine, c) for c in inner.candidates)
         return cls(problem, inner.engine, inner.workspace_bytes, shown, inner.chosen_by, crop=crop, inner=inner)
 
