@@ -3,7 +3,7 @@
 #   make demo                          the built-in photograph
 #   make demo IMAGE="my photo.jpg"     another one
 #   make readme                        the examples of README.md, with NumPy alone
-#   make test ARGS="-k padding -x"     arguments for pytest
+#   make test ARGS="-k padding -x"     arguments for pytest; WORKERS=1 for one process, as a debugger needs
 #   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file
 #   make defects ARGS="--seed 1 short-halo"     whether these problems, and `portconv check`, find errors put into the code
 #   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
@@ -25,6 +25,9 @@ export PORTCONV_EXPECT_BACKENDS
 # They fail without Numba, too, where they would otherwise skip those of the compiled tier.
 PORTCONV_EXPECT_JIT ?= 1
 export PORTCONV_EXPECT_JIT
+
+# Processes that `make test` runs: more than two gain little, as the largest file of tests takes a third of the time.
+WORKERS ?= 2
 
 # Of `make fuzz` and `make mutants`.
 SECONDS ?= 60
@@ -52,7 +55,7 @@ readme: $(VENV_README)/.readme
 	$(VENV_README)/bin/python tests/readme.py README.md
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile) $(ARGS)
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \

@@ -39,10 +39,10 @@ MODULES = {"mlx": "mlx.core", "dask": "dask.array"}  # where the module to impor
 TIERS = ("compiled", "plain") if bridge.jit_enabled() else ("plain",)
 NUMPY = ("numpy", "numpy-plain", "numpy-readonly") if len(TIERS) == 2 else ("numpy", "numpy-readonly")
 LIBRARIES = (*NUMPY, "array_api_strict", "mlx", "torch", "jax", "dask")
-# Slow libraries that run the same engines as others get a share of the parameters of a test: one of so many, the first
-# among them. Coprime to the number of engines, so that each has its turn. Tests of few parameters keep all of them,
+# What runs the same engines as others gets a share of the parameters of a test: one of so many, the first among them.
+# Coprime to the number of engines, so that each has its turn. Tests of few parameters keep all of them,
 # PORTCONV_TEST_EVERYTHING=1 keeps all everywhere.
-SHARES = {"dask": 7, "array_api_strict": 3}
+SHARES = {"dask": 7, "array_api_strict": 7, "numpy-readonly": 7}
 FEW = 6
 
 

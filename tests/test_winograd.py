@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -112,21 +113,30 @@ def kind_of_data(kind, shape, rng):
 KINDS = ("normal", "positive", "constant", "near constant", "range", "alternating")
 
 
+def problem_of_kinds(x_kind, weight_kind, channels, tile, dtype):
+    rng = np.random.default_rng([channels, x_kind, weight_kind])
+    size = [2 * m + k for m, k in zip(tile.outputs, tile.kernel, strict=True)]  # two tiles, and one output more
+    x = kind_of_data(KINDS[x_kind], (1 if channels > 64 else 2, channels, *size), rng).astype(dtype)
+    return x, kind_of_data(KINDS[weight_kind], (5, channels, *tile.kernel), rng).astype(dtype)
+
+
+@cache  # for both tiers
+def reference_of_kinds(*which):
+    return reference_conv2d(*problem_of_kinds(*which))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_tile
 def test_errors_keep_the_bound(tile, tier, only, dtype):
     only(tile)
-    size = [2 * m + k for m, k in zip(tile.outputs, tile.kernel, strict=True)]  # two tiles, and one output more
     shares = {}
     for channels in sorted({tile.channels, 64, 512}):
         for (n, x_kind), (m, weight_kind) in itertools.product(enumerate(KINDS), enumerate(KINDS)):
-            rng = np.random.default_rng([channels, n, m])
-            x = kind_of_data(x_kind, (1 if channels > 64 else 2, channels, *size), rng).astype(dtype)
-            weight = kind_of_data(weight_kind, (5, channels, *tile.kernel), rng).astype(dtype)
+            x, weight = problem_of_kinds(n, m, channels, tile, dtype)
+            expected = reference_of_kinds(n, m, channels, tile, dtype)
             plan = portconv.plan_conv2d(x, weight, engine="winograd")
             (candidate,) = [c for c in plan.candidates if c.engine == "winograd"]
             assert winograd.note(tile) in candidate.note
-            expected = reference_conv2d(x, weight)
             share = np.abs(plan.execute(x, plan.pack(weight)) - expected.y) / error_bound(expected, dtype)
             shares[channels, x_kind, weight_kind] = float(share.max())
     worst = max(shares, key=shares.__getitem__)
