@@ -30,6 +30,7 @@ MAX_GPU_TAPS = 2**15 - 1
 MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
 # MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
 CPU_MAX_TERMS = 192
+CPU_MAX_RUN = 32  # of cotangents that are added to a bias's gradient
 # It also unfolds the image as a whole, and an allocation that fails ends the process: large images go in strips.
 MAX_PADDED = 2**28  # elements of the padded images, unless most of them are the images themselves
 CPU_MAX_UNFOLDED = 2**26  # elements
@@ -158,16 +159,10 @@ class NativePlan(Plan):
                 found.append(_joined([self._sum(image, ohwi, part) for part in ranges(p.out_size[0], rows)], 1))
         y = _joined(found, 0)
         if bias is not None:
-            y = y + self._everywhere(bias.reshape(1, 1, 1, -1), y.shape).astype(dtype)
+            bias = bias.astype(dtype).reshape(-1)
+            y = y + (_everywhere(bias, y.shape) if p.device == "cpu" else bias)
         y = y.astype(dtype_named(p.dtype))
         return memory_order.note(mx.transpose(y, NCHW_FROM_NHWC), NHWC_FROM_NCHW) if p.layout == "NCHW" else y
-
-    def _everywhere(self, bias: Any, shape: Any) -> Any:
-        """The bias for each element of a result. Its gradient is a sum over all of these.
-
-        MLX's CPU build adds one term after the other, which float32 cannot hold: of a million ones it was off by 4 %.
-        """
-        return mx.broadcast_to(bias.astype(mx.float64), shape) if self.problem.device == "cpu" else bias
 
     def _sum(self, x: Any, ohwi: Any, strip: slice) -> Any:
         """Some rows of the result; `x` is padded already."""
@@ -192,6 +187,21 @@ class NativePlan(Plan):
                     ]
                     window = some[:, needed[0], needed[1], :]
                     yield mx.conv_general(window, ohwi[:, i, j, part], p.stride, 0, p.dilation, groups=p.groups)
+
+
+def _everywhere(bias: Any, shape: Any) -> Any:
+    """A bias (O,) for each element of a result (N, H, W, O), so that its gradient is a sum of short sums.
+
+    MLX's CPU build adds one term after the other, which float32 cannot hold: of a million ones it was off by 4 %.
+    """
+    runs = [min(size, CPU_MAX_RUN) for size in shape[:3]]
+    split = [part for size, run in zip(shape, runs, strict=False) for part in (-(-size // run), run)]
+    bias = bias.reshape(1, 1, 1, 1, 1, 1, -1)
+    for axis in reversed(range(6)):  # a sum over each of the axes, where derivatives are taken
+        if split[axis] > 1:
+            bias = mx.broadcast_to(bias, [1] * axis + [*split[axis:], shape[3]])
+    bias = bias.reshape(*(count * run for count, run in zip(split[::2], split[1::2], strict=True)), shape[3])
+    return bias[tuple(slice(size) for size in shape)] if bias.shape != shape else bias
 
 
 def _joined(parts: list[Any], axis: int) -> Any:
