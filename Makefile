@@ -26,7 +26,7 @@ export PORTCONV_EXPECT_BACKENDS
 PORTCONV_EXPECT_JIT ?= 1
 export PORTCONV_EXPECT_JIT
 
-# Processes that `make test` runs: more than two gain little, as the largest file of tests takes a third of the time.
+# Processes that `make test` runs. A test may need 3 GiB of memory.
 WORKERS ?= 2
 
 # Of `make fuzz` and `make mutants`.
@@ -55,7 +55,7 @@ readme: $(VENV_README)/.readme
 	$(VENV_README)/bin/python tests/readme.py README.md
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile) $(ARGS)
+	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),--numprocesses $(WORKERS) --dist worksteal) $(ARGS)
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \

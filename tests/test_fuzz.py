@@ -22,8 +22,8 @@ SEED = 1
 SHARES = {
     ("numpy", "compiled"): 500,
     ("numpy", "plain"): 500,
-    ("mlx", "compiled"): 400,
-    ("torch", "compiled"): 300,
+    ("mlx", "compiled"): 300,
+    ("torch", "compiled"): 200,
     ("jax", "compiled"): 40,
     ("array_api_strict", "compiled"): 70,
     ("dask", "compiled"): 30,

