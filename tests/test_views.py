@@ -7,6 +7,7 @@ import pytest
 
 import portconv
 from portconv.cpu.views import strided
+from portconv.testing import assert_close, reference_conv2d
 
 KERNEL = np.random.default_rng(1).random((4, 3, 3, 3), dtype=np.float32)
 PADDINGS = [(0, "zeros"), (1, "zeros"), (1, "replicate"), (2, "reflect"), (1, "circular")]
@@ -110,3 +111,24 @@ def test_a_strided_view_stays_inside_its_array():
         strided(every_second, (24,), (4,))
     with pytest.raises(IndexError, match="beyond the memory"):
         strided(np.broadcast_to(np.float32(1), (9, 9)), (2,), (4,))
+
+
+@pytest.mark.parametrize("engine", ["direct", "gemm", "fft", "winograd"])
+@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (2, 16, 1, 16), (1, 1, 16, 16), (1, 40, 46, 1)])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("groups", ["dense", "depthwise"])
+def test_an_axis_of_one_element_may_have_any_stride(tier, needs, engine, shape, layout, groups):
+    """NumPy calls such arrays contiguous all the same."""
+    rng = np.random.default_rng(0)
+    channels = shape[1] if layout == "NCHW" else shape[3]
+    options = {"groups": channels if groups == "depthwise" else 1, "padding": 1, "layout": layout}
+    x, weight = (rng.standard_normal(s).astype("f4") for s in (shape, (channels, channels // options["groups"], 3, 3)))
+    needs(engine, x, weight, **options)
+    expected = reference_conv2d(x, weight, **options)
+    for order in ("C", "F"):
+        for odd in (64, -4):
+            view = x.copy(order)
+            strides = [odd if size == 1 else s for size, s in zip(x.shape, view.strides, strict=True)]
+            view = strided(view, x.shape, strides)
+            np.testing.assert_array_equal(view, x)
+            assert_close(portconv.conv2d(view, weight, engine=engine, **options), expected)

@@ -61,7 +61,15 @@ def flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
 
 
 def steps_of(x: Array, layout: str) -> Ints:
-    b, *rest = (s // x.itemsize for s in x.strides)
+    """Steps (B, C, H, W) in elements.
+
+    NumPy allows an axis of one element any stride, also in an array that it calls contiguous: the steps of one that is
+    follow from its shape.
+    """
+    if x.flags.c_contiguous:
+        b, *rest = (math.prod(x.shape[axis + 1 :]) for axis in range(4))
+    else:
+        b, *rest = (s // x.itemsize for s in x.strides)
     return (b, rest[2], rest[0], rest[1]) if layout == "NHWC" else (b, *rest)
 
 
@@ -140,7 +148,7 @@ def contiguous(x: Array, steps: Ints, p: Problem) -> tuple[Array, Ints]:
     """A copy (B, C, H, W), for views whose rows are not runs in memory, where a kernel reads the image in place."""
     shape = (p.batch, p.in_channels, p.height, p.width)
     copy = np.ascontiguousarray(strided(x, shape, [s * x.itemsize for s in steps]))
-    return read_only(copy.reshape(-1)), tuple(s // copy.itemsize for s in copy.strides)
+    return read_only(copy.reshape(-1)), steps_of(copy, "NCHW")
 
 
 def read_only(x: Array) -> Array:
