@@ -20,6 +20,9 @@ CASES = {
     "only the centre": ((1, 8, 20, 20), (3, 8, 3, 3), {"padding": 31, "dilation": 30}),
     "a prime number of channels": ((1, 211, 33, 30), (16, 211, 3, 3), {"padding": 12, "dilation": 12}),
     "more padding than image": ((1, 200, 9, 10), (4, 200, 2, 2), {"padding": 40, "dilation": 40}),
+    "one row of taps": ((1, 1, 13, 8), (8, 1, 2, 3), {"padding": ((12, 0), (0, 0)), "dilation": (7, 2)}),
+    "the last tap of a row": ((2, 4, 9, 40), (16, 4, 1, 3), {"padding": (0, 40), "dilation": (1, 40)}),
+    "the last two taps of a row": ((2, 4, 9, 40), (16, 4, 1, 3), {"padding": (0, 20), "dilation": (1, 20)}),
     "circular": ((1, 200, 33, 30), (4, 200, 3, 3), {"padding": 12, "dilation": 12, "padding_mode": "circular"}),
 }
 

@@ -116,7 +116,7 @@ class Problem:
     def size_class(self) -> str:
         """Of the image: "empty", "tiny", "small", "medium" or "large"."""
         elements = math.prod(self.x_shape)
-        return next(name for name, most in {"empty": 0, **SIZES}.items() if elements <= most)
+        return next((name for name, most in {"empty": 0, **SIZES}.items() if elements <= most), "large")
 
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of the call, engine and accuracy among them where they are not the defaults."""
@@ -195,7 +195,9 @@ def draw(seed: int, number: int, scope: Scope = Scope()) -> Problem:  # noqa: B0
         p = _drawn(_Chance(rng), scope)
         if (p.gradient or p.call == "traced") and math.prod(p.parts[3:]) > scope.traced_taps:
             continue
-        if fits(p) and p.products <= scope.products and math.prod(p.out_shape) <= scope.elements:
+        # an image grows where a dilated kernel would not fit it
+        largest = max(math.prod(p.x_shape) // 2, math.prod(p.out_shape))
+        if fits(p) and p.products <= scope.products and largest <= scope.elements:
             return replace(p, seed=number)
 
 

@@ -226,9 +226,9 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 whole = last - first == width * unit and m + rows <= outputs
                 if at_once and fits and whole and (run_on or first % line + last - first <= cols):
                     target = start + m * y_steps[1] + first // line * y_steps[2] + first % line
-                    _finished(sums, width, streamed, (place, table.ctypes.data + terms[2] * 8, factors, terms[1],
-                              y.ctypes.data + target * size, y_steps[1] * size,
-                              bias.ctypes.data + (output + m) * size))  # fmt: skip
+                    _finished(sums, width, streamed, (place, table.ctypes.data + terms[2] * 8,
+                              factors + terms[2] * rows * size, terms[1], y.ctypes.data + target * size,
+                              y_steps[1] * size, bias.ctypes.data + (output + m) * size))  # fmt: skip
                     v += width
                     continue
                 if fits:
