@@ -570,3 +570,18 @@ def test_an_empty_array_of_dask(library):
     for shape in ((0, 16, 205, 5), (0, 3, 4, 5), (2, 0, 7, 7)):
         array = portconv.get_backend("dask").from_numpy(np.zeros(shape, "f4"), dtype="float16")
         assert array.shape == shape and array.dtype == "float16" and dask.numpy(array).shape == shape
+
+
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_all_is_made_on_the_device_of_the_image(library, engine, mode):
+    xp = library("array_api_strict").module
+    device = xp.Device("device1")
+    rng = np.random.default_rng(7)
+    values = [rng.standard_normal(shape, np.float32) for shape in ((2, 4, 9, 8), (6, 4, 3, 3), (6,))]
+    arrays = [xp.asarray(a, device=device) for a in values]
+    options = {"padding": 2, "padding_mode": mode}
+    y = portconv.conv2d(*arrays, **options, engine=engine)
+    assert y.device == device
+    found = portconv.get_backend("array_api_strict").to_numpy(y)
+    testing.assert_close(found, testing.reference_conv2d(*values, **options))

@@ -140,12 +140,15 @@ def tiles_for(p: Problem) -> list[Tile]:
     return [tile for tile in TILES if tile.kernel == p.kernel and p.in_channels >= tile.channels]
 
 
-def transformed(weight: Any, tile: Tile, xp: Any, dtype: Any) -> Any:
-    """`G g G^T` of a weight (O, I, kh, kw) as (products, O, I), by one matrix product in the weight's dtype."""
+def transformed(weight: Any, tile: Tile, xp: Any, dtype: Any, **place: Any) -> Any:
+    """`G g G^T` of a weight (O, I, kh, kw) as (products, O, I), by one matrix product in the weight's dtype.
+
+    `place` says where the weight is, in the keywords of the namespace's creation functions.
+    """
     o, i, kh, kw = weight.shape
     g = _kron(matrices(tile.outputs[0], kh)[1], matrices(tile.outputs[1], kw)[1])
     flat = xp.permute_dims(xp.reshape(weight, (o * i, kh * kw)), (1, 0))
-    return xp.reshape(xp.matmul(xp.asarray(g, dtype=dtype), flat), (len(g), o, i))
+    return xp.reshape(xp.matmul(xp.asarray(g, dtype=dtype, **place), flat), (len(g), o, i))
 
 
 def without_unmet(weight: Any, p: Problem, steps: Steps) -> Any:
@@ -260,7 +263,7 @@ class WinogradPlan(EnginePlan):
         if steps.transformable(weight, p.compute_dtype):
             wide = steps.pack_dtype or p.compute_dtype
             weight = steps.xp.reshape(steps.cast(weight, wide), (p.out_channels, p.in_channels, *p.kernel))
-            products = transformed(weight, tile, steps.xp, steps.dtype(wide))
+            products = transformed(weight, tile, steps.xp, steps.dtype(wide), **steps.device)
             products = steps.keep(steps.cast(products, p.compute_dtype))
             nbytes += exact.nbytes // (p.kernel[0] * p.kernel[1]) * tile.size[0] * tile.size[1]
             if not steps.all_finite(products):
