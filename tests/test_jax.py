@@ -233,3 +233,48 @@ def test_gradients_of_half_precision_are_rounded_once(jax, dtype, options):
     for gradient, reference in zip(vjp(dy), exact, strict=False):
         assert str(gradient.dtype) == dtype
         assert_close(np.asarray(gradient, np.float32), reference, dtype=dtype)
+
+
+def precisions(jaxpr):
+    """The precision of every matrix product in a traced function, those within other functions included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation.params["precision"])
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else [value]:
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    found += precisions(inner)
+    return found
+
+
+@pytest.mark.parametrize("engine", ["gemm", "direct"])
+@pytest.mark.parametrize("chosen", [None, "tensorfloat32"])
+def test_products_of_float32_are_precise_unless_the_user_says_otherwise(jax, engine, chosen):
+    # A GPU would round their factors to TF32, which no CPU shows.
+    arrays, _ = arrays_of("stride, padding")
+
+    def convolve(x, weight):
+        return portconv.conv2d(x, weight, stride=(2, 1), engine=engine)
+
+    def gradients(x, weight):
+        return jax.grad(lambda *a: (convolve(*a) ** 2).sum(), (0, 1))(x, weight)
+
+    wanted = jax.lax.Precision.HIGH if chosen else jax.lax.Precision.HIGHEST
+    with jax.default_matmul_precision(chosen):
+        for function in (convolve, gradients):
+            found = precisions(jax.make_jaxpr(function)(*arrays[:2]).jaxpr)
+            assert found or engine == "direct"
+            assert {p for pair in found for p in pair or [None]} <= {wanted}, found
+
+
+def test_the_bound_holds_on_a_gpu(jax):
+    try:
+        (device, *_) = jax.devices("gpu")
+    except RuntimeError:
+        pytest.skip("JAX has no GPU here")
+    x, weight, bias = arrays_of("plain")[0]
+    y = portconv.conv2d(*(jax.device_put(a, device) for a in (x, weight, bias)))
+    assert y.devices() == {device}
+    assert_close(np.asarray(y), reference_conv2d(x, weight, bias))

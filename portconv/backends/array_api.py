@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -235,10 +235,14 @@ class TorchBackend(ArrayApiBackend):
 
 
 @dataclass(frozen=True)
-class _WideImagePlan(Plan):
-    """An engine that gets traced images in the dtype of the computation.
+class _JaxPlan(Plan):
+    """An engine whose products of float32 are products of float32.
 
-    What JAX differentiates it adds in the dtype of the image where it is used. Under `jax.jit` the cast costs nothing.
+    On GPUs and TPUs JAX rounds their factors to TF32 or bfloat16 unless it is asked for more; whoever has set
+    `jax_default_matmul_precision` gets what it says. Derivatives of a product have the product's precision.
+
+    Traced images of 16 bits are cast as a whole: what JAX differentiates it adds in the dtype of the image where it is
+    used. Under `jax.jit` the cast costs nothing.
     """
 
     inner: Plan = None  # type: ignore[assignment]
@@ -248,10 +252,23 @@ class _WideImagePlan(Plan):
         return self.inner.stamp
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        return self.inner.pack(weight)
+        with _full_precision():
+            return self.inner.pack(weight)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        return self.inner.execute(x.astype(self.problem.compute_dtype), weight, bias)
+        p = self.problem
+        if p.traced and p.x_dtype in ("float16", "bfloat16"):
+            x = x.astype(p.compute_dtype)
+        with _full_precision():
+            return self.inner.execute(x, weight, bias)
+
+
+def _full_precision() -> AbstractContextManager[object]:
+    jax = importlib.import_module("jax")
+    if jax.config.jax_default_matmul_precision is not None:
+        return nullcontext()
+    precise: AbstractContextManager[object] = jax.default_matmul_precision("highest")
+    return precise
 
 
 class JaxBackend(ArrayApiBackend):
@@ -288,9 +305,7 @@ class JaxBackend(ArrayApiBackend):
     def build(self, problem: Problem, engine: str, /) -> Plan:
         if not self._on_host(problem):
             inner = super().build(problem, engine)
-            if problem.traced and problem.x_dtype in ("float16", "bfloat16"):
-                return _WideImagePlan(problem, engine, inner.workspace_bytes, inner=inner)
-            return inner
+            return _JaxPlan(problem, engine, inner.workspace_bytes, inner=inner)
         return host_plan(problem, engine, view=self.to_numpy, take=self._take)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
