@@ -217,9 +217,14 @@ class Steps:
         spread. A BLAS loses nothing of either kind.
         """
         with self.quiet():
-            largest = self.xp.max(self.xp.abs(self.cast(weight, dtype)), axis=(-2, -1))
+            weight = self.cast(weight, dtype)
+            largest = self.xp.max(self.xp.abs(weight), axis=(-2, -1))
             kept = (largest >= SMALLEST_TRANSFORMED[dtype]) & (largest <= LARGEST_TRANSFORMED)
-            return bool(self.xp.all(kept | (largest == 0)))
+            return bool(self.xp.all(kept | self.xp.all(self.zeros(weight), axis=(-2, -1))))
+
+    def zeros(self, x: Any) -> Any:
+        """Where the array is zero."""
+        return x == 0
 
     def quiet(self) -> AbstractContextManager[object]:
         """Within it NaN and Inf are data, as in compiled libraries; where a library warns of them, it does not."""

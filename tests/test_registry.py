@@ -19,6 +19,7 @@ import pytest
 import portconv
 from portconv import registry, testing
 from portconv.backend import ArrayInfo, Backend
+from portconv.backends import array_api
 
 X, WEIGHT = np.ones((1, 2, 6, 6), np.float32), np.ones((3, 2, 3, 3), np.float32)
 
@@ -585,3 +586,13 @@ def test_all_is_made_on_the_device_of_the_image(library, engine, mode):
     assert y.device == device
     found = portconv.get_backend("array_api_strict").to_numpy(y)
     testing.assert_close(found, testing.reference_conv2d(*values, **options))
+
+
+def test_cupy_sees_zeros_by_their_bits():
+    # CuPy's own comparisons take subnormal numbers for zero; NumPy stands in for CuPy, where there is no GPU
+    steps = array_api._CupySteps(np)
+    for dtype, subnormal in (("float32", 1e-40), ("float64", 1e-310)):
+        x = np.array([0.0, -0.0, subnormal, -subnormal, 1.0, np.nan], dtype)
+        assert steps.zeros(x).tolist() == [True, True, False, False, False, False]
+        assert steps.transformable(np.ones((2, 3, 3, 3), dtype), dtype)
+        assert not steps.transformable(np.full((2, 3, 3, 3), subnormal, dtype), dtype)

@@ -65,8 +65,11 @@ class ArrayApiBackend:
 
     def _steps_on(self, device: str) -> Steps:
         if device not in self._steps:
-            self._steps[device] = _QuietSteps(self._xp, device=self._device(device), writable=self.writable)
+            self._steps[device] = self._new_steps(device)
         return self._steps[device]
+
+    def _new_steps(self, device: str) -> Steps:
+        return _QuietSteps(self._xp, device=self._device(device), writable=self.writable)
 
     def _device(self, name: str) -> Any:
         """The library's device object: one seen before, or what the library makes of the name."""
@@ -342,10 +345,21 @@ def _is_tracer(x: Any) -> bool:
     return "Tracer" in type(x).__name__
 
 
+class _CupySteps(Steps):
+    """CuPy's own kernels take subnormal numbers for zero, and the libraries that it calls do not."""
+
+    def zeros(self, x: Any) -> Any:
+        bits = x.view(f"i{x.dtype.itemsize}")
+        return bits << 1 == 0  # all but the sign
+
+
 class CupyBackend(ArrayApiBackend):
     """CuPy."""
 
     namespace = "array_api_compat.cupy"
+
+    def _new_steps(self, device: str) -> Steps:
+        return _CupySteps(self._xp, device=self._device(device), writable=True)
 
     def _new_device(self, name: str) -> Any:
         digits = "".join(ch for ch in name if ch.isdigit())
@@ -471,7 +485,7 @@ class DaskBackend(ArrayApiBackend):
     def _dtype(self, name: str) -> Any:
         return np.dtype(name)
 
-    def _steps_on(self, device: str) -> Steps:
+    def _new_steps(self, device: str) -> Steps:
         return _DaskSteps(self._xp)  # Dask's creation functions know no device
 
     def _place(self, device: str) -> dict[str, Any]:
