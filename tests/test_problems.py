@@ -305,6 +305,8 @@ def test_any_shape_has_every_order(order, shape):
     x = arranged(portconv.get_backend("numpy"), values, "float32", None, order)
     assert x.shape == shape and x.dtype.kind == "f"
     np.testing.assert_array_equal(x, np.broadcast_to(values[..., :1], shape) if order == "broadcast" else values)
+    if order == "odd strides" and x.size:
+        assert all(step < 0 for size, step in zip(shape, x.strides, strict=True) if size == 1)
 
 
 @pytest.mark.parametrize(("order", "place"), [("page end", "x.nbytes"), ("page start", "-1")])

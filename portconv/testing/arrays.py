@@ -83,6 +83,11 @@ def _wide(x: Array) -> Array:
     return wide[..., ::2]
 
 
+def _odd(x: Array) -> Array:
+    """Axes of one element have strides that mean nothing, which no new array has; slices leave such behind."""
+    return x[tuple(slice(None, None, -3 if size == 1 else None) for size in x.shape)]
+
+
 def _flipped(x: Array) -> Array:
     axes = tuple(range(-min(x.ndim, 2), 0))
     return np.flip(np.ascontiguousarray(np.flip(x, axes)), axes)
@@ -131,6 +136,7 @@ _ORDERS: dict[str, Callable[[Array], Array]] = {
     "channels last": _last,
     "flipped": _flipped,
     "every second": _wide,
+    "odd strides": _odd,
     "broadcast": lambda x: np.broadcast_to(x[..., :1], x.shape),
     "unaligned": _unaligned,
     "read-only": _read_only,

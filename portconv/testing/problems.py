@@ -22,8 +22,8 @@ __all__ = ["Problem", "Scope", "draw", "fits", "shrink"]
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
-ORDERS = ("C", "F", "channels last", "flipped", "every second", "broadcast", "unaligned", "read-only", "swapped bytes",
-          "page end", "page start")  # fmt: skip
+ORDERS = ("C", "F", "channels last", "flipped", "every second", "odd strides", "broadcast", "unaligned", "read-only",
+          "swapped bytes", "page end", "page start")  # fmt: skip
 CALLS = ("conv2d", "layer", "traced")
 INTEGERS = ("uint8", "int8", "uint16", "int32", "int64", "bool")
 SIZES = {"tiny": 2**8, "small": 2**13, "medium": 2**17, "large": 2**24}  # elements of the image, up to
