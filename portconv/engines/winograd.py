@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from ..backend import Candidate, EnginePlan, PackedWeight
@@ -249,7 +249,7 @@ class WinogradPlan(EnginePlan):
     steps: Steps = None  # type: ignore[assignment]
     tiling: Tiling = None  # type: ignore[assignment]
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         p = self.problem
         return (NAME, self.steps.place, p.weight_shape, p.compute_dtype, self.tiling.tile, met_mask(p))

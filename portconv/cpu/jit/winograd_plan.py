@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -83,7 +84,7 @@ class WinogradPlan(JitPlan):
             exact=exact,
         )  # fmt: skip
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         p = self.problem
         # the weight for gemm is in it, too, in the form of its plan, which depends on the image's size
