@@ -274,7 +274,7 @@ class Steps:
         if 0 in problem.out_shape:
             return xp.zeros(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
         if not self.writable:
-            return _concatenate(xp, {tuple(s.start for s in index): value for index, value in finished()}, axis=0)
+            return _joined(xp, list(finished()))
         y = out
         if y is None:
             y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
@@ -301,14 +301,25 @@ def _needed(source: AxisSource) -> tuple[slice, AxisSource]:
     return slice(first, max(read) + 1), AxisSource(moved(source.lead), inner, moved(source.trail))
 
 
-def _concatenate(xp: ModuleType, parts: dict[tuple[int, ...], Any], axis: int) -> Any:
-    """One array from parts that are keyed by the position of their first element."""
-    if axis == 4:
-        (value,) = parts.values()
-        return value
-    starts = sorted({key[axis] for key in parts})
-    pieces = [_concatenate(xp, {k: v for k, v in parts.items() if k[axis] == start}, axis + 1) for start in starts]
-    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
+def _joined(xp: ModuleType, parts: list[tuple[tuple[slice, ...], Any]]) -> Any:
+    """One array from parts and their places in it.
+
+    The parts need not form a grid: in the place of a block there may be several, where it was computed anew by another
+    engine. Along some axis they always fall apart into groups that no part belongs to two of.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    for axis in range(4):
+        groups: list[list[tuple[tuple[slice, ...], Any]]] = []
+        end = 0
+        for part in sorted(parts, key=lambda part: int(part[0][axis].start)):
+            if not groups or part[0][axis].start >= end:
+                groups.append([])
+            groups[-1].append(part)
+            end = max(end, part[0][axis].stop)
+        if len(groups) > 1:
+            return xp.concat([_joined(xp, group) for group in groups], axis=axis)
+    raise ValueError("the blocks of a result overlap")
 
 
 def _add(current: Any, term: Any) -> Any:

@@ -181,6 +181,13 @@ def test_exact_gradients(p):
     np.testing.assert_allclose(dbias, dy.sum(axis=axes, dtype=np.float64))
 
 
+def test_terms_of_gradients_count_every_copy_of_a_pixel():
+    x, weight, dy = np.ones((1, 1, 1, 1)), np.ones((1, 1, 1, 1)), np.ones((1, 1, 5, 5))
+    of_x, of_weight, of_bias = reference_gradients(x, weight, dy, padding=2, padding_mode="replicate")
+    assert float(of_x.y[0, 0, 0, 0]) == 25
+    assert of_x.terms == of_weight.terms == of_bias.terms == 25
+
+
 @pytest.mark.parametrize("name", ["mlx", "torch", "jax"])
 def test_a_wrong_gradient_is_seen(monkeypatch, request, name):
     library = request.getfixturevalue({"mlx": "mx"}.get(name, name))

@@ -394,6 +394,14 @@ def test_nonfinite_values_stay_in_their_receptive_field(backend, engine, plans, 
     assert np.isfinite(y).any()
 
 
+@pytest.mark.parametrize("kernel", [(2, 3), (3, 3)])
+def test_what_is_computed_anew_fits_where_it_was(backend, engine, plans, kernel):
+    """Another engine computes it in blocks of other sizes."""
+    x, weight = numbers((2, 103, 80, 4)), numbers((1, 4, *kernel), 1)
+    x[0, 50, 40, 0] = np.inf
+    check(backend, plans, engine, backend.array(x), backend.array(weight), padding="same", layout="NHWC")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nonfinite_weight(backend, engine, plans, bad):
     x, weight = np.abs(numbers((1, 4, 20, 20))) + 1, numbers((3, 4, 5, 5), 1)

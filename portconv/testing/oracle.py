@@ -30,7 +30,7 @@ class Reference(NamedTuple):
     `c` is ``sum |x| |w|`` over the receptive field of each output, plus ``|bias|``. `largest` is what `c` would be if
     every weight met the largest pixel of its channel: ``sum over channels of max |x| * sum |w|``, plus ``|bias|``,
     for each image and output channel; pixels that no output reads, and weights that meet only padding, do not count.
-    `terms` is the length of the sums.
+    `terms` is the length of the longest sum.
     """
 
     y: Array
@@ -410,7 +410,7 @@ def _image_gradient(call: _Call, dy: Array) -> Reference:
                 copies[row, col] += ones[of_row, of_col]
     w = np.abs(call.weight).sum(axis=(3, 4))
     largest = np.einsum("ngo,goi->ngi", _channel_maxima(by_group), w).reshape(n, channels, 1, 1) * copies
-    return Reference(y.value, magnitudes, largest, o * kh * kw)
+    return Reference(y.value, magnitudes, largest, o * kh * kw * int(copies.max()))
 
 
 def _channel_maxima(dy: Array) -> Array:
