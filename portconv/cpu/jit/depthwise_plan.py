@@ -49,9 +49,11 @@ class DepthwisePlan(JitPlan):
         parts, blocks = threads.usable_cores(), -(-channels // lane)
         reach = min((kh - 1) * dh + 1, p.height)
         rows = max(1, (STRIP_BYTES // VECTOR_BYTES - reach * line) // (sh * line + ow))
-        strips = -(-oh // min(max(rows, -(-lane // ow)), oh))
+        strips = -(-oh // min(rows, oh))
         if p.batch * blocks * strips % parts and p.batch * blocks * strips < 4 * parts:
-            strips = max(1, min(round_up(strips, parts), oh * ow // (lane + ow)))
+            strips = round_up(strips, parts)
+        # each strip, the smallest too, has a square of outputs: `_put` writes no less
+        strips = max(1, min(strips, oh // -(-lane // ow)))
         rows = -(-oh // strips)
         least_rows = -(-lane // p.width)
         stage_rows = max(min((rows - 1) * sh + reach, p.height), least_rows)
