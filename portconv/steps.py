@@ -131,10 +131,14 @@ class Steps:
             return None
         if sources[0] is None:  # zero padding is all zeros: `axis_source` mixes no modes
             shape = [len(sources) if a == axis else size for a, size in enumerate(x.shape)]
-            return self.xp.zeros(tuple(shape), dtype=x.dtype, **self.device)
+            return self.zeros(tuple(shape), x.dtype)
         if len(sources) == 1:  # Dask 2026.8 mistakes the shape of what it takes by the list (0,)
             return self._cut(x, slice(sources[0], sources[0] + 1), axis)
         return self.xp.take(x, self.xp.asarray(sources, **self.device), axis=axis)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array of zeros, of the namespace's dtype."""
+        return self.xp.zeros(shape, dtype=dtype, **self.device)
 
     def contiguous(self, x: Any) -> Any:
         """`x`, in an order of memory that products read fast; only a library that lets strides show needs to act."""
@@ -220,9 +224,9 @@ class Steps:
             weight = self.cast(weight, dtype)
             largest = self.xp.max(self.xp.abs(weight), axis=(-2, -1))
             kept = (largest >= SMALLEST_TRANSFORMED[dtype]) & (largest <= LARGEST_TRANSFORMED)
-            return bool(self.xp.all(kept | self.xp.all(self.zeros(weight), axis=(-2, -1))))
+            return bool(self.xp.all(kept | self.xp.all(self.is_zero(weight), axis=(-2, -1))))
 
-    def zeros(self, x: Any) -> Any:
+    def is_zero(self, x: Any) -> Any:
         """Where the array is zero."""
         return x == 0
 
@@ -272,7 +276,7 @@ class Steps:
                     yield reorder(block, order), xp.permute_dims(self.cast(total, problem.dtype), order)
 
         if 0 in problem.out_shape:
-            return xp.zeros(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
+            return self.zeros(problem.out_shape, self.dtype(problem.dtype))
         if not self.writable:
             return _joined(xp, list(finished()))
         y = out

@@ -152,6 +152,12 @@ def test_empty_batch(backend, engine, plans, layout, padding_mode):
     assert engine in ("auto", plans[0].engine)
 
 
+def test_empty_batch_of_large_images(backend):
+    """Dask divides by the size of an array where it chooses chunks."""
+    arrays = backend.array(np.zeros((0, 1, 77, 1), np.float32)), backend.array(np.ones((1, 1, 1, 1), np.float32))
+    assert backend.numpy(portconv.conv2d(*arrays)).shape == (0, 1, 77, 1)
+
+
 # --- dtypes -----------------------------------------------------------------------------------------------------------
 
 

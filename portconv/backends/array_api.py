@@ -348,7 +348,7 @@ def _is_tracer(x: Any) -> bool:
 class _CupySteps(Steps):
     """CuPy's own kernels take subnormal numbers for zero, and the libraries that it calls do not."""
 
-    def zeros(self, x: Any) -> Any:
+    def is_zero(self, x: Any) -> Any:
         bits = x.view(f"i{x.dtype.itemsize}")
         return bits << 1 == 0  # all but the sign
 
@@ -447,6 +447,10 @@ class _DaskSteps(_QuietSteps):
 
     def contiguous(self, x: Any) -> Any:
         return x.rechunk(-1)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        # in one chunk: to choose the sizes of several Dask may divide by that of an empty array
+        return self.xp.zeros(shape, dtype=dtype, chunks=shape)
 
     def dtype(self, name: str) -> Any:
         return np.dtype(name)

@@ -422,4 +422,4 @@ def _append_zeros(weight: Any, axis: int, count: int, steps: Steps) -> Any:
     if count == 0:
         return weight
     shape = [count if a == axis else size for a, size in enumerate(weight.shape)]
-    return steps.xp.concat([weight, steps.xp.zeros(tuple(shape), dtype=weight.dtype, **steps.device)], axis=axis)
+    return steps.xp.concat([weight, steps.zeros(tuple(shape), weight.dtype)], axis=axis)
