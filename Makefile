@@ -4,7 +4,7 @@
 #   make demo IMAGE="my photo.jpg"     another one
 #   make readme                        the examples of README.md, with NumPy alone
 #   make test ARGS="-k padding -x"     arguments for pytest; WORKERS=1 for one process, as a debugger needs
-#   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file
+#   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file, GUARD=1
 #   make defects ARGS="--seed 1 short-halo"     whether these problems, and `portconv check`, find errors put into the code
 #   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
 #   make test PYTHON=python3.12        the Python that makes .venv (after `make clean`, if there is one already)
@@ -62,7 +62,7 @@ test: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \
-	    $(if $(THREADS),--threads $(THREADS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(JSON),--json $(JSON))
+	    $(if $(THREADS),--threads $(THREADS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(JSON),--json $(JSON)) $(if $(GUARD),--guard)
 
 defects: $(VENV)/.test
 	$(BIN)/python tests/defects/run.py $(ARGS)

@@ -29,6 +29,7 @@ def arguments(given=None):
     parser.add_argument("--device", default="")
     parser.add_argument("--tier", choices=("compiled", "plain"), default="compiled")
     parser.add_argument("--threads", type=int, default=0, help="1 or 2; by default drawn")
+    parser.add_argument("--guard", action="store_true", help="whoever leaves the compiled tier's memory is killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--most", type=int, default=5, help="failures after which it ends")
@@ -45,6 +46,7 @@ def work(options):
     """Verify one problem after the other; a line before each, and one after it."""
     from dataclasses import replace
 
+    from portconv import planner
     from portconv.testing import draw, scope_of, shrink, verify
 
     if options.backend == "mlx" and options.device:
@@ -53,6 +55,11 @@ def work(options):
         mx.set_default_device(getattr(mx, options.device))
     device = None if options.backend == "mlx" else options.device or None
     scope = scope_of(options.backend, device)
+    guard = None
+    if options.guard:
+        import guard_pages
+
+        guard = guard_pages.install()
 
     def say(**message):
         print(json.dumps(message), flush=True)
@@ -70,6 +77,9 @@ def work(options):
         if options.threads:
             p = replace(p, threads=options.threads)
         say(number=number, problem=repr(p))
+        if guard is not None:
+            guard.at_the_end = number % 2 == 0
+            planner.plan.cache_clear()  # each table takes a part of what mappings of memory there may be
         facts = {"dtype": p.dtypes[0], "size": p.size_class, "call": "gradient" if p.gradient else p.call}
         try:
             found = verify(p, options.backend, device)
@@ -118,6 +128,7 @@ class Watch:
         ]
         for name in ("backend", "device", "tier", "threads", "seed", "shrink"):
             command += [f"--{name}", str(getattr(o, name))] if getattr(o, name) != "" else []
+        command += ["--guard"] if o.guard else []
         root = str(Path(__file__).parent.parent)
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
         environment = {**os.environ, "PYTHONPATH": path, "PORTCONV_WISDOM": "0"}
