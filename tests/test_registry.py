@@ -596,3 +596,14 @@ def test_cupy_sees_zeros_by_their_bits():
         assert steps.is_zero(x).tolist() == [True, True, False, False, False, False]
         assert steps.transformable(np.ones((2, 3, 3, 3), dtype), dtype)
         assert not steps.transformable(np.full((2, 3, 3, 3), subnormal, dtype), dtype)
+
+
+def test_dask_is_not_asked_for_thousands_of_tasks(library):
+    backend = library("dask")
+    x, weight = np.ones((1, 16, 20, 16), np.float32), np.ones((3, 16, 15, 15), np.float32)
+    with pytest.raises(portconv.UnsupportedError, match="Dask would take minutes to order the tasks of its 3600 terms"):
+        portconv.conv2d(backend.array(x), backend.array(weight), engine="direct")
+    plan = portconv.plan_conv2d(backend.array(x), backend.array(weight), accuracy="elementwise")
+    assert plan.engine == "gemm"
+    y = portconv.conv2d(backend.array(x), backend.array(weight[..., :3, :3]), engine="direct")
+    np.testing.assert_array_equal(backend.numpy(y), np.full((1, 3, 18, 14), 144, np.float32))

@@ -382,6 +382,7 @@ class CupyBackend(ArrayApiBackend):
 # engine by a layer of its own, and whatever the engine has put between those layers and its result is made quiet: each
 # task sets `numpy.errstate` for itself. The user's own tasks stay as they are.
 
+MAX_TERMS = 1000  # of `direct`, which makes a few tasks of each; Dask's time grows faster than their number
 ENTRY = "portconv-entry-"  # begins the names of the layers by which arrays enter an engine
 
 
@@ -485,6 +486,14 @@ class DaskBackend(ArrayApiBackend):
     def build(self, problem: Problem, engine: str, /) -> Plan:
         inner = super().build(problem, engine)
         return _DaskPlan(problem, engine, inner.workspace_bytes, inner=inner)
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        terms = problem.kernel[0] * problem.kernel[1] * (problem.in_channels // problem.groups)
+        reason = f"Dask would take minutes to order the tasks of its {terms} terms"
+        return [
+            Candidate(c.engine, why_not=reason) if c.engine == "direct" and not c.why_not and terms > MAX_TERMS else c
+            for c in super().candidates(problem)
+        ]
 
     def _dtype(self, name: str) -> Any:
         return np.dtype(name)
