@@ -151,7 +151,8 @@ class Library:
         if self.package == "jax":
             return self.module.numpy.asarray(x, dtype=self.dtype(name))
         if self.package == "dask":
-            return self.module.from_array(x.astype(name))
+            # Dask divides by the size where it chooses chunks
+            return self.module.from_array(x.astype(name), chunks="auto" if x.size else x.shape)
         return self.module.astype(self.module.asarray(x), self.dtype(name))
 
     def numpy(self, y):
