@@ -273,6 +273,7 @@ def test_the_bound_holds_on_a_gpu(jax):
     try:
         (device, *_) = jax.devices("gpu")
     except RuntimeError:
+        # The test above sees without a GPU what precision is asked for; only a GPU shows that it is kept.
         pytest.skip("JAX has no GPU here")
     x, weight, bias = arrays_of("plain")[0]
     y = portconv.conv2d(*(jax.device_put(a, device) for a in (x, weight, bias)))

@@ -132,7 +132,7 @@ def test_errors_keep_the_bound(tile, tier, only, dtype):
     shares = {}
     for channels in sorted({tile.channels, 64, 512}):
         for (n, x_kind), (m, weight_kind) in itertools.product(enumerate(KINDS), enumerate(KINDS)):
-            if dtype == "float64" and n != m and (channels == 512 or (n and m)):
+            if dtype == "float64" and n and m and n != m:
                 continue  # the exact sums take a minute
             x, weight = problem_of_kinds(n, m, channels, tile, dtype)
             expected = reference_of_kinds(n, m, channels, tile, dtype)
