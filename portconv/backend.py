@@ -79,6 +79,10 @@ class Plan:
         """Convolve `x`, which must have the problem's shape, dtype and layout."""
         raise NotImplementedError  # abstract: every subclass has its own
 
+    def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
+        """``array[index]`` of an image or a weight, for a plan of what the whole leaves after cropping."""
+        return array[index]
+
     def check_stamp(self, weight: PackedWeight) -> None:
         """Refuse a weight that was packed for something else: it would be read as garbage."""
         if weight.stamp != self.stamp:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 
@@ -190,12 +193,29 @@ def test_traces_do_not_leak_through_the_cache(jax, traced):
         assert_close(np.asarray(portconv.conv2d(*arrays)), expected)
 
 
-def test_a_convolution_of_constants_inside_jit(jax):
-    x, weight = jax.numpy.asarray(numbers((1, 2, 7, 8))), jax.numpy.asarray(numbers((3, 2, 3, 3)))
-    y = jax.jit(lambda a: a * portconv.conv2d(x, weight))(2.0)
-    expected = reference_conv2d(np.asarray(x), np.asarray(weight))
-    assert_close(np.asarray(y), expected.each(lambda value: 2 * value))
-    assert_close(np.asarray(portconv.conv2d(x, weight)), expected)
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("engine", ["auto", "gemm", "winograd", "fft", "direct"])
+def test_a_convolution_of_constants_inside_jit(jax, engine, on_host):
+    """Neither the pack of a weight nor a layer's copy of it belongs to the function that is traced around the call."""
+
+    class OnGpu(type(portconv.get_backend("jax"))):
+        def _on_host(self, problem):
+            return False
+
+    # the outer columns of the second kernel meet padding only, and are cut away
+    for width, columns, padding in ((8, 3, 0), (1, 5, 3)):
+        x, weight = (jax.numpy.asarray(numbers(shape)) for shape in ((1, 2, 7, width), (3, 2, 3, columns)))
+        layer = portconv.Conv2d(2, 3, (3, columns), padding=padding, engine=engine)
+        layer.weight = np.asarray(weight)
+        expected = reference_conv2d(np.asarray(x), np.asarray(weight), padding=padding)
+        calls = [functools.partial(portconv.conv2d, x, weight, padding=padding, engine=engine)]
+        calls.append(functools.partial(layer, x))
+        for call in calls:
+            with contextlib.nullcontext() if on_host else portconv.use_backend(OnGpu("jax")):
+                y = jax.jit(lambda a, call=call: a * call())(2.0)
+                later = call()
+            assert_close(np.asarray(y), expected.each(lambda value: 2 * value))
+            assert_close(np.asarray(later), expected)
 
 
 def test_float64(run_python):

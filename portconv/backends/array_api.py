@@ -246,6 +246,9 @@ class _JaxPlan(Plan):
 
     Traced images of 16 bits are cast as a whole: what JAX differentiates it adds in the dtype of the image where it is
     used. Under `jax.jit` the cast costs nothing.
+
+    Arrays that have values give arrays that have values, also while a function around the call is traced: their packed
+    weight is kept for other calls, and some engines look at values.
     """
 
     inner: Plan = None  # type: ignore[assignment]
@@ -254,16 +257,29 @@ class _JaxPlan(Plan):
     def stamp(self) -> Hashable:
         return self.inner.stamp
 
+    def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
+        with self._values():
+            return array[index]
+
     def pack(self, weight: Any, /) -> PackedWeight:
-        with _full_precision():
+        with _full_precision(), self._values():
             return self.inner.pack(weight)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         p = self.problem
         if p.traced and p.x_dtype in ("float16", "bfloat16"):
             x = x.astype(p.compute_dtype)
-        with _full_precision():
+        with _full_precision(), self._values():
             return self.inner.execute(x, weight, bias)
+
+    def _values(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.problem.traced else _with_values()
+
+
+def _with_values() -> AbstractContextManager[object]:
+    """JAX computes what it can at once, instead of leaving it to the function that it is tracing."""
+    at_once: AbstractContextManager[object] = importlib.import_module("jax").ensure_compile_time_eval()
+    return at_once
 
 
 def _full_precision() -> AbstractContextManager[object]:
@@ -326,7 +342,8 @@ class JaxBackend(ArrayApiBackend):
                 f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. "
                 f"Set `jax_enable_x64` for 64-bit ones."
             )
-        return super().from_numpy(x, dtype=dtype, device=device)
+        with _with_values():  # a layer keeps the converted weight beyond a trace
+            return super().from_numpy(x, dtype=dtype, device=device)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         y = np.asarray(x)

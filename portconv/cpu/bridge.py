@@ -90,7 +90,7 @@ def host_plan(
     problem, engine
         As in `Backend.build`.
     view
-        Shows one of the library's arrays to NumPy; bfloat16 as float32.
+        Shows one of the library's arrays to NumPy; bfloat16 as float32. NumPy's own it leaves as they are.
     take
         Makes the library's array, of ``problem.dtype`` on ``problem.device``, of NumPy's result.
     """
@@ -109,6 +109,9 @@ class HostPlan(Plan):
     @property
     def stamp(self) -> Hashable:
         return ("host", self.inner.stamp)
+
+    def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
+        return self.view(array)[index]
 
     def pack(self, weight: Any, /) -> PackedWeight:
         return replace(self.inner.pack(self.view(weight)), stamp=self.stamp)

@@ -115,11 +115,11 @@ class CroppedPlan(Plan):
         return ("cropped", str(rows), str(cols), self.problem.weight_shape, self.inner.stamp)
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        packed = self.inner.pack(weight[..., self.crop.kernel_rows, self.crop.kernel_cols])
+        packed = self.inner.pack(self.inner.cut(weight, (..., self.crop.kernel_rows, self.crop.kernel_cols)))
         return replace(packed, stamp=self.stamp, data=packed)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
-        rows, cols = self.crop.rows, self.crop.cols
-        x = x[:, rows, cols, :] if self.problem.layout == "NHWC" else x[:, :, rows, cols]
-        return self.inner.execute(x, weight.data, bias)
+        rows, cols, every = self.crop.rows, self.crop.cols, slice(None)
+        index = (every, rows, cols, every) if self.problem.layout == "NHWC" else (every, every, rows, cols)
+        return self.inner.execute(self.inner.cut(x, index), weight.data, bias)

@@ -257,11 +257,16 @@ def _plainly(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str
     return conv2d(*arrays, **options, backend=backend)
 
 
-def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
-    """A layer that was called before, with other weights and with an image of another size."""
+def _function(backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Callable[[Any], Any]:
+    """Of the image alone."""
+    return lambda x: conv2d(x, *arrays[1:], **options, backend=backend)
+
+
+def _layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Callable[[Any], Any]:
+    """A layer that was called before, with other weights and with an image of another size; or the function."""
     x, weight, bias = arrays
     if weight.shape[0] == 0 or any(name != p.dtype for name in p.dtypes[2 if bias is not None else 3 :]):
-        return _plainly(p, backend, arrays, options)
+        return _function(backend, arrays, options)
     g, o, i, kh, kw = p.parts
     device = backend.describe(x).device
     layer = Conv2d(
@@ -277,7 +282,11 @@ def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str
         other[axis] = slice(0, max(1, x.shape[axis] - 1))
     with suppress(ValueError):  # the kernel may not fit any more
         layer(x[tuple(other)])
-    return layer(x)
+    return layer
+
+
+def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    return _layer(p, backend, arrays, options)(arrays[0])
 
 
 def _traced(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
@@ -295,7 +304,26 @@ def _traced(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str,
     return torch.func.vjp(function, *given)[0]
 
 
-_CALLS: dict[str, Callable[..., Any]] = {"conv2d": _plainly, "layer": _as_layer, "traced": _traced}
+def _constant(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    """The result in a function that is traced, of arrays that have values; or one after it, of what was kept."""
+    call = _function(backend, arrays, options) if p.seed % 4 < 2 else _layer(p, backend, arrays, options)
+
+    def function(given: Any) -> Any:
+        return given, call(arrays[0])
+
+    given = backend.from_numpy(np.ones(1, np.float32), device=backend.describe(arrays[0]).device)
+    if backend.name == "jax":
+        y = importlib.import_module("jax").jit(function)(given)[1]
+    elif backend.name == "mlx":
+        y = importlib.import_module("mlx.core").compile(function)(given)[1]
+    else:
+        y = importlib.import_module("torch").func.vjp(function, given, has_aux=True)[2]
+    return y if p.seed % 2 else call(arrays[0])
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "conv2d": _plainly, "layer": _as_layer, "traced": _traced, "constant": _constant,
+}  # fmt: skip
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

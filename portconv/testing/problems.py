@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 ORDERS = ("C", "F", "channels last", "flipped", "every second", "odd strides", "broadcast", "unaligned", "read-only",
           "swapped bytes", "page end", "page start")  # fmt: skip
-CALLS = ("conv2d", "layer", "traced")
+CALLS = ("conv2d", "layer", "traced", "constant")
 INTEGERS = ("uint8", "int8", "uint16", "int32", "int64", "bool")
 SIZES = {"tiny": 2**8, "small": 2**13, "medium": 2**17, "large": 2**24}  # elements of the image, up to
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -36,7 +36,8 @@ class Problem:
 
     `x_shape` is NCHW whatever the layout. `x_dtype` and `bias_dtype` are those of the weight, `dtype`, where they are
     empty. `orders` are those of image, weight and bias. `call` is "conv2d", "layer" (a `Conv2d` that has seen another
-    size before) or "traced" (inside `jax.jit`, `mx.compile`, `torch.func`). `threads` 0 leaves their number alone.
+    size before), "traced" (inside `jax.jit`, `mx.compile`, `torch.func`) or "constant" (a layer there, whose arrays the
+    function that is traced does not depend on). `threads` 0 leaves their number alone.
     `mistake` is the argument that an error must name. `repr` gives what differs from a plain call.
     """
 
