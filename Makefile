@@ -29,8 +29,8 @@ export PORTCONV_EXPECT_JIT
 # Processes that `make test` runs. A test may need 3 GiB of memory.
 WORKERS ?= 2
 # Their threads sleep while they wait: by spinning they would take the cores from each other for a third of the time.
-test: export OMP_WAIT_POLICY = passive
-test: export OPENBLAS_THREAD_TIMEOUT = 4
+test mutants: export OMP_WAIT_POLICY = passive
+test mutants: export OPENBLAS_THREAD_TIMEOUT = 4
 
 # Of `make fuzz` and `make mutants`.
 SECONDS ?= 60

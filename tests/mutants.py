@@ -51,6 +51,7 @@ def measure(settings):
     """Find out which tests run which lines; return that for each tier, or exit if the tests cannot be run."""
     files = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/test_*.py"))
     files = [f for f in files if not any(re.search(entry["file"], f) for entry in settings["left-out"])]
+    files.append("tests/mutant_problems.py")
     code = [*sorted(ROOT.glob("portconv/**/*.py")), ROOT / "tests/conftest.py", ROOT / "tests/mutant_tests.py"]
     common = hashlib.sha256(b"".join(path.read_bytes() for path in code)).digest()
     outputs, jobs = defaultdict(list), []

@@ -191,12 +191,13 @@ def test_lazy_arguments(mx, engine):
 
 def test_native_keeps_its_bound_or_is_not_offered(mx):
     """MLX adds the terms of long sums one after the other."""
-    for shape, kernel in (
-        ((1, 512, 6, 6), (4, 512, 3, 3)),
-        ((1, 2048, 4, 4), (4, 2048, 1, 1)),
-        ((1, 64, 20, 20), (2, 64, 3, 3)),
+    for shape, kernel, value in (
+        ((1, 512, 6, 6), (4, 512, 3, 3), 0.7),
+        ((1, 2048, 4, 4), (4, 2048, 1, 1), 0.7),
+        ((1, 64, 20, 20), (2, 64, 3, 3), 0.7),
+        ((1, 1, 33, 33), (1, 1, 31, 31), 0.3),
     ):
-        x, weight = np.full(shape, 0.1, "f4"), np.full(kernel, 0.7, "f4")
+        x, weight = np.full(shape, 0.1, "f4"), np.full(kernel, value, "f4")
         plan = portconv.plan_conv2d(mx.array(x), mx.array(weight))
         (native,) = [c for c in plan.candidates if c.engine == "native"]
         if native.why_not is None:

@@ -234,6 +234,37 @@ def test_plan_pack_execute(backend, engine):
         )
 
 
+def test_the_dtype_of_the_image_is_the_problems():
+    for dtypes in (
+        ("uint8", "float32", "float32"),
+        ("float16", "float32", "float64"),
+        ("float64", "float16", "float32"),
+    ):
+        x, weight, bias = (np.ones(s, d) for s, d in zip(((1, 2, 8, 8), (3, 2, 3, 3), (3,)), dtypes, strict=True))
+        assert portconv.plan_conv2d(x, weight, bias).problem.x_dtype == dtypes[0]
+
+
+@pytest.mark.parametrize(("x", "weight"), [((1, 2, -8, 8), (3, 2, 3, 3)), ((-1, 2, 8, 8), (3, 2, 3, 3)),
+                                       ((1, 2, 8, 8), (-3, 2, 3, 3)), ((1, 2, 8, 8), (3, 2, 3, -1))])  # fmt: skip
+def test_negative_sizes_are_refused(x, weight):
+    with pytest.raises(ValueError, match=r"`(x|weight)_or_shape\[\d\]`"):
+        portconv.plan_conv2d(x, weight)
+
+
+def test_an_image_of_another_size_takes_the_same_pack(backend):
+    for options in ({}, {"groups": 4}, {"stride": 2, "padding": 1}):
+        inputs = 4 // options.get("groups", 1)
+        weight = backend.array(np.random.default_rng(0).standard_normal((8, inputs, 3, 3)).astype("f4"))
+        plans = [
+            portconv.plan_conv2d(shape, (8, inputs, 3, 3), engine="gemm", backend=backend.package, **options)
+            for shape in ((1, 4, 20, 20), (2, 4, 31, 17))
+        ]
+        x = backend.array(np.random.default_rng(1).standard_normal((2, 4, 31, 17)).astype("f4"))
+        y = plans[1].execute(x, plans[0].pack(weight))
+        expected = portconv.conv2d(x, weight, engine="gemm", **options)
+        np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
+
+
 VARIANTS = {
     "engine": {"engine": "direct"},
     "kernel": {"weight": (4, 4, 1, 5)},

@@ -589,6 +589,53 @@ def test_all_is_made_on_the_device_of_the_image(library, engine, mode):
     testing.assert_close(found, testing.reference_conv2d(*values, **options))
 
 
+def test_a_layer_of_another_library_goes_to_the_device_of_the_image(library):
+    xp = library("array_api_strict").module
+    device = xp.Device("device1")
+    x = np.random.default_rng(7).standard_normal((1, 2, 7, 8), np.float32)
+    layer = portconv.Conv2d(2, 3, 3, rng=0)
+    y = layer(xp.asarray(x, device=device))
+    assert y.device == device
+    found = portconv.get_backend("array_api_strict").to_numpy(y)
+    testing.assert_close(found, testing.reference_conv2d(x, layer.weight, layer.bias))
+
+
+def test_jax_stays_on_its_second_device(run_python):
+    pytest.importorskip("jax", reason="JAX is not installed")
+    run_python("""
+        import os
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        import jax, numpy as np, portconv
+        device = jax.devices("cpu")[1]
+        x, weight = (jax.device_put(np.ones(shape, "f4"), device) for shape in ((1, 2, 7, 8), (3, 2, 3, 3)))
+        for y in (portconv.conv2d(x, weight), portconv.Conv2d(2, 3, 3)(x)):
+            assert y.devices() == {device}, y.devices()
+        layer = portconv.Conv2d(2, 3, 3, backend="jax", device="cpu:1")
+        assert layer.weight.devices() == {device}
+        assert portconv.Conv2d(2, 3, 3, backend="jax", device="cpu").weight.devices() == {jax.devices("cpu")[0]}
+    """)
+
+
+def test_dask_adds_the_terms_of_one_group_one_by_one(library):
+    """Not those of all groups: what `direct` is refused for is the number of terms of one output."""
+    library("dask")
+    for groups, refused in ((1, True), (64, False)):
+        plan = portconv.plan_conv2d(
+            (1, 64, 9, 9), (64, 64 // groups, 5, 5), groups=groups, padding=2, backend="dask", engine="auto"
+        )
+        offered = {c.engine: c.why_not for c in plan.candidates}
+        assert bool(offered["direct"]) is refused
+
+
+def test_to_the_device_where_it_is(backend):
+    x = backend.array(X)
+    device = portconv.device(x)
+    y = portconv.to_device(x, device)
+    backend.check(y)
+    assert portconv.device(y) == device
+    np.testing.assert_array_equal(backend.numpy(y), X)
+
+
 def test_cupy_sees_zeros_by_their_bits():
     # CuPy's own comparisons take subnormal numbers for zero; NumPy stands in for CuPy, where there is no GPU
     steps = array_api._CupySteps(np)

@@ -266,8 +266,6 @@ class WinogradPlan(EnginePlan):
             products = transformed(weight, tile, steps.xp, steps.dtype(wide), **steps.device)
             products = steps.keep(steps.cast(products, p.compute_dtype))
             nbytes += exact.nbytes // (p.kernel[0] * p.kernel[1]) * tile.size[0] * tile.size[1]
-            if not steps.all_finite(products):
-                products = None
         dtype, device = steps.dtype(p.compute_dtype), steps.device
         both = [_kron(*(matrices(m, r)[which] for m, r in zip(*tile[:2], strict=True))) for which in (2, 0)]
         forward, back = (steps.xp.asarray(matrix, dtype=dtype, **device) for matrix in both)

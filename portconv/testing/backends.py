@@ -196,7 +196,9 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
         raise AssertionError(f"the result has shape {info.shape} ({values.shape} in NumPy), not {shape}")
     for name, array, before in zip(("x", "weight", "bias"), arrays, seen, strict=True):
         if array is not None and before is not None:
-            if not np.array_equal(np.asarray(backend.to_numpy(array)), before, equal_nan=before.dtype.kind == "f"):
+            if not np.array_equal(
+                np.asarray(backend.to_numpy(array)), before, equal_nan=before.dtype.kind not in "biu"
+            ):
                 raise AssertionError(f"the call changed `{name}`")
             if overlap(y, array):
                 raise AssertionError(f"the result shares memory with `{name}`")
