@@ -200,6 +200,10 @@ class Watch:
         call = f"from portconv.testing import *; verify({smaller}, {self.options.backend!r}{device})"
         print(f"FAILED: problem {number} of seed {self.options.seed}: {reason}\n  {problem}\n  repeat it, smaller:")
         print(f"  {before}{sys.executable} -c {json.dumps(call)}\n", flush=True)
+        if self.options.guard:
+            o = self.options
+            again = f"--backend {o.backend} --tier {o.tier} --guard --seed {o.seed} --first {number} --count 1"
+            print(f"  or, with guarded memory: {sys.executable} tests/fuzz.py {again}\n", flush=True)
 
     def report(self):
         """Lines of what was computed and compared, and what was not."""

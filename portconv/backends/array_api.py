@@ -42,6 +42,7 @@ class ArrayApiBackend:
 
     namespace: str | None = None  # the module to import, if it is not the package itself
     writable = True  # whether blocks of a result can be assigned
+    steps_type: type[Steps] = _QuietSteps
 
     def __init__(self, name: str, namespace: ModuleType | None = None) -> None:
         self.name = name
@@ -69,7 +70,7 @@ class ArrayApiBackend:
         return self._steps[device]
 
     def _new_steps(self, device: str) -> Steps:
-        return _QuietSteps(self._xp, device=self._device(device), writable=self.writable)
+        return self.steps_type(self._xp, device=self._device(device), writable=self.writable)
 
     def _device(self, name: str) -> Any:
         """The library's device object: one seen before, or what the library makes of the name."""
@@ -362,7 +363,7 @@ def _is_tracer(x: Any) -> bool:
     return "Tracer" in type(x).__name__
 
 
-class _CupySteps(Steps):
+class _CupySteps(_QuietSteps):
     """CuPy's own kernels take subnormal numbers for zero, and the libraries that it calls do not."""
 
     def is_zero(self, x: Any) -> Any:
@@ -374,9 +375,7 @@ class CupyBackend(ArrayApiBackend):
     """CuPy."""
 
     namespace = "array_api_compat.cupy"
-
-    def _new_steps(self, device: str) -> Steps:
-        return _CupySteps(self._xp, device=self._device(device), writable=True)
+    steps_type = _CupySteps
 
     def _new_device(self, name: str) -> Any:
         digits = "".join(ch for ch in name if ch.isdigit())
