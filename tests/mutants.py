@@ -204,7 +204,9 @@ def work(job):
 
 def outcome_of(result, mutation, equivalent):
     """What became of a mutant; "void" where the tests could not begin."""
-    if result.worker_outcome != "normal" or result.test_outcome == "incompetent" or "no tests ran in" in result.output:
+    summaries = re.findall(r"^(?:=+ )?(no tests ran|\d+ \w+).* in [\d.]+s", result.output, re.MULTILINE)
+    ran = result.output == "timeout" or (summaries and summaries[-1] != "no tests ran")
+    if result.worker_outcome != "normal" or result.test_outcome == "incompetent" or not ran:
         return "void"
     if is_equivalent(equivalent, mutation, result.diff):
         return "equivalent"

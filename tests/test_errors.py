@@ -302,6 +302,12 @@ MISFITS = {
         {"padding": (8, 0), "padding_mode": "reflect"},
         ["`padding`", "`padding_mode`", "reflect"],
     ),
+    "reflect, as many columns as there are": (
+        (1, 4, 9, 8),
+        (6, 4, 3, 3),
+        {"padding": (0, 8), "padding_mode": "reflect"},
+        ["`padding`", "reflect"],
+    ),
     "reflect, one side": (
         (1, 4, 8, 9),
         (6, 4, 3, 3),

@@ -251,6 +251,19 @@ def test_negative_sizes_are_refused(x, weight):
         portconv.plan_conv2d(x, weight)
 
 
+def test_a_pack_belongs_to_its_device(library):
+    xp = library("array_api_strict").module
+    weight = xp.ones((3, 2, 3, 3), dtype=xp.float32)
+    plans = [
+        portconv.plan_conv2d((1, 2, 8, 8), (3, 2, 3, 3), backend="array_api_strict", device=device, engine="gemm")
+        for device in (str(xp.Device("CPU_DEVICE")), str(xp.Device("device1")))
+    ]
+    assert plans[0].stamp != plans[1].stamp
+    packed = plans[0].pack(weight)
+    with pytest.raises(ValueError, match="`weight` was packed for"):
+        plans[1].execute(xp.ones((1, 2, 8, 8), dtype=xp.float32), packed)
+
+
 def test_an_image_of_another_size_takes_the_same_pack(backend):
     for options in ({}, {"groups": 4}, {"stride": 2, "padding": 1}):
         inputs = 4 // options.get("groups", 1)
