@@ -143,6 +143,28 @@ def test_results_above_int32_are_not_given_to_mlx(mx):
         portconv.plan_conv2d((1, 1, 50_000, 50_000), (1, 1, 3, 3), backend="mlx", engine="native")
 
 
+@pytest.mark.parametrize(
+    ("shape", "outputs", "padding", "reason"),
+    [
+        ((1, 1, 10, 10_000), 30_000, 0, "2**31"),  # a small image of few rows, and many results
+        ((1, 1, 16_000, 16_000), 1, 500, None),  # most of the padded image is the image
+        ((1, 1, 100, 100), 1, 9000, "would pad the image"),
+    ],
+    ids=str,
+)
+def test_sizes_that_native_is_offered_for(mx, shape, outputs, padding, reason):
+    plan = portconv.plan_conv2d(shape, (outputs, 1, 3, 3), padding=padding, backend="mlx")
+    (native,) = [c for c in plan.candidates if c.engine == "native"]
+    assert (native.why_not is None) if reason is None else (reason in native.why_not)
+
+
+@pytest.mark.parametrize("kernel", [(4200, 1), (1, 4200)])
+def test_many_taps_are_refused_while_mlx_compiles(mx, kernel):
+    compiled = mx.compile(lambda x, weight: portconv.conv2d(x, weight, accuracy="elementwise"))
+    with pytest.raises(portconv.UnsupportedError, match="more than 4096 taps"):
+        mx.eval(compiled(mx.zeros((1, 1, *kernel)), mx.ones((1, 1, *kernel))))
+
+
 def test_arrays_of_another_thread(mx, engine):
     """A lazy array belongs to the thread that made it; a module's own copies must not be lazy."""
     module = portconv.Conv2d(2, 3, 3, engine=engine, rng=1)
