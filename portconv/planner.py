@@ -168,10 +168,7 @@ def _measured_in_quiet(
 
 
 def _measured(backend: Backend, problem: Problem, able: Sequence[Candidate]) -> list[Candidate] | None:
-    """The candidates with the time that each took here, on random data; None where arrays have no values.
-
-    That is so inside `jax.jit`, even for a problem whose own arrays have theirs.
-    """
+    """The candidates with the time that each took here, on random data; None where a library makes no values now."""
     rng = np.random.default_rng(0)
     p = problem
 

@@ -331,6 +331,9 @@ class JaxBackend(ArrayApiBackend):
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
         # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
         taken = importlib.import_module("jax").device_put(y, self._device(problem.device))
+        if _is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
+            with _with_values():
+                return self._take(y, problem)
         return taken if y.dtype.name == problem.dtype else taken.astype(problem.dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
