@@ -15,11 +15,12 @@ from libraries import OURS, TARGETS
 from tables import Results, aligned, layer_table, suite_table
 
 from portconv.bench import suites
-from portconv.bench.files import write_json
 from portconv.bench.layers import Layer, LayerError, load
-from portconv.bench.machine import machine
-from portconv.bench.runner import Settings, Target, Task, run_all
+from portconv.bench.runner import Task, run_all
 from portconv.bench.timing import describe
+from portconv.processes.files import write_json
+from portconv.processes.machine import machine
+from portconv.processes.session import Settings, Target
 
 
 def arguments() -> argparse.Namespace:

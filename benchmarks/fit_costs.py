@@ -6,7 +6,7 @@ python benchmarks/fit_costs.py --tier portconv-jit --check             # only th
 Every engine that can run a layer is timed, unless its estimate is 10 times the least. Each estimate is a sum of counts
 times constants, so that the constants are a least-squares fit of relative errors, none of them negative. The share of
 layers whose chosen engine takes at most 1.25 times as long as the best one is printed before and after the fit. The
-constants go into portconv/engines/costs.py (plain) and portconv/cpu/jit/costs.py (compiled).
+constants go into portconv/engines/costs.py (plain) and portconv/cpu/compiled/costs.py (compiled).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 import checkout  # noqa: F401  before portconv
 from libraries import TIERS, missing
 
-from portconv.bench.files import write_json
 from portconv.bench.layers import Layer, LayerError, load
-from portconv.bench.machine import machine
-from portconv.bench.runner import environment
 from portconv.bench.suites import SUITES, select
+from portconv.processes.files import write_json
+from portconv.processes.machine import machine
+from portconv.processes.session import environment
 
 GOOD = 1.25  # times the best engine's time
 WORTH_TIMING = 10.0  # times the least estimate
@@ -200,14 +200,14 @@ def main() -> int:
     # in this process: the estimates, for the same tier and the same number of threads
     os.environ.update({k: v for k, v in dict(TIERS[options.tier]).items() if v is not None})
     os.environ["PORTCONV_NUM_THREADS"] = str(options.threads)
-    from portconv.cpu.jit.costs import JIT
+    from portconv.cpu.compiled.costs import COMPILED
     from portconv.engines.costs import CPU
 
     compiled = options.tier == "portconv-jit"
     results = [(layer, problem_of(layer), times[layer.id]) for layer in layers]
     where = machine()
     print(f"{where['cpu']}, {options.threads} threads, {options.tier}, {len(results)} layers")
-    share, others = judge(results, CPU, JIT)
+    share, others = judge(results, CPU, COMPILED)
     print(f"As it is: the choice is within {GOOD} times the best for {100 * share:.0f} % of the layers")
     for line in others:
         print(f"  {line}")
@@ -215,13 +215,13 @@ def main() -> int:
         "machine": where,
         "tier": options.tier,
         "share": share,
-        "constants": (JIT if compiled else CPU)._asdict(),
+        "constants": (COMPILED if compiled else CPU)._asdict(),
     }
     if not options.check:
         measured = [(p, engine, s) for _, p, found in results for engine, s in found.items()]
         if compiled:  # the compiled engines' constants only: fft has none of its own
             measured = [(p, engine, s) for p, engine, s in measured if engine != "fft"]
-        plain, jit = fit(measured, CPU, JIT, compiled)
+        plain, jit = fit(measured, CPU, COMPILED, compiled)
         fitted, others = judge(results, plain, jit)
         print(f"Fitted: {100 * fitted:.0f} %")
         for line in others:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before portconv
 
-from portconv.bench.runner import Target, environment
+from portconv.processes.session import Target, environment
 
 HERE = Path(__file__).resolve().parent
 

@@ -19,10 +19,10 @@ import checkout  # noqa: F401  before portconv
 from libraries import TIERS, missing, run_child
 
 from portconv.bench import reference, suites
-from portconv.bench.files import write_json
 from portconv.bench.layers import Layer, LayerError, load
-from portconv.bench.machine import machine
 from portconv.bench.worker import make_conv
+from portconv.processes.files import write_json
+from portconv.processes.machine import machine
 
 MIB = 2**20
 COLUMNS = ("input", "output", "packed", "scratch", "first_call", "resident", "planned")

@@ -11,7 +11,7 @@ import time
 import checkout  # noqa: F401  before portconv
 from libraries import TIERS, missing, run_child
 
-from portconv.bench.files import write_json
+from portconv.processes.files import write_json
 
 CALLS = 500
 ROUNDS = 60

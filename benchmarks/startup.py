@@ -16,10 +16,10 @@ from pathlib import Path
 import checkout  # noqa: F401  before portconv
 from libraries import TIERS, missing
 
-from portconv.bench.files import write_json
 from portconv.bench.layers import LayerError, parse_sizes
-from portconv.bench.machine import machine
-from portconv.bench.runner import environment
+from portconv.processes.files import write_json
+from portconv.processes.machine import machine
+from portconv.processes.session import environment
 
 PROCESSES = 5
 X, WEIGHT, PADDING = (1, 64, 56, 56), (64, 64, 3, 3), 1

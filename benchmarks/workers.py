@@ -16,8 +16,8 @@ import checkout  # noqa: F401  before portconv
 from portconv.bench.layers import Layer
 from portconv.bench.reference import separable_taps
 from portconv.bench.runner import handle_task
-from portconv.bench.serve import serve, versions
 from portconv.bench.timing import Prepared, Unsupported
+from portconv.processes.serve import serve, versions
 
 
 def mlx_library(_threads: int):

@@ -1,10 +1,12 @@
 """portconv: one `Conv2d` for NumPy, MLX, PyTorch, JAX and every other array API library."""
 
+from .arrays import array_namespace, device, to_device
+from .core.errors import UnsupportedError
+from .core.version import __version__ as __version__
 from .cpu.threads import get_num_threads, set_num_threads
-from .errors import UnsupportedError
-from .functional import array_namespace, conv2d, conv2d_output_shape, device, plan_conv2d, to_device
+from .dispatch.registry import available_backends, get_backend, register_backend, use_backend
+from .functional import conv2d, conv2d_output_shape, plan_conv2d
 from .module import Conv2d
-from .registry import available_backends, get_backend, register_backend, use_backend
 
 __all__ = [
     "Conv2d",
@@ -22,5 +24,3 @@ __all__ = [
     "to_device",
     "use_backend",
 ]
-
-__version__ = "0.1.0"

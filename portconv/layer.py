@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import registry
-from .backend import Plan
+from .core.array_types import library_of
+from .core.backend import Plan
+from .core.integers import Pair, integer, pair
+from .dispatch.arguments import Conv2dSpec, Padding, flag
 from .functional import plan_conv2d
-from .spec import Conv2dSpec, Padding, Pair, flag, integer, pair
 
 __all__ = ["Layer", "LayerArguments", "checked_name"]
 
@@ -168,7 +169,7 @@ class Layer:
     def plan(self, x_or_shape: Any) -> Plan:
         """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
         place = self._place()
-        if registry.library_of(x_or_shape) is not None:  # the image says where it is
+        if library_of(x_or_shape) is not None:  # the image says where it is
             place = {"dtype": place["dtype"]}
         return plan_conv2d(
             x_or_shape, self._weight_shape, self._arguments.has_bias, self.stride, self.padding, self.dilation,

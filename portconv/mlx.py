@@ -15,11 +15,11 @@ except ImportError as error:
         f"portconv.mlx needs MLX, which cannot be imported ({error}). Install it with: pip install 'portconv[mlx]'"
     ) from error
 
-from .backend import PackedWeight, Plan
-from .functional import plan_for
+from .core.backend import PackedWeight, Plan
+from .core.dtypes import dtype_name
+from .dispatch.path import plan_for
+from .dispatch.registry import get_backend
 from .layer import Layer, LayerArguments, checked_name
-from .registry import get_backend
-from .spec import dtype_name
 
 __all__ = ["Conv2d"]
 

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import planner, registry
-from .backend import ArrayInfo, Backend, PackedWeight, Plan
-from .functional import describe
+from .core.array_types import library_of
+from .core.backend import ArrayInfo, Backend, PackedWeight, Plan
+from .core.dtypes import FLOATING, INTEGRAL, dtype_name
+from .dispatch import path, registry
+from .dispatch.arguments import device_name
+from .dispatch.path import described
 from .layer import Layer, LayerArguments, checked_name
-from .spec import FLOATING, INTEGRAL, device_name, dtype_name, make_problem
 
 __all__ = ["Conv2d"]
 
@@ -161,10 +163,10 @@ class Conv2d(Layer):
 
     def _parameter(self, name: str, value: Any, shapes: list[tuple[int, ...]]) -> Any:
         """`value`, of any library, as a parameter: in the master's library, dtype and first of the shapes."""
-        if registry.library_of(value) is None:
+        if library_of(value) is None:
             raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
         source = registry.get_backend(value)
-        info = describe(source, name, value)
+        (info,) = described(source, [(name, value)])
         if info.dtype not in (*FLOATING, *INTEGRAL):
             raise TypeError(f"`{name}` must be of a floating or integer dtype, but got {info.dtype}.")
         if info.shape not in shapes:
@@ -280,7 +282,7 @@ class Conv2d(Layer):
     def __call__(self, x: Any) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         library = registry.resolve(x)
-        info = describe(library, "x", x)
+        (info,) = described(library, [("x", x)])
         bound = self._bound.get((library, info))
         if bound is None or bound.token != library.cache_token(bound.source):
             bound = self._bind(library, info)
@@ -296,18 +298,13 @@ class Conv2d(Layer):
         known = self._bound
         weight, bias = self._parameters_for(library, info)
         weight_info = library.describe(weight)
-        dtypes = (info.dtype, weight_info.dtype, None if bias is None else weight_info.dtype)
-        bias_shape = None if bias is None else (1, self.out_channels, 1, 1)
-        traced = info.traced or weight_info.traced
-        problem = make_problem(
-            self._arguments.spec, info.shape, self._weight_shape, bias_shape, dtypes, info.device, traced
-        )
-        plan = planner.plan(library, problem, self._arguments.spec.engine, self._arguments.spec.strategy)
+        bias_info = None if bias is None else weight_info._replace(shape=(1, self.out_channels, 1, 1))
+        plan = path.plan_of(self._arguments.spec, library, info, weight_info, bias_info)
         token = library.cache_token(weight)
         packed = next((b.weight for b in list(known.values()) if _serves(b, plan, weight, token)), None)
         bound = _Bound(plan, packed or plan.pack(weight), bias, weight, token)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
-        if not (traced or getattr(weight, "requires_grad", False)):
+        if not (plan.problem.traced or getattr(weight, "requires_grad", False)):
             if len(known) >= MAX_BOUND:
                 known.clear()
             known[library, info] = bound

@@ -22,8 +22,9 @@ import pytest
 from hypothesis import settings
 
 import portconv
-from portconv import busy, functional, planner, wisdom
-from portconv.cpu import bridge, gradient
+from portconv.cpu import bridge, busy, gradient
+from portconv.dispatch import packing, path, wisdom
+from portconv.engines import ENGINES
 
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("portconv")
@@ -63,7 +64,7 @@ def load(name):
 
 def engines_of(name):
     """The engines that run with a library."""
-    return ("auto", "gemm", "winograd", "fft", "direct", *(("native",) if name == "mlx" else ()))
+    return ("auto", *ENGINES, *(("native",) if name == "mlx" else ()))
 
 
 def tested_engines_of(name):
@@ -93,9 +94,9 @@ def plain_tier_only():
 
 def _forget():
     bridge.jit_enabled.cache_clear()
-    planner.plan.cache_clear()
+    path.forget_plans()
     gradient._plan.cache_clear()
-    functional._packs = functional.PackCache(functional._packs.limit_bytes)
+    packing.packs = packing.PackCache(packing.packs.limit_bytes)
 
 
 class Library:
@@ -290,8 +291,8 @@ def needs():
 @pytest.fixture
 def packs(monkeypatch):
     """A cache of packed weights of the test's own, with room for 128 KiB."""
-    cache = functional.PackCache(128 << 10)
-    monkeypatch.setattr(functional, "_packs", cache)
+    cache = packing.PackCache(128 << 10)
+    monkeypatch.setattr(packing, "packs", cache)
     return cache
 
 
@@ -325,13 +326,14 @@ def jax():
 @pytest.fixture
 def plans(monkeypatch):
     """The plans that calls inside the test were given, in order."""
-    made, plan = [], planner.plan
+    made, plan = [], path.plan_of
 
     def remember(*args, **kwargs):
         made.append(plan(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(planner, "plan", remember)
+    remember.cache_clear = plan.cache_clear
+    monkeypatch.setattr(path, "plan_of", remember)
     return made
 
 
@@ -342,9 +344,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PORTCONV_CACHE_DIR", str(folder))
     monkeypatch.delenv("PORTCONV_WISDOM")
     monkeypatch.setattr(wisdom, "_warned", set())
-    planner.plan.cache_clear()
+    path.forget_plans()
     yield folder
-    planner.plan.cache_clear()
+    path.forget_plans()
 
 
 @pytest.fixture(scope="session")

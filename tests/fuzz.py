@@ -46,7 +46,7 @@ def work(options):
     """Verify one problem after the other; a line before each, and one after it."""
     from dataclasses import replace
 
-    from portconv import planner
+    from portconv.dispatch import path
     from portconv.testing import draw, scope_of, shrink, verify
 
     if options.backend == "mlx" and options.device:
@@ -79,7 +79,7 @@ def work(options):
         say(number=number, problem=repr(p))
         if guard is not None:
             guard.at_the_end = number % 2 == 0
-            planner.plan.cache_clear()  # each table takes a part of what mappings of memory there may be
+            path.forget_plans()  # each table takes a part of what mappings of memory there may be
         facts = {"dtype": p.dtypes[0], "size": p.size_class, "call": "gradient" if p.gradient else p.call}
         try:
             found = verify(p, options.backend, device)

@@ -11,7 +11,11 @@ import mmap
 import numpy as np
 
 from portconv.cpu import threads
-from portconv.cpu.jit import base, depthwise_plan, direct_plan, gemm_plan, winograd_plan
+from portconv.cpu.compiled import base
+from portconv.cpu.compiled.depthwise import plan as depthwise_plan
+from portconv.cpu.compiled.direct import plan as direct_plan
+from portconv.cpu.compiled.gemm import plan as gemm_plan
+from portconv.cpu.compiled.winograd import plan as winograd_plan
 
 PAGE = mmap.PAGESIZE
 

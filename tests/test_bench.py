@@ -13,9 +13,11 @@ import pytest
 from rich.console import Console
 
 import portconv
-from portconv.bench import chart, files, reference, report, runner, suites, survey, timing, worker
+from portconv.bench import chart, reference, report, runner, suites, survey, timing, worker
 from portconv.bench.layers import Layer, LayerError, distinct, load, parse_sizes
-from portconv.bench.runner import Settings, Target, Task, Timed
+from portconv.bench.runner import Task, Timed
+from portconv.processes import files, session
+from portconv.processes.session import Settings, Target
 from portconv.testing import reference_conv2d
 
 TINY = Layer("given", "tiny", 1, 2, (8, 9), 3, (3, 3), padding=(1, 1))
@@ -222,7 +224,7 @@ def test_what_a_library_raises():
 
 WORKER = """
 import os, sys, time
-from portconv.bench.serve import serve
+from portconv.processes.serve import serve
 
 def handle(message):
     name = message["layer"]["name"]
@@ -266,10 +268,10 @@ def test_missing_libraries(fake):
 
 def test_environment(monkeypatch):
     monkeypatch.setenv("PORTCONV_JIT", "1")
-    found = runner.environment(3, {"PORTCONV_JIT": None, "NEW": "x"})
+    found = session.environment(3, {"PORTCONV_JIT": None, "NEW": "x"})
     assert "PORTCONV_JIT" not in found and found["NEW"] == "x"
-    assert {found[name] for name in runner.THREAD_VARIABLES} == {"3"}
-    assert "PORTCONV_NUM_THREADS" in runner.THREAD_VARIABLES
+    assert {found[name] for name in session.THREAD_VARIABLES} == {"3"}
+    assert "PORTCONV_NUM_THREADS" in session.THREAD_VARIABLES
 
 
 def test_the_best_pass_counts_unless_one_was_wrong():

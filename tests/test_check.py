@@ -14,7 +14,7 @@ from portconv.check import runner
 from portconv.check.problems import problem, problems
 from portconv.check.verify import verify
 from portconv.cli import main
-from portconv.testing import backends, fits, make_data, reference_conv2d, reference_gradients
+from portconv.testing import calls, fits, make_data, reference_conv2d, reference_gradients, verification
 from portconv.testing.values import rounded
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin" / "src" / "tinyarray"
@@ -158,7 +158,8 @@ def test_what_is_wrong_is_seen(monkeypatch, broken, name):
     arguments = "numpy", p.number, 0, "cpu", "auto", "normwise"
     right = verify(*arguments)
     assert ("raised" in right) if p.mistake else (right["share"] <= 1)
-    monkeypatch.setattr(backends, "conv2d", lambda *arrays, backend=None, **options: broken(*arrays, **options))
+    for module in (calls, verification):
+        monkeypatch.setattr(module, "conv2d", lambda *arrays, backend=None, **options: broken(*arrays, **options))
     assert set(verify(*arguments)) == {"failed"}
 
 
@@ -208,7 +209,8 @@ def test_a_wrong_gradient_is_seen(monkeypatch, request, name):
         return y + (y - (fixed or library.lax.stop_gradient)(y)) * 0.001
 
     conv2d = portconv.conv2d
-    monkeypatch.setattr(backends, "conv2d", steeper)
+    for module in (calls, verification):
+        monkeypatch.setattr(module, "conv2d", steeper)
     assert "gradient of `x`" in verify(*arguments)["failed"]
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("jit")
 SOURCE = """
 import numpy as np
 from numba import prange
-from portconv.cpu.jit.team import driver, kernel
+from portconv.cpu.compiled.team import driver, kernel
 
 @kernel
 def double(x):
@@ -181,7 +181,7 @@ def test_damaged_files_that_cannot_be_replaced(run_small, kept):
 
 def test_code_is_compiled_anew_for_other_sources(run_small, kept, package):
     """A new release may change a function that is part of another function's code, and not that other's file."""
-    with (package / "cpu" / "jit" / "vectors.py").open("a") as file:
+    with (package / "cpu" / "compiled" / "vectors.py").open("a") as file:
         file.write("# changed\n")
     found = run_small(str(package.parent), NUMBA_CACHE_DIR=str(kept))
     assert found == {"sum": SUM, "warnings": [], "compiled": 3, "found": 0}
@@ -189,7 +189,8 @@ def test_code_is_compiled_anew_for_other_sources(run_small, kept, package):
 
 def test_a_convolution_without_a_folder(run_python, package, nowhere):
     """As installed where the user may not write, with all kernels of an engine."""
-    (package / "cpu" / "jit" / "__pycache__").write_text("")
+    for folder in (package / "cpu" / "compiled", package / "cpu" / "compiled" / "direct"):
+        (folder / "__pycache__").write_text("")
     code = f"""
         import sys, warnings
         sys.path.insert(0, {str(package.parent)!r})
@@ -204,5 +205,5 @@ def test_a_convolution_without_a_folder(run_python, package, nowhere):
         print(portconv.__file__, (y == 9).all(), type(plan).__module__, [str(w.message) for w in caught])
         """
     out = run_python(code, PORTCONV_JIT="1", **homeless(nowhere))
-    assert out.startswith(str(package)) and " True portconv.cpu.jit.direct_plan " in out
-    assert out.count("NUMBA_CACHE_DIR") == 1 and str(package) in out.partition("jit.direct_plan")[2]
+    assert out.startswith(str(package)) and " True portconv.cpu.compiled.direct.plan " in out
+    assert out.count("NUMBA_CACHE_DIR") == 1 and str(package) in out.partition("compiled.direct.plan")[2]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import UnsupportedError, planner
+from portconv import UnsupportedError
+from portconv.dispatch import planner
 
 
 def ones(*shape):
@@ -87,7 +88,6 @@ MODES = {
     "compute_mode": ("float16", "float32"),
     "padding_mode": ("constant", "replicate"),
     "layout": ("HWCN", "NHWC"),
-    "engine": ("cudnn", "gemm"),
     "accuracy": ("high", "elementwise"),
     "strategy": ("fastest", "measure"),
 }
@@ -95,6 +95,7 @@ CHOICES = [(name, wrong, ValueError, allowed) for name, (wrong, allowed) in MODE
 CHOICES += [
     (name, value, TypeError, allowed) for name, (_, allowed) in MODES.items() for value in (None, 1, ("zeros",))
 ]
+CHOICES += [("engine", value, TypeError, "gemm") for value in (None, 1, ("gemm",))]
 CHOICES += [("padding_mode", "ZEROS", ValueError, "zeros"), ("layout", "nchw", ValueError, "NCHW")]
 
 
@@ -436,6 +437,14 @@ def test_a_huge_result_is_refused_before_memory_is_asked_for(run_python):
 
 
 # --- engines and backends ---------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_no_backend_has(backend):
+    x, weight = (backend.array(np.ones(shape, "f4")) for shape in ((1, 4, 8, 8), (6, 4, 3, 3)))
+    fragments = ["`engine`", "'cudnn'", "'gemm'", repr(backend.package)]
+    refused(UnsupportedError, fragments, portconv.conv2d, x, weight, engine="cudnn")
+    refused(UnsupportedError, fragments, portconv.plan_conv2d, x, weight, engine="cudnn")
+    refused(UnsupportedError, fragments, portconv.Conv2d(4, 6, 3, engine="cudnn"), x)
 
 
 def test_an_engine_that_cannot_run_says_why(backend):

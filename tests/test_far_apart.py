@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.core.errors import UnsupportedError
 from portconv.engines import taps
-from portconv.errors import UnsupportedError
 
 FAR = 10**6
 MEBIBYTE = 2**20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import inspect
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,32 +21,26 @@ OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
-LIBRARIES = {"mlx": {"mlx"}, "bench.devices": {"mlx", "torch", "jax"}, "testing.backends": {"mlx", "torch", "jax"}}
+LIBRARIES = {"mlx": {"mlx"}, "processes.devices": {"mlx", "torch", "jax"}, "testing.calls": {"mlx", "torch", "jax"}}
 
-# The layers, base first: a module imports from its own layer and from those before it only.
-LAYERS = [
-    {"errors"},
-    {"spec", "shapes", "layout"},
-    {"backend"},
-    {"steps"},
-    {"wisdom", "busy"},
-    {"registry", "planner", "engines"},
-    {"namespaces"},
-    {"cpu"},
-    {"backends"},
-    {"functional"},
-    {"layer"},
-    {"module"},
-    {""},  # the package itself, `__init__.py`
-    {"mlx"},
-    {"testing"},
-    {"bench"},
-    {"check"},
-    {"cli"},
-    {"__main__"},
-]
-PROGRAMS = {"bench", "check", "cli", "__main__"}  # above the library: they use it as its users do
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+ARCHITECTURE = Path(__file__).parent.parent / "docs" / "architecture.md"
+
+
+def floors():
+    """The rooms, lowest first, as docs/architecture.md lists them: a module's rank is its floor and its place there."""
+    listed = re.search(r"```floors\n(.*?)```", ARCHITECTURE.read_text("utf-8"), re.DOTALL).group(1)
+    ranks = {}
+    for floor, line in enumerate(listed.splitlines()):
+        name, *rooms = line.split()
+        outer = ranks.get(name, (floor,))  # a room that has rooms of its own
+        ranks["" if name == "portconv" else name] = (*outer, len(rooms))  # the floor's own file comes last
+        for place, room in enumerate(rooms):
+            ranks[f"{name}.{room}"] = (*outer, place)
+    return ranks
+
+
+RANK = floors()
+PROGRAMS = {"processes", "bench", "check", "cli", "__main__"}  # above the library: they use it as its users do
 
 
 def module_name(file):
@@ -118,8 +113,12 @@ class Imports(ast.NodeVisitor):
 IMPORTS = {module_name(file): Imports(file) for file in FILES}
 
 
-def layer(name):
-    return RANK[name.partition(".")[0]]
+def rank(name):
+    """The floor of a module and its place there: those of the room that it stands in."""
+    while name not in RANK:
+        name = name.rpartition(".")[0]
+        assert name, "no room"
+    return RANK[name]
 
 
 # --- at import time ---------------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def test_numpy_calls_load_no_other_library(run_python, jit):
             portconv.conv2d([1.0], x)
         except TypeError:
             pass
-        assert "portconv.wisdom" not in sys.modules
+        assert "portconv.dispatch.wisdom" not in sys.modules
         print(*sorted(loaded()))
         """,
         PORTCONV_JIT=jit,
@@ -193,34 +192,39 @@ def test_a_library_loads_no_other_library(run_python, library, name, jit):
 # --- directions -------------------------------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_layer():
+def test_every_module_has_its_room():
     assert len(FILES) > 20
     for name in NAMES:
-        assert name.partition(".")[0] in RANK, f"portconv.{name} stands in no layer: add it to LAYERS"
+        rank(name)
+    for room in RANK:
+        assert room in NAMES, f"docs/architecture.md lists {room}, which does not exist"
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - {""}))
 def test_directions(name):
-    for other in IMPORTS[name].own:
-        assert layer(other) <= layer(name), f"portconv.{name} imports portconv.{other}, which stands above it"
+    for other in IMPORTS[name].own | (IMPORTS[name].dynamic & NAMES):
+        if not (other == name.rpartition(".")[0] or name == other.rpartition(".")[0]):  # a package and its files
+            assert rank(other) <= rank(name), f"portconv.{name} imports portconv.{other}, which stands above it"
 
 
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.partition(".")[0] in PROGRAMS))
 def test_programs_use_public_names(name):
     own = {other for other in IMPORTS[name].own if other.partition(".")[0] not in PROGRAMS}
     # tuning is measuring anew, and a benchmark asks whether the machine is busy, which no public function does
-    more = {"cli.tune": {"planner", "wisdom"}, "bench.timing": {"busy"}}
+    more = {"cli.tune": {"dispatch"}, "bench.timing": {"cpu"}}
     assert {other.partition(".")[0] for other in own} <= {"", "testing"} | more.get(name, set())
 
 
 def test_no_cycles():
     """Within a layer, too, every import points one way."""
+    seen = set()
 
     def reach(name, path):
         assert name not in path, " imports ".join([*path, name])
-        for other in IMPORTS[name].own_at_once - {name}:
-            # a module of a package first loads the package
-            reach(other, [*path, name])
+        if name not in seen:
+            for other in IMPORTS[name].own_at_once - {name}:
+                reach(other, [*path, name])
+            seen.add(name)
 
     for name in NAMES - {""}:
         reach(name, [])
@@ -231,46 +235,48 @@ def test_backends_do_not_import_each_other():
     assert {"backends.numpy", "backends.mlx", "backends.array_api"} <= backends
     for name in backends | {"backends"}:
         others = {other for other in IMPORTS[name].own | IMPORTS[name].dynamic if other.startswith("backends.")}
-        assert {other.split(".")[1] for other in others} <= {name.partition(".")[2].partition(".")[0]}
+        assert {other.split(".")[1] for other in others} <= {"base", name.partition(".")[2].partition(".")[0]}
 
 
 def test_engines_import_no_array_library():
-    engines = {name for name in NAMES if name.partition(".")[0] in ("engines", "steps")}
+    engines = {name for name in NAMES if name.partition(".")[0] == "engines"}
     assert {"engines.gemm", "engines.fft", "engines.direct"} <= engines
     for name in engines:
         assert not IMPORTS[name].dynamic, name
         assert IMPORTS[name].others <= set(sys.stdlib_module_names), name
 
 
-def test_the_base_is_without_arrays():
-    for name in ("errors", "spec", "shapes", "layout", "backend"):
+def test_the_core_is_without_arrays():
+    core = {name for name in NAMES if name.partition(".")[0] == "core"}
+    assert "core.problem" in core
+    for name in core:
         assert IMPORTS[name].others <= set(sys.stdlib_module_names), name
 
 
 def test_the_registry_imports_no_backend():
     """It loads them by their names, when an array of theirs appears."""
-    assert not {name for name in IMPORTS["registry"].own if name.startswith("backends")}
-    assert not IMPORTS["registry"].others & OPTIONAL
+    assert not {name for name in IMPORTS["dispatch.registry"].own if name.startswith("backends")}
+    assert not IMPORTS["dispatch.registry"].others & OPTIONAL
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_libraries_are_imported_by_their_backends_only(name):
     allowed = LIBRARIES.get(name, set())
-    if name.startswith("cpu.jit."):  # imported by a plan, not before
+    if name.startswith("cpu.compiled."):  # imported by a plan, not before
         allowed = {"numba"}
     of_mlx = name.startswith(("namespaces.mlx", "backends.mlx"))  # imported by the first array of MLX's
     if of_mlx:
         allowed = {"mlx"}
-    if name == "backends.array_api":
-        allowed = OPTIONAL
+    if name in ("backends.torch", "backends.jax", "backends.cupy", "backends.dask"):
+        allowed = {name.rpartition(".")[2]}
         assert not IMPORTS[name].others_at_once & OPTIONAL
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name != "mlx" and not of_mlx and not name.startswith("cpu.jit."):
+    if name != "mlx" and not of_mlx and not name.startswith("cpu.compiled."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
-    llvm = {"llvmlite"} if name == "cpu.jit.vectors" else set()
+    llvm = {"llvmlite"} if name in ("cpu.compiled.vectors", "cpu.compiled.products", "cpu.compiled.moves") else set()
     assert third <= {"numpy", "array_api_compat"} | tools | llvm, f"portconv.{name} depends on {third}"
 
 
@@ -278,7 +284,7 @@ def test_testing_uses_what_third_parties_may_use():
     for name in NAMES:
         if name.partition(".")[0] == "testing":
             others = {other for other in IMPORTS[name].own if other.partition(".")[0] != "testing"}
-            assert others <= {"", "backend", "registry"}, name
+            assert others <= {"", "core.array_types", "core.backend", "dispatch.registry"}, name
 
 
 # --- what is public ---------------------------------------------------------------------------------------------------

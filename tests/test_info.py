@@ -75,12 +75,12 @@ def test_mlx(mx, libraries):
 
 def test_wisdom_where_there_is_such_a_module(libraries, capsys, monkeypatch, tmp_path):
     libraries()
-    monkeypatch.setitem(sys.modules, "portconv.wisdom", None)  # as if it were not there
+    monkeypatch.setitem(sys.modules, "portconv.dispatch.wisdom", None)  # as if it were not there
     assert main(["info"]) == 0
     assert "wisdom" not in capsys.readouterr().out
-    module = ModuleType("portconv.wisdom")
+    module = ModuleType("portconv.dispatch.wisdom")
     module.path = lambda: tmp_path / "wisdom.json"
-    monkeypatch.setitem(sys.modules, "portconv.wisdom", module)
+    monkeypatch.setitem(sys.modules, "portconv.dispatch.wisdom", module)
     assert main(["info"]) == 0
     assert f"{tmp_path}/wisdom.json (not written yet)" in capsys.readouterr().out
 

@@ -5,6 +5,8 @@ PORTCONV_EXPECT_JIT=1 makes a missing Numba a failure; without it these tests ar
 
 from __future__ import annotations
 
+import ast
+import importlib
 import sys
 import threading
 import tracemalloc
@@ -30,7 +32,7 @@ def numbers(shape, seed=0, dtype="f4"):
 
 def is_compiled(plan):
     plan = plan.inner if isinstance(plan, CroppedPlan) else plan
-    return type(plan).__module__.startswith("portconv.cpu.jit.")
+    return type(plan).__module__.startswith("portconv.cpu.compiled.")
 
 
 def check(x, weight, bias=None, *, engine, accuracies=("normwise",), **options):
@@ -266,8 +268,8 @@ def test_a_separable_depthwise_kernel_takes_two_passes():
 @pytest.mark.parametrize("wide", [False, True])
 def test_columns_or_outputs_in_the_lanes(monkeypatch, plain_tier, wide, layout, dtype):
     """Both kinds of register tiles, for every width, many and few outputs, long sums, strips, parts of the channels."""
-    from portconv.cpu.jit import plans
-    from portconv.cpu.jit.gemm_plan import GemmPlan
+    from portconv.cpu.compiled import plans
+    from portconv.cpu.compiled.gemm.plan import GemmPlan
 
     with plain_tier():
         pass  # forgets every plan
@@ -538,7 +540,7 @@ def test_no_byte_beyond_the_arrays_is_touched(run_python, engine, dtype):
     Nor does a result depend on what scratch memory held before: it is full of NaN.
     """
     run_python(f"""{GUARDED}
-    from portconv.cpu.jit import plans
+    from portconv.cpu.compiled import plans
     numpy = guard_pages.install()
     engine, dtype = {engine!r}, {dtype!r}
     problems = []
@@ -624,7 +626,7 @@ def test_the_environment_switches_it_off(run_python):
         x, weight = np.ones((1, 8, 20, 20), np.float32), np.ones((8, 8, 3, 3), np.float32)
         for engine in ("auto", "gemm", "winograd", "direct", "fft"):
             assert float(portconv.conv2d(x, weight, engine=engine)[0, 0, 0, 0].round(3)) == 72.0
-        print("numba" in sys.modules, "portconv.cpu.jit.gemm" in sys.modules)
+        print("numba" in sys.modules, "portconv.cpu.compiled.gemm.kernels" in sys.modules)
     """
     assert run_python(code, PORTCONV_JIT="0") == "False False\n"
     assert run_python(code, PORTCONV_JIT="1") == "True True\n"
@@ -656,3 +658,17 @@ def test_packs_of_one_tier_are_refused_by_the_other(plain_tier):
         for one, other in ((compiled, plain), (plain, compiled)):
             with pytest.raises(ValueError, match="`weight`"):
                 one.execute(x, other.pack(weight))
+
+
+@pytest.mark.parametrize("engine", ["gemm", "direct", "depthwise", "winograd"])
+def test_kernels_unpack_the_geometry_in_its_order(engine):
+    """They get a plain tuple, whose names stand in `Geometry` and in every kernel that takes it apart."""
+    folder = Path(portconv.__file__).parent / "cpu" / "compiled" / engine
+    tree = ast.parse((folder / "kernels.py").read_text(encoding="utf-8"))
+    unpackings = [
+        [name.id for name in node.targets[0].elts]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id == "geometry"
+    ]
+    fields = importlib.import_module(f"portconv.cpu.compiled.{engine}.geometry").Geometry._fields
+    assert unpackings and all(names == list(fields) for names in unpackings)

@@ -563,7 +563,7 @@ BAD = [
     dict(in_channels=0), dict(in_channels=2.0), dict(out_channels=True), dict(kernel_size=0), dict(kernel_size=(3,)),
     dict(stride=0), dict(stride="2"), dict(padding=-1), dict(padding="full"), dict(dilation=0), dict(groups=3),
     dict(groups=0), dict(conv_mode="convolution"), dict(compute_mode="float16"), dict(padding_mode="edge"),
-    dict(layout="CHWN"), dict(engine="fast"), dict(accuracy="exact"), dict(strategy="guess"), dict(name=3),
+    dict(layout="CHWN"), dict(engine=3), dict(accuracy="exact"), dict(strategy="guess"), dict(name=3),
     dict(dtype="int8"), dict(rng="seed"), dict(bias=np.ones(2)),
 ]  # fmt: skip
 

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from portconv import Conv2d, planner
+from portconv import Conv2d
+from portconv.dispatch import planner
 from portconv.testing import assert_close, reference_conv2d
 
 LIBRARIES = ("numpy", "array_api_strict", "mlx", "torch", "jax")

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import UnsupportedError, busy, planner, wisdom
-from portconv.backend import Candidate
-from portconv.steps import Block, Steps
+from portconv import UnsupportedError
+from portconv.core.backend import Candidate
+from portconv.cpu import busy
+from portconv.dispatch import measurement, path, planner, wisdom
+from portconv.engines.steps import Block, Steps
 
 MEBIBYTE = 2**20
 REAL_DISTURBED = busy.disturbed  # which no other test asks
@@ -111,14 +113,14 @@ def test_plans_hold_no_arrays(engine, tier, packs, unchangeable):
 
 def count_measurements(monkeypatch):
     measured = []
-    measure = planner._measured
+    measure = measurement._measured
 
     def counted(backend, problem, able):
         measured.append(problem)
         return measure(backend, problem, able)
 
-    monkeypatch.setattr(planner, "_measured", counted)
-    planner.plan.cache_clear()
+    monkeypatch.setattr(measurement, "_measured", counted)
+    path.forget_plans()
     return measured
 
 
@@ -154,13 +156,13 @@ def test_measure_chooses_what_was_fastest(monkeypatch, tier):
             return execute[engine](self, *args)
 
         monkeypatch.setattr(kind, "execute", slow)
-    monkeypatch.setattr(planner.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(planner, "WORTH_MEASURING", 1e9)
-    planner.plan.cache_clear()
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measurement, "WORTH_MEASURING", 1e9)
+    path.forget_plans()
     plan = portconv.plan_conv2d((1, 2, 12, 14), (3, 2, 3, 3), strategy="measure", backend=library)
     assert plan.engine == "direct"
     assert {c.engine: c.seconds for c in plan.candidates if c.why_not is None} == ticks
-    planner.plan.cache_clear()
+    path.forget_plans()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "int32", "float16", "bfloat16", "float64"])
@@ -210,7 +212,7 @@ def test_every_engine_refused_gives_every_reason():
         portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable())
     with pytest.raises(UnsupportedError, match=r"`engine` 'gemm'.*no matrices"):
         portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable(), engine="gemm")
-    with pytest.raises(UnsupportedError, match=r"`engine` 'direct'.*gemm, fft"):
+    with pytest.raises(UnsupportedError, match=r"`engine` must be .*'unable' has, 'gemm', 'fft', but got 'direct'"):
         portconv.conv2d(ones(1, 1, 4, 4), ones(1, 1, 3, 3), backend=Unable(), engine="direct")
 
 
@@ -430,7 +432,7 @@ def test_workspace_is_bounded(case, tier):
 def test_planning_takes_no_time(tier):
     """A plan depends on a few sizes; not even for millions of rows may it take longer than a convolution would."""
     for x_shape, weight_shape, options in LARGE.values():
-        planner.plan.cache_clear()
+        path.forget_plans()
         start = time.process_time()
         portconv.plan_conv2d(x_shape, weight_shape, **options)
         assert time.process_time() - start < 2
@@ -468,8 +470,10 @@ def test_workspace_is_what_is_used(run_python, engine, jit):
 def probes(monkeypatch, cache):
     """What the probes will say, one after the other, the last one for ever; and the problems that were measured."""
     answers = []
-    monkeypatch.setattr(planner.busy, "disturbed", lambda threads: answers.pop(0) if len(answers) > 1 else answers[0])
-    monkeypatch.setattr(planner, "PAUSE", 0.0)
+    monkeypatch.setattr(
+        measurement.busy, "disturbed", lambda threads: answers.pop(0) if len(answers) > 1 else answers[0]
+    )
+    monkeypatch.setattr(measurement, "PAUSE", 0.0)
     return answers, count_measurements(monkeypatch)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import Problem, Scope, backends, draw, fits, make_data, scope_of, shrink, verify
+from portconv.testing import Problem, Scope, calls, draw, fits, make_data, scope_of, shrink, verification, verify
 from portconv.testing.arrays import ORDERS_ELSEWHERE, arranged, overlap
 from portconv.testing.problems import CALLS, MODES, ORDERS, SIZES
 from portconv.testing.values import KERNELS, VALUES
@@ -239,13 +239,15 @@ def raising(error):
 def test_a_broken_promise_is_seen(monkeypatch, p, broken, message):
     assert verify(p).share <= 1
     with warnings.catch_warnings():
-        monkeypatch.setattr(backends, "conv2d", lambda *arrays, backend=None, **options: broken(*arrays, **options))
+        for module in (calls, verification):
+            monkeypatch.setattr(module, "conv2d", lambda *arrays, backend=None, **options: broken(*arrays, **options))
         with pytest.raises(AssertionError, match=message):
             verify(p)
 
 
 def test_a_named_engine_may_refuse(monkeypatch):
-    monkeypatch.setattr(backends, "conv2d", raising(portconv.UnsupportedError("`engine` 'gemm' has none for this.")))
+    for module in (calls, verification):
+        monkeypatch.setattr(module, "conv2d", raising(portconv.UnsupportedError("`engine` 'gemm' has none for this.")))
     found = verify(replace(PLAIN, engine="gemm"))
     assert found.share is None and "has none for this" in found.reason
 

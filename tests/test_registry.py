@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import registry, testing
-from portconv.backend import ArrayInfo, Backend
-from portconv.backends import array_api
+from portconv import testing
+from portconv.backends import cupy
+from portconv.core import array_types
+from portconv.core.backend import ArrayInfo, Backend
+from portconv.dispatch import registry
 
 X, WEIGHT = np.ones((1, 2, 6, 6), np.float32), np.ones((3, 2, 3, 3), np.float32)
 
@@ -61,8 +63,10 @@ class Wrapper:
 
 @pytest.fixture(autouse=True)
 def registry_as_it_was(monkeypatch):
-    for name in ("_registered", "_loaded", "_library_of_type"):
+    for name in ("_registered", "_loaded"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    for name in ("_known", "_library_of_type"):
+        monkeypatch.setattr(array_types, name, getattr(array_types, name).copy())
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def pretend(monkeypatch, *entries):
         return entries if kwargs == {"group": "portconv.backends"} else real(**kwargs)
 
     monkeypatch.setattr(metadata, "entry_points", entry_points)
-    registry._library_of_type.clear()
+    array_types._library_of_type.clear()
 
 
 def array_type(package):
@@ -638,7 +642,7 @@ def test_to_the_device_where_it_is(backend):
 
 def test_cupy_sees_zeros_by_their_bits():
     # CuPy's own comparisons take subnormal numbers for zero; NumPy stands in for CuPy, where there is no GPU
-    steps = array_api._CupySteps(np)
+    steps = cupy._CupySteps(np)
     for dtype, subnormal in (("float32", 1e-40), ("float64", 1e-310)):
         x = np.array([0.0, -0.0, subnormal, -subnormal, 1.0, np.nan], dtype)
         assert steps.is_zero(x).tolist() == [True, True, False, False, False, False]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.core.shapes import axis_source
+from portconv.engines.steps import Block, Steps
 from portconv.engines.taps import group_window, met
-from portconv.shapes import axis_source
-from portconv.steps import Block, Steps
 from portconv.testing import assert_close, reference_conv2d
 
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}

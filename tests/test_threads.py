@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import functional
 from portconv.cpu import blas, threads
+from portconv.dispatch import path
 from portconv.testing import assert_close, reference_conv2d
 
 CORES = threads.usable_cores()
@@ -226,7 +226,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name, engine, tier, need
     results = []
     for count in (1, 2, 1):
         portconv.set_num_threads(count)
-        functional.planner.plan.cache_clear()
+        path.forget_plans()
         results.append(portconv.conv2d(x, weight, **options, engine=engine))
     np.testing.assert_array_equal(results[0], results[2])
     # A BLAS on two threads may cut a product elsewhere, and OpenBLAS's kernels for Zen 5 then add in another order.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import planner, wisdom
 from portconv.cli import main
+from portconv.dispatch import measurement, path, wisdom
 
 SIZES = ["--x", "1x2x12x13", "--weight", "3x2x3x3", "--padding", "1"]
 GIVEN = ["tune", *SIZES]
@@ -32,13 +32,13 @@ def timed(monkeypatch):
         seen.append(set(calls))
         return {engine: 0.001 if engine == "fft" else 0.003 for engine in calls}
 
-    monkeypatch.setattr(planner, "_fastest", fastest)
+    monkeypatch.setattr(measurement, "_fastest", fastest)
     return seen
 
 
 def plan(*shapes, **options):
     """A plan as another process would make it."""
-    planner.plan.cache_clear()
+    path.forget_plans()
     return portconv.plan_conv2d(*(shapes or SHAPES), padding=1, strategy="measure", **options)
 
 
@@ -62,7 +62,7 @@ def test_from_start_to_end(run_python, tmp_path):
     out = run_python(
         f"""
         import sys
-        from portconv import busy
+        from portconv.cpu import busy
         from portconv.cli import main
         busy.disturbed = lambda threads: False  # whatever else the machine does
         sys.exit(main({arguments!r}))
@@ -230,14 +230,14 @@ def test_switched_off_it_would_keep_nothing(cache, timed, capsys, monkeypatch):
 
 
 def test_a_layer_that_cannot_be_timed_is_status_1(cache, timed, capsys, monkeypatch, tmp_path):
-    measure = planner.measure
+    measure = measurement.measure
 
     def failing(backend, problem, **options):
         if problem.height == 40:
             raise MemoryError("too much")
         return measure(backend, problem, **options)
 
-    monkeypatch.setattr(planner, "measure", failing)
+    monkeypatch.setattr(measurement, "measure", failing)
     sizes = {"Cin": 2, "H": 40, "W": 40, "id": "a"}, {"Cin": 2, "H": 12, "W": 13, "id": "b"}
     assert main(["tune", *layers_file(tmp_path, *sizes), "--json", str(tmp_path / "tuned.json")]) == 1
     assert "/a: MemoryError: too much" in capsys.readouterr().out
@@ -255,7 +255,7 @@ def test_interrupted_it_keeps_what_it_has(cache, capsys, monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return dict.fromkeys(engines, 1.0)
 
-    monkeypatch.setattr(planner, "_fastest", fastest)
+    monkeypatch.setattr(measurement, "_fastest", fastest)
     sizes = [{"Cin": 2, "H": size, "W": size, "id": str(size)} for size in (8, 9, 10)]
     assert main(["tune", *layers_file(tmp_path, *sizes)]) == 130
     assert capsys.readouterr().err.strip().endswith("interrupted")
@@ -264,9 +264,9 @@ def test_interrupted_it_keeps_what_it_has(cache, capsys, monkeypatch, tmp_path):
 
 
 def test_a_disturbed_layer_is_told_and_not_kept(cache, timed, capsys, monkeypatch, tmp_path):
-    probes = [True] * planner.ATTEMPTS  # while the first layer has its turn
-    monkeypatch.setattr(planner.busy, "disturbed", lambda threads: bool(probes) and probes.pop())
-    monkeypatch.setattr(planner, "PAUSE", 0.0)
+    probes = [True] * measurement.ATTEMPTS  # while the first layer has its turn
+    monkeypatch.setattr(measurement.busy, "disturbed", lambda threads: bool(probes) and probes.pop())
+    monkeypatch.setattr(measurement, "PAUSE", 0.0)
     sizes = {"Cin": 2, "H": 40, "W": 40, "id": "a"}, {"Cin": 2, "H": 12, "W": 13, "id": "b"}
     assert main(["tune", *layers_file(tmp_path, *sizes), "--json", str(tmp_path / "tuned.json")]) == 0
     out, err = capsys.readouterr()

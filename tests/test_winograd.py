@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import UnsupportedError, planner
+from portconv import UnsupportedError
+from portconv.dispatch import planner
 from portconv.engines import winograd
 from portconv.engines.winograd import TILES
 from portconv.testing import Problem, assert_close, error_bound, reference_conv2d, verify
@@ -34,7 +35,7 @@ def convolve(*arrays, **options):
 
 def forget():
     """Forget what was planned and chosen."""
-    for module in (planner, winograd, sys.modules.get("portconv.cpu.jit.plans")):
+    for module in (planner, winograd, sys.modules.get("portconv.cpu.compiled.plans")):
         for value in vars(module).values() if module else ():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import planner, wisdom
-from portconv.cpu import host
-from portconv.engines.low_rank import LowRankPlan
+from portconv.cpu import machine as host
+from portconv.dispatch import measurement, path, wisdom
+from portconv.engines.separable import LowRankPlan
 from portconv.testing import assert_close, check_backend, reference_conv2d
 
 SHAPES = (1, 2, 12, 13), (3, 2, 3, 3)
@@ -38,19 +38,19 @@ def _plain(plain_tier):
 @pytest.fixture
 def measured(monkeypatch):
     """The problems that were measured."""
-    problems, measure = [], planner._measured
+    problems, measure = [], measurement._measured
 
     def counted(backend, problem, able):
         problems.append(problem)
         return measure(backend, problem, able)
 
-    monkeypatch.setattr(planner, "_measured", counted)
+    monkeypatch.setattr(measurement, "_measured", counted)
     return problems
 
 
 def plan(*shapes, **options):
     """A plan as another process would make it."""
-    planner.plan.cache_clear()
+    path.forget_plans()
     return portconv.plan_conv2d(*(shapes or SHAPES), strategy="measure", **options)
 
 
@@ -81,10 +81,11 @@ def test_another_process_knows(run_python, tmp_path):
     code = """
         import sys
         import numpy as np, portconv
-        from portconv import busy, planner
+        from portconv.cpu import busy
+        from portconv.dispatch import measurement
         busy.disturbed = lambda threads: False  # whatever else the machine does
         if {second}:
-            planner._fastest = None
+            measurement._fastest = None
         x, weight = np.ones((1, 2, 12, 13), np.float32), np.ones((3, 2, 3, 3), np.float32)
         assert (portconv.conv2d(x, weight, strategy="measure") == 18).all()
         plan = portconv.plan_conv2d(x, weight, strategy="measure")
@@ -102,7 +103,7 @@ def test_every_library(backend, cache, measured):
     """What one process measures with a library's arrays, another one finds; and the environment tells where it was."""
     x, weight = (backend.array(np.ones(shape, np.float32)) for shape in SHAPES)
     for chosen_by in ("measurement", "wisdom"):
-        planner.plan.cache_clear()
+        path.forget_plans()
         np.testing.assert_allclose(backend.numpy(portconv.conv2d(x, weight, strategy="measure")), 18, rtol=1e-5)
         assert portconv.plan_conv2d(x, weight, strategy="measure").chosen_by == chosen_by
     assert len(measured) == 1
@@ -180,7 +181,7 @@ def test_an_engine_that_was_not_measured_gets_its_chance(cache, measured):
 def test_other_versions_and_machines_are_kept_and_not_used(cache, measured, monkeypatch, what):
     plan()
     place, name, value = {
-        "portconv": (portconv, "__version__", "99.0"),
+        "portconv": (wisdom, "__version__", "99.0"),
         "numpy": (np, "__version__", "99.0"),
         "blas": (host, "_blas", lambda: "another"),
         "processor": (host, "processor", lambda: "another"),
@@ -237,7 +238,7 @@ def test_backends_of_different_names_share_nothing(cache, measured):
 
 def test_separable_kernels_run_as_two_passes(cache, monkeypatch):
     """As with estimates: what random data say of `fft` says nothing of a Gaussian."""
-    monkeypatch.setattr(planner, "_fastest", lambda calls, _: {name: 1.0 + (name != "fft") for name in calls})
+    monkeypatch.setattr(measurement, "_fastest", lambda calls, _: {name: 1.0 + (name != "fft") for name in calls})
     for chosen_by in ("measurement", "wisdom"):
         found = plan((1, 1, 60, 60), (1, 1, 9, 9))
         assert (found.engine, found.chosen_by) == ("fft", chosen_by)
@@ -416,7 +417,7 @@ def test_the_oldest_leave(cache, monkeypatch):
 def test_writers_at_once_lose_nothing(tmp_path):
     code = """
         import sys
-        from portconv import wisdom
+        from portconv.dispatch import wisdom
         for number in range(20):
             mine = wisdom.Record({"gemm": 1.0}, f"2026-01-01T00:00:{number:02d}+00:00")
             wisdom.save({(f"of {sys.argv[1]}", str(number)): mine, ("of all", str(number)): mine})
@@ -491,7 +492,7 @@ def test_a_killed_writer_leaves_the_file_as_it_was(cache):
     wisdom.save({("a", "p"): record(1)})
     code = """
         import os, signal
-        from portconv import wisdom
+        from portconv.dispatch import wisdom
         def half(_document, stream, **_options):
             stream.write('{"portconv wis')
             stream.flush()
@@ -517,7 +518,7 @@ def test_an_interrupted_measurement_changes_nothing(cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(planner, "_fastest", interrupt)
+        patch.setattr(measurement, "_fastest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             plan()
     assert not cache.exists()
@@ -526,7 +527,7 @@ def test_an_interrupted_measurement_changes_nothing(cache, monkeypatch):
 
 def test_calls_take_turns_within_a_bound(monkeypatch):
     now, called = [0.0], []
-    durations = {"fast": 1e-5, "medium": planner.MEASURED_SECONDS / 4, "slow": 100.0, "compiled": 1e-3}
+    durations = {"fast": 1e-5, "medium": measurement.MEASURED_SECONDS / 4, "slow": 100.0, "compiled": 1e-3}
 
     def call_of(name):
         def call():
@@ -536,31 +537,31 @@ def test_calls_take_turns_within_a_bound(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(planner.time, "perf_counter", lambda: now[0])
-    best = planner._turns({name: call_of(name) for name in durations})
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: now[0])
+    best = measurement._turns({name: call_of(name) for name in durations})
     assert best == pytest.approx(durations, rel=1e-6)
     counts = {name: called.count(name) for name in durations}
     assert counts["slow"] == 2
-    assert counts["fast"] == counts["compiled"] == 1 + planner.TURNS * planner.CALLS
+    assert counts["fast"] == counts["compiled"] == 1 + measurement.TURNS * measurement.CALLS
     assert 4 <= counts["medium"] <= 7
     turns = [name for name, before in zip(called, ["", *called], strict=False) if name != before]
-    assert turns.count("fast") == 1 + planner.TURNS
+    assert turns.count("fast") == 1 + measurement.TURNS
 
 
 def test_a_surprise_is_timed_again(monkeypatch):
     answers = []
-    monkeypatch.setattr(planner, "_turns", lambda calls: dict(zip(calls, answers.pop(0), strict=True)))
+    monkeypatch.setattr(measurement, "_turns", lambda calls: dict(zip(calls, answers.pop(0), strict=True)))
     calls = dict.fromkeys(("gemm", "fft", "direct"))
     answers[:] = [(24.0, 3.0, 1.6), (0.9, 1.7)]  # gemm was disturbed
-    assert planner._fastest(calls, "gemm") == {"gemm": 0.9, "fft": 3.0, "direct": 1.6}
+    assert measurement._fastest(calls, "gemm") == {"gemm": 0.9, "fft": 3.0, "direct": 1.6}
     answers[:] = [(24.0, 3.0, 1.6)]
-    assert planner._fastest(calls, "direct") == {"gemm": 24.0, "fft": 3.0, "direct": 1.6}
+    assert measurement._fastest(calls, "direct") == {"gemm": 24.0, "fft": 3.0, "direct": 1.6}
     assert answers == []
 
 
 def test_values_that_jax_traces_are_not_measured(jax, cache, monkeypatch):
-    monkeypatch.setattr(planner, "_fastest", lambda *_: pytest.fail("something was timed"))
-    planner.plan.cache_clear()
+    monkeypatch.setattr(measurement, "_fastest", lambda *_: pytest.fail("something was timed"))
+    path.forget_plans()
     x, weight = (jax.numpy.ones(shape) for shape in SHAPES)
     y = jax.jit(lambda a: portconv.conv2d(a, weight, strategy="measure"))(x)
     np.testing.assert_allclose(np.asarray(y), 18, rtol=1e-6)
@@ -569,7 +570,7 @@ def test_values_that_jax_traces_are_not_measured(jax, cache, monkeypatch):
 
 def test_measuring_inside_jit(jax, cache):
     """Arrays that have values are measured there, too."""
-    planner.plan.cache_clear()
+    path.forget_plans()
     x, weight = (jax.numpy.ones(shape) for shape in SHAPES)
     y = jax.jit(lambda a: portconv.conv2d(x, weight, strategy="measure") + a)(0.0)
     np.testing.assert_allclose(np.asarray(y), 18, rtol=1e-6)

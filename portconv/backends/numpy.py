@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import ArrayInfo, Candidate, Plan
+from ..core.backend import ArrayInfo, Candidate, Plan
+from ..core.problem import Problem
 from ..cpu.bridge import host_candidates, numpy_plan
-from ..cpu.host import host_environment
-from ..spec import Problem
+from ..cpu.machine import host_environment
 
 __all__ = ["NumpyBackend", "backend"]
 
 
 class NumpyBackend:
-    """See `portconv.backend.Backend`."""
+    """See `portconv.extending.Backend`."""
 
     name = "numpy"
 

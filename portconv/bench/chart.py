@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from .files import replace_file
+from ..processes.files import replace_file
 from .runner import Timed
 
 __all__ = ["COLOURS", "SUFFIXES", "Series", "disturbed", "draw", "of_results"]

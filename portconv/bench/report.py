@@ -9,8 +9,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..processes.session import Settings
 from .layers import Layer
-from .runner import Settings, Task, Timed
+from .runner import Task, Timed
 from .timing import milliseconds
 
 __all__ = ["document", "gflops", "problems", "reasons", "table", "without_row"]

@@ -11,10 +11,11 @@ from typing import Any
 
 import portconv
 
-from .devices import devices, hardware, placement
+from ..processes.devices import devices, hardware, placement
+from ..processes.serve import serve
+from ..processes.session import Session, Settings, Target
 from .layers import Layer
-from .runner import Session, Settings, Target, Task
-from .serve import serve
+from .runner import Task
 
 __all__ = ["Choice", "SurveyError", "choose", "main", "survey", "target_of"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import portconv
-from portconv import busy
+from portconv.cpu import busy
 
 from . import reference
 from .layers import Layer

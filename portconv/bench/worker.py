@@ -9,10 +9,10 @@ from typing import Any
 
 import portconv
 
-from .devices import placement
+from ..processes.devices import placement
+from ..processes.serve import serve, versions
 from .layers import Layer
 from .runner import handle_task
-from .serve import serve, versions
 from .timing import Prepare, Prepared, seconds
 
 __all__ = ["main", "make_conv", "prepare"]

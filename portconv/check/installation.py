@@ -13,8 +13,8 @@ import numpy as np
 
 import portconv
 
-from ..bench.machine import machine
-from ..bench.runner import THREAD_VARIABLES
+from ..processes.machine import machine
+from ..processes.session import THREAD_VARIABLES
 from .runner import Checks, libraries
 
 __all__ = ["installation"]
@@ -45,7 +45,7 @@ def _threads() -> dict[str, Any]:
 def _wisdom() -> dict[str, Any] | None:
     """The file of saved measurements, if this version has one."""
     with contextlib.suppress(ImportError, AttributeError):
-        path = importlib.import_module("portconv.wisdom").path()
+        path = importlib.import_module("portconv.dispatch.wisdom").path()
         return {"path": str(path), "exists": path is not None and os.path.exists(path)}  # noqa: PTH110  str or Path
     return None
 

@@ -16,8 +16,8 @@ from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any
 
-from ..bench.machine import usable_cores
-from ..bench.runner import Session, Settings, Target
+from ..processes.machine import usable_cores
+from ..processes.session import Session, Settings, Target
 from ..testing.problems import Problem
 
 __all__ = ["ACCURACIES", "CheckError", "Checks", "Library", "Run", "libraries"]

@@ -11,7 +11,7 @@ from typing import Any
 import portconv
 from portconv import testing
 
-from ..bench.devices import devices, hardware, placement
+from ..processes.devices import devices, hardware, placement
 from ..testing.problems import Problem
 from .problems import problem
 
@@ -40,7 +40,7 @@ def _compiled_tier() -> Message:
     if not any(c.note.startswith("compiled") for c in portconv.plan_conv2d((1, 1, 8, 8), (1, 1, 3, 3)).candidates):
         return {"state": "off"}
     # the one place that knows: what Numba says of a kernel
-    kernels = importlib.import_module("portconv.cpu.jit.memory")
+    kernels = importlib.import_module("portconv.cpu.compiled.memory")
     folder = kernels.fill_plane.stats.cache_path
     files = list(Path(folder).glob("*.nbc")) if folder else []
     size = sum(file.stat().st_size for file in files)

@@ -1,4 +1,4 @@
-"""A process that verifies one library: the argument is the backend's name, the rest comes by `portconv.bench.serve`."""
+"""A process that verifies one library: its argument is the name of the backend, the rest comes in messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import portconv
 
-from ..bench.serve import serve, versions
+from ..processes.serve import serve, versions
 from .verify import describe_library, verify
 
 __all__ = ["main"]

@@ -14,12 +14,13 @@ import portconv
 
 from ..bench import chart as charts
 from ..bench import report, suites
-from ..bench.files import write_json
 from ..bench.layers import LayerError
-from ..bench.machine import machine, usable_cores
-from ..bench.runner import Settings, Target, Task, Timed, run_all
+from ..bench.runner import Task, Timed, run_all
 from ..bench.survey import Choice, SurveyError, choose, survey, target_of
 from ..bench.timing import describe
+from ..processes.files import write_json
+from ..processes.machine import machine, usable_cores
+from ..processes.session import Settings, Target
 from .options import layer_options, layers_of, output
 
 __all__ = ["bench"]

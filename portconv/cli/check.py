@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import portconv
 
-from ..bench.files import write_json
-from ..bench.machine import machine
 from ..check import report
 from ..check.problems import COUNT, QUICK_COUNT, problem, problems
 from ..check.runner import CheckError, Checks, Library, Run, libraries
+from ..processes.files import write_json
+from ..processes.machine import machine
 from ..testing.problems import Problem
 from .options import output
 

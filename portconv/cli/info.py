@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..bench.files import write_json
 from ..check.installation import installation
+from ..processes.files import write_json
 from .options import output
 
 __all__ = ["info"]

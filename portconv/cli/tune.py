@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 import portconv
-from portconv import planner, wisdom
+from portconv.dispatch import measurement, wisdom
 
-from ..bench.devices import devices, placement
-from ..bench.files import write_json
 from ..bench.layers import Layer, LayerError
-from ..bench.machine import machine
 from ..bench.timing import milliseconds
+from ..processes.devices import devices, placement
+from ..processes.files import write_json
+from ..processes.machine import machine
 from .options import layer_options, layers_of, output
 
 __all__ = ["tune"]
@@ -182,12 +182,12 @@ class _Tuner:
             )
             problem = estimated.problem
             if problem not in self.plans:
-                self.plans[problem] = planner.measure(self.backend, problem, remember=self.remember)
+                self.plans[problem] = measurement.measure(self.backend, problem, remember=self.remember)
         except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
             return _Row(layer, error=f"{type(error).__name__}: {error}"[:300])
-        if self.plans[problem].chosen_by == planner.DISTURBED:
+        if self.plans[problem].chosen_by == measurement.DISTURBED:
             return _Row(layer, estimated.engine, disturbed=True)
-        timed = [c for c in self.plans[problem].candidates if c.why_not is None and c.note != planner.NOT_MEASURED]
+        timed = [c for c in self.plans[problem].candidates if c.why_not is None and c.note != measurement.NOT_MEASURED]
         return _Row(layer, estimated.engine, {c.engine: c.seconds for c in timed})
 
 

@@ -21,10 +21,10 @@ from functools import lru_cache
 from typing import Any
 
 from .. import engines
-from ..backend import Candidate, EnginePlan, PackedWeight, Plan
+from ..core.backend import Candidate, EnginePlan, PackedWeight, Plan
+from ..core.problem import Problem
 from ..engines.costs import CPU, Costs
-from ..spec import Problem
-from .jit.costs import JIT, JitCosts
+from .compiled.costs import COMPILED, CompiledCosts
 from .steps import NumpySteps
 
 __all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan", "numpy_steps"]
@@ -45,21 +45,21 @@ def bridged(p: Problem) -> Problem:
     return replace(p, x_dtype=x_dtype, dtype="float32" if p.dtype == "bfloat16" else p.dtype)
 
 
-def host_candidates(problem: Problem, costs: Costs = CPU, jit_costs: JitCosts = JIT) -> list[Candidate]:
+def host_candidates(problem: Problem, costs: Costs = CPU, compiled_costs: CompiledCosts = COMPILED) -> list[Candidate]:
     """The estimates of portconv's engines on NumPy, the compiled ones where there are."""
     plain = engines.candidates(problem, numpy_steps(), costs)
     if not compiled(problem):
         return plain
-    from .jit import plans
+    from .compiled import plans
 
-    found = plans.candidates(problem, jit_costs)
+    found = plans.candidates(problem, compiled_costs)
     return [found.get(candidate.engine, candidate) for candidate in plain]
 
 
 def numpy_plan(problem: Problem, engine: str) -> EnginePlan:
     """A plan for NumPy arrays: compiled, where Numba is installed and has a kernel for it."""
     if compiled(problem):
-        from .jit import plans
+        from .compiled import plans
 
         if (plan := plans.build(problem, engine)) is not None:
             return plan
@@ -98,13 +98,13 @@ def host_plan(
     return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HostPlan(Plan):
     """A NumPy plan between two conversions."""
 
-    inner: EnginePlan = None  # type: ignore[assignment]
-    view: Callable[[Any], Any] = None  # type: ignore[assignment]
-    take: Callable[[Any, Problem], Any] = None  # type: ignore[assignment]
+    inner: EnginePlan
+    view: Callable[[Any], Any]
+    take: Callable[[Any, Problem], Any]
 
     @property
     def stamp(self) -> Hashable:

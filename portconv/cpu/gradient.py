@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import Plan
+from ..core.backend import Plan
+from ..core.problem import Problem
+from ..core.shapes import axis_source, ranges
+from ..engines.accuracy import TERMS
 from ..engines.cropped import CroppedPlan, cropped
-from ..engines.gemm import MAX_TERMS
-from ..shapes import axis_source, ranges
-from ..spec import Problem
-from ..steps import accumulate
+from ..engines.steps import accumulate
 from .bridge import host_candidates, numpy_plan, numpy_steps
 
 __all__ = ["bias_gradient", "image_gradient", "in_pairs", "weight_gradient"]
@@ -146,7 +146,7 @@ def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
     """Terms (G, O/G, taps * I/G), of so few positions each that their sums keep the bound."""
     (oh, ow), (kh, kw), (sh, sw), (dh, dw) = p.out_size, p.kernel, p.stride, p.dilation
     g, o, i, *_ = p.weight_shape
-    terms = MAX_TERMS[p.accuracy]
+    terms = TERMS[p.accuracy]
     positions = max(terms, BLOCK_ELEMENTS // (p.in_channels * kh * kw))
     images, rows = max(1, positions // (oh * ow)), min(oh, max(1, positions // ow))
     for some in ranges(p.batch, images):

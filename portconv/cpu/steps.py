@@ -1,4 +1,4 @@
-"""The steps of `portconv/steps.py` for NumPy: windows filled in place, results written where they belong, threads."""
+"""The steps of `engines/steps.py` for NumPy: windows filled in place, results written where they belong, threads."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..layout import FROM_CBHW, reorder
-from ..shapes import AxisSource
-from ..spec import Problem
-from ..steps import Block, Steps, accumulate
+from ..core.layout import FROM_CBHW, reorder
+from ..core.problem import Problem
+from ..core.shapes import AxisSource
+from ..engines.accuracy import RUN_TERMS
+from ..engines.steps import Block, Steps, accumulate
 from . import blas, separable, threads
 from .views import strided
 
 __all__ = ["NumpySteps"]
 
-# Terms that `einsum` adds one after the other, before the sums are added in pairs.
-MAX_TERMS = 32
 RUN = 150  # elements that a run of its innermost loop costs beyond its length
 
 T = TypeVar("T")
@@ -73,20 +72,20 @@ class NumpySteps(Steps):
     def stack(self, views: list[Array], axis: int = 1) -> Array:
         first = views[0]
         shape = (*first.shape[:axis], len(views), *first.shape[axis:])
-        return np.stack(views, axis=axis, out=self._buffer("stack", shape, first.dtype))
+        return np.stack(views, axis=axis, out=self._scratch("stack", shape, first.dtype))
 
-    def product(self, role: str, a: Array, b: Array) -> Array:
-        out = self._buffer(role, _product_shape(a, b, "matmul"), b.dtype)
+    def product(self, buffer: str, a: Array, b: Array) -> Array:
+        out = self._scratch(buffer, _product_shape(a, b, "matmul"), b.dtype)
         return np.matmul(a, b, out=out)
 
     def correlation(
-        self, flat: Array, weight: Array, dilation: tuple[int, int], line: int, length: int, role: str = "sum"
+        self, flat: Array, weight: Array, dilation: tuple[int, int], line: int, length: int, buffer: str = "sum"
     ) -> Array:
         """As in `Steps`. By `einsum`, which multiplies and adds in one pass: a column of the kernel at a time."""
         g, inputs, images, _ = flat.shape
         kh, kw = weight.shape[3:]
-        some = min(inputs, MAX_TERMS)
-        count = max(1, MAX_TERMS // some)
+        some = min(inputs, RUN_TERMS)
+        count = max(1, RUN_TERMS // some)
         # `flat` may be a view of the user's own array, whose last axis need not be a run in memory: in a photograph's
         # HWC order it is not. `einsum` reads runs many times faster, and reads each element once for every tap.
         if flat.strides[-1] != flat.itemsize:
@@ -102,7 +101,7 @@ class NumpySteps(Steps):
                         view = strided(start, (g, *factors.shape[2:3], images, *factors.shape[3:4], length), strides)
                         yield view, factors[..., c]
 
-        return self.sum_of_products(columns(), "columns", role)
+        return self.sum_of_products(columns(), "columns", buffer)
 
     def small_images(self, x: Array, weight: Array, block: Block, problem: Problem) -> Array | None:
         """As in `Steps`: the channels become the innermost axis, along which `einsum` has the longer runs."""
@@ -116,12 +115,12 @@ class NumpySteps(Steps):
         along_channels = rows * cols * (RUN + channels) + 6 * padded[0] * padded[1] * channels // (kh * kw)
         if p.padding_mode != "zeros" or images != 1 or along_image < along_channels:
             return None
-        image = self._buffer("image", (*padded, channels), np.dtype(p.compute_dtype))
+        image = self._scratch("image", (*padded, channels), np.dtype(p.compute_dtype))
         image[:] = 0
         image[top : top + p.height, left : left + p.width] = x[block.channels, block.batch.start].transpose(1, 2, 0)
         taps = np.ascontiguousarray(weight.reshape(channels, kh, kw).transpose(1, 2, 0))
         row, col, one = image.strides
-        count = max(1, MAX_TERMS // kw)
+        count = max(1, RUN_TERMS // kw)
 
         def parts() -> Iterable[tuple[Array, Array]]:
             for r in range(0, kh, count):
@@ -132,22 +131,22 @@ class NumpySteps(Steps):
         value = self.sum_of_products(parts(), "taps")
         return value.transpose(2, 0, 1)[:, None]
 
-    def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str, role: str = "sum") -> Array:
-        """As in `Steps`; the sum is good until the next call in this thread."""
+    def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str, buffer: str = "sum") -> Array:
+        """As in `Steps`. Each thread has scratch memory of its own."""
         multiply: Any = {"columns": _columns, "taps": _taps}.get(product) or getattr(np, product)
-        roles = iter((role,))  # partial sums beyond the first few terms are new arrays
+        names = iter((buffer,))  # partial sums beyond the first few terms are new arrays
 
         def add(total: Array | None, pair: tuple[Array, Array]) -> Array:
             if total is None:
-                name = next(roles, None)
-                out = None if name is None else self._buffer(name, _product_shape(*pair, product), pair[0].dtype)
+                name = next(names, None)
+                out = None if name is None else self._scratch(name, _product_shape(*pair, product), pair[0].dtype)
                 return np.asarray(multiply(*pair, out=out))
-            total += multiply(*pair, out=self._buffer("product", total.shape, total.dtype))
+            total += multiply(*pair, out=self._scratch("product", total.shape, total.dtype))
             return total
 
         return np.asarray(accumulate(pairs, add))
 
-    def _buffer(self, role: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    def _scratch(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Scratch memory of this thread, the same in every call.
 
         New arrays of some megabytes are new pages to the operating system, and touching those takes longer than
@@ -155,9 +154,9 @@ class NumpySteps(Steps):
         """
         kept = self._kept.__dict__
         count = math.prod(shape)
-        if role not in kept or kept[role].nbytes < count * dtype.itemsize:
-            kept[role] = np.empty(count * dtype.itemsize, np.uint8)
-        buffer: Array = kept[role][: count * dtype.itemsize].view(dtype).reshape(shape)
+        if name not in kept or kept[name].nbytes < count * dtype.itemsize:
+            kept[name] = np.empty(count * dtype.itemsize, np.uint8)
+        buffer: Array = kept[name][: count * dtype.itemsize].view(dtype).reshape(shape)
         return buffer
 
     def contiguous(self, x: Array) -> Array:

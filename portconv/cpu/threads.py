@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..spec import integer
+from ..core.integers import integer
 
 __all__ = ["ALIGNMENT", "get_num_threads", "launch", "run", "scratch", "set_num_threads", "usable_cores"]
 
@@ -32,7 +32,7 @@ _inside = local()  # a task that runs tasks of its own runs them itself: waiting
 _limit: int | None = None  # what `set_num_threads` or the environment said
 _team_lock = Lock()
 _team_used = False  # by this process or, where it was forked, by its parent
-_alone = False  # the team is lost
+_alone = False  # a fork left the team of threads with the parent, so that kernels run on the calling thread
 _kept = local()  # scratch memory of each thread
 
 

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from ..backend import Candidate, EnginePlan
-from ..errors import UnsupportedError
-from ..spec import Problem
-from ..steps import Steps
+from ..core.backend import Candidate, EnginePlan
+from ..core.errors import UnsupportedError
+from ..core.problem import Problem
 from . import direct, fft, gemm, winograd
 from .costs import Costs
+from .engine import Engine
+from .steps import Steps
 
-__all__ = ["build", "candidates"]
+__all__ = ["ENGINES", "build", "candidates"]
+
+# The one table of engines.
+ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (gemm.ENGINE, winograd.ENGINE, direct.ENGINE, fft.ENGINE)
+}
 
 
 def candidates(problem: Problem, steps: Steps, costs: Costs) -> list[Candidate]:
     """Every engine's estimate for a problem."""
-    offers = [
-        gemm.candidate(problem, costs, steps.block_bytes),
-        winograd.candidate(problem, costs, steps.block_bytes),
-        direct.candidate(problem, costs),
-    ]
-    if hasattr(steps.xp, "fft"):
-        offers.append(fft.candidate(problem, costs, steps.workspace_bytes))
-    else:
-        offers.append(Candidate(fft.NAME, why_not="the library's namespace has no `fft` extension"))
-    return offers
+    return [engine.candidate(problem, steps, costs) for engine in ENGINES.values()]
 
 
 def build(problem: Problem, engine: str, steps: Steps, costs: Costs) -> EnginePlan:
     """The plan of one engine."""
-    if engine == gemm.NAME:
-        return gemm.plan(problem, steps)
-    if engine == winograd.NAME:
-        return winograd.plan(problem, steps, costs)
-    if engine == fft.NAME:
-        return fft.plan(problem, steps, costs)
-    if engine == direct.NAME:
-        return direct.plan(problem, steps, costs)
-    raise UnsupportedError(f"`engine` {engine!r} is none of portconv's own engines: gemm, winograd, fft, direct.")
+    if engine not in ENGINES:
+        raise UnsupportedError(f"`engine` {engine!r} is none of portconv's own engines: {', '.join(ENGINES)}.")
+    return ENGINES[engine].build(problem, steps, costs)

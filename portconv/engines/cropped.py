@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, PackedWeight, Plan
-from ..shapes import dilated, met_taps
-from ..spec import Problem
+from ..core.backend import Candidate, PackedWeight, Plan
+from ..core.problem import Problem
+from ..core.shapes import dilated, met_taps
 
 __all__ = ["Crop", "CroppedPlan", "cropped", "met_mask"]
 
@@ -91,12 +91,12 @@ def _axis(size: int, outputs: int, kernel: int, stride: int, dilation: int, befo
     return _Axis(slice(met[0], met[-1] + 1, step), slice(first, last + 1), apart, lead, trail)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CroppedPlan(Plan):
     """The plan of what is left, between cutting and nothing: its result is the whole result."""
 
-    crop: Crop = None  # type: ignore[assignment]
-    inner: Plan = None  # type: ignore[assignment]
+    crop: Crop
+    inner: Plan
 
     @classmethod
     def of(cls, problem: Problem, crop: Crop, inner: Plan, others: Sequence[Candidate] = ()) -> CroppedPlan:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, EnginePlan, PackedWeight
-from ..shapes import ranges
-from ..spec import Pair, Problem
-from ..steps import Block, Steps
+from ..core.backend import Candidate, EnginePlan, PackedWeight
+from ..core.integers import Pair
+from ..core.problem import Problem
+from ..core.shapes import ranges
 from .costs import Costs
+from .engine import Engine
+from .steps import Block, Steps
 from .taps import group_window, halo, met, own_window, phase, phase_window, shared_window, taps
 
-__all__ = ["NAME", "DirectPlan", "Tiling", "candidate", "plan"]
+__all__ = ["ENGINE", "NAME", "DirectPlan", "Tiling"]
 
 NAME = "direct"
 
@@ -82,7 +85,7 @@ def tiling(p: Problem) -> Tiling:
     return found
 
 
-def candidate(p: Problem, costs: Costs) -> Candidate:
+def candidate(p: Problem, _steps: Steps, costs: Costs) -> Candidate:
     """The estimate for any problem: this engine runs everything."""
     t = tiling(p)
     oh, ow = p.out_size
@@ -98,7 +101,7 @@ def candidate(p: Problem, costs: Costs) -> Candidate:
     return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p))
 
 
-def plan(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
+def build(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
     """Bind the engine to a problem."""
     t = tiling(p)
     oh, ow = p.out_size
@@ -110,7 +113,7 @@ def plan(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
         for rows in ranges(oh, t.rows)
         for cols in ranges(ow, t.cols)
     )
-    return DirectPlan(p, NAME, candidate(p, costs).workspace_bytes, steps=steps, tasks=tasks, apart=t.apart)
+    return DirectPlan(p, NAME, candidate(p, steps, costs).workspace_bytes, steps=steps, tasks=tasks, apart=t.apart)
 
 
 class Passes(NamedTuple):
@@ -120,15 +123,15 @@ class Passes(NamedTuple):
     row: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DirectPlan(EnginePlan):
     """See the module."""
 
-    steps: Steps = None  # type: ignore[assignment]
+    steps: Steps
     tasks: tuple[Task, ...] = ()
     apart: bool = False
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         return (NAME, self.steps.place, self.problem.weight_shape, self.problem.compute_dtype, self.apart)
 
@@ -231,3 +234,6 @@ class DirectPlan(EnginePlan):
             for i in range(size):
                 row, col = divmod(tap.position, p.kernel[1])
                 yield shifted[:, None, i, ...], weight[task.groups, :, i, row, col, None, None]
+
+
+ENGINE = Engine(NAME, candidate, build)

@@ -22,168 +22,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, EnginePlan, PackedWeight
-from ..shapes import dilated, fft_operations, ranges, smooth_sizes
-from ..spec import Pair, Problem
-from ..steps import Block, Steps
+from ..core.backend import Candidate, EnginePlan, PackedWeight
+from ..core.problem import Problem
+from ..core.shapes import dilated, ranges
 from . import gemm
+from .accuracy import FREQUENCY_TERMS
 from .costs import Costs
-from .taps import axis_phases, group_window, halo, phase, phase_window, phases
+from .engine import Engine
+from .overlap_save import Task, Tiling, seconds_of, tiling
+from .steps import Block, Steps
+from .taps import axis_phases, group_window, phase, phase_window
 
-__all__ = ["NAME", "FftPlan", "Tiling", "candidate", "plan"]
+__all__ = ["ENGINE", "FftPlan", "NAME"]
 
 NAME = "fft"
-
-MAX_TILE = 512
-MAX_SPECTRUM_BYTES = (
-    128 << 20
-)  # a packed weight beyond this is kept as it is and transformed part by part in every call
-MAX_TERMS = 128  # products summed in one go, as in gemm.py: the sum at frequency zero is as delicate as there
 MAX_WORKSPACE_BYTES = 1 << 30  # beyond which the engine is not offered, unless the arrays are large themselves
-TASK_BYTES = 4 << 20
-LIBRARY_BYTES = 1 << 20  # what a thread keeps from call to call, and what transforms need for themselves
 
 
-class Tiling(NamedTuple):
-    """How a problem is cut; all counts are per task. `size` is the transform's, `valid` the outputs of a tile."""
-
-    size: Pair
-    valid: Pair
-    phases: tuple[Pair, ...]
-    groups: int
-    outputs: int  # per group
-    inputs: int  # per group, summed up within the task
-    batch: int
-    tiles: int  # side by side
-    pointwise: bool  # few channels: products element by element; else a matrix product for every frequency
-    transformed: bool  # the packed weight is its spectrum
-    spectrum_bytes: int  # of the whole weight's spectrum
-    parallel: bool  # whether the workspace suffices for two tasks at a time
-    workspace_bytes: int
-    operations: float  # of transforms
-    products: float  # complex multiplications
-    moved: float  # elements copied or combined
-
-
-class Task(NamedTuple):
-    """A row of tiles of some images, for some groups and outputs."""
-
-    groups: slice
-    outputs: slice
-    batch: slice
-    row: int
-    cols: tuple[int, ...]
-
-
-def _phases(p: Problem) -> tuple[tuple[Pair, ...], Pair]:
-    """The phases of the stride that taps read, and the extent of the kernel within a phase."""
-    rows, cols = halo(p)
-    return phases(p.kernel, p.stride, p.dilation), (rows + 1, cols + 1)
-
-
-def _sizes(kernel: int, outputs: int) -> list[int]:
-    """Transform lengths worth a try along one axis, at most ten."""
-    whole = kernel + outputs - 1
-    sizes = smooth_sizes(kernel, min(whole, max(MAX_TILE, 2 * kernel)))
-    if len(sizes) > 10:
-        sizes = tuple(sizes[round(i * (len(sizes) - 1) / 9)] for i in range(10))
-    return [n for n in sizes if n >= kernel]
-
-
-@lru_cache(maxsize=1024)
-def tiling(problem: Problem, costs: Costs, workspace_bytes: int) -> Tiling:
-    """The cheapest tile size, and how much of the problem one task takes on."""
-    _, kernel = _phases(problem)
-    oh, ow = problem.out_size
-    pairs = [(bh, bw) for bh in _sizes(kernel[0], oh) for bw in _sizes(kernel[1], ow)]
-
-    def arithmetic(size: Pair) -> float:
-        """Work per channel: a first sieve, since the full estimate takes its time and each new problem pays for it."""
-        tiles = -(-oh // (size[0] - kernel[0] + 1)) * -(-ow // (size[1] - kernel[1] + 1))
-        return tiles * (fft_operations(*size) + 200.0)
-
-    tried = [*sorted(pairs, key=arithmetic)[:6], min(pairs)]
-    tilings = [_cut(problem, size, workspace_bytes) for size in tried]
-    return min(tilings, key=lambda t: (t.workspace_bytes > workspace_bytes, _seconds(problem, t, costs)))
-
-
-def _cut(p: Problem, size: Pair, workspace_bytes: int) -> Tiling:
-    read, kernel = _phases(p)
-    oh, ow = p.out_size
-    valid = (min(size[0] - kernel[0] + 1, oh), min(size[1] - kernel[1] + 1, ow))
-    group_inputs, group_outputs = p.in_channels // p.groups, p.out_channels // p.groups
-    tiles_down, tiles_across = -(-oh // valid[0]), -(-ow // valid[1])
-    frequencies = size[0] * (size[1] // 2 + 1)
-    spectrum = 2 * p.itemsize * frequencies  # bytes of one channel's
-    depth = len(read)
-    spectrum_bytes = spectrum * p.out_channels * group_inputs * depth
-    transformed = spectrum_bytes <= MAX_SPECTRUM_BYTES
-
-    def few(inputs: int, outputs: int) -> bool:
-        return inputs * depth <= 4 or inputs * depth * outputs <= 64
-
-    def task_bytes(inputs: int, outputs: int, images: int) -> int:
-        """Window, spectrum and one on the way to it; product, sum, its inverse and one on the way; the weight's."""
-        kept = 0 if transformed else (1 if few(inputs, outputs) else 4) * inputs * depth * outputs
-        return int(spectrum * ((2.75 * inputs * depth + 4 * outputs) * images + kept))
-
-    inputs, outputs = group_inputs, group_outputs
-    while task_bytes(inputs, outputs, 1) > workspace_bytes // 2 and max(inputs, outputs) > 1:
-        if inputs >= outputs:
-            inputs = -(-inputs // 2)
-        else:
-            outputs = -(-outputs // 2)
-    pointwise = few(inputs, outputs)
-    one = task_bytes(inputs, outputs, 1)
-    images = max(1, min(TASK_BYTES // one, tiles_across * max(p.batch, 1)))
-    tiles = min(images, tiles_across)
-    batch = max(1, min(images // tiles, p.batch)) if tiles == tiles_across else 1
-    groups = max(1, min(TASK_BYTES // task_bytes(inputs, outputs, tiles * batch), p.groups))
-    if outputs < group_outputs or inputs < group_inputs:
-        groups = 1
-
-    n_tiles = max(p.batch, 1) * tiles_down * tiles_across
-    repeats = -(-group_outputs // outputs)  # every part of the outputs transforms the image anew
-    operations = n_tiles * (p.in_channels * depth * repeats + p.out_channels) * fft_operations(*size)
-    products = float(n_tiles * p.out_channels * group_inputs * depth * frequencies)
-    moved = n_tiles * (p.in_channels * depth * repeats + p.out_channels) * frequencies * (2.0 if pointwise else 6.0)
-    if not transformed:
-        operations += -(-n_tiles // (tiles * batch)) * p.out_channels * group_inputs * depth * fft_operations(*size)
-    needed = groups * task_bytes(inputs, outputs, tiles * batch) + LIBRARY_BYTES
-    parallel = needed <= workspace_bytes
-    return Tiling(
-        size, valid, read, groups, outputs, inputs, batch, tiles, pointwise, transformed, spectrum_bytes, parallel,
-        (1 + parallel) * needed, operations, products, moved,
-    )  # fmt: skip
-
-
-def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
-    oh, ow = p.out_size
-    tasks = (-(-oh // t.valid[0]) * -(-ow // t.valid[1]) * max(p.batch, 1) / (t.tiles * t.batch)) * (
-        p.groups / t.groups
-    )
-    tasks *= -(-(p.out_channels // p.groups) // t.outputs)
-    threads = min(costs.threads, max(tasks, 1)) if t.parallel else 1
-    terms = t.inputs * len(t.phases)
-    if t.pointwise:
-        product = t.products * 8 * costs.element / threads
-        calls = terms * 2
-    else:
-        # the weight's spectrum is read once for every task: with few tiles that, not the arithmetic, takes the time
-        reads = t.products / (t.tiles * t.batch) * 4 * costs.element
-        product = t.products * 8 * costs.gemm_flop * 2 + reads
-        calls = 10
-    idle = costs.threads / threads
-    return (
-        t.operations * costs.fft_flop * idle
-        + t.moved * costs.element * 2 / threads
-        + product
-        + tasks * (costs.task * 2 + (calls + 4 * t.tiles) * costs.call)
-    )
-
-
-def candidate(problem: Problem, costs: Costs, workspace_bytes: int) -> Candidate:
+def candidate(problem: Problem, steps: Steps, costs: Costs) -> Candidate:
     """The estimate, or why transforms cannot be trusted with the problem."""
+    if not hasattr(steps.xp, "fft"):
+        return Candidate(NAME, why_not="the library's namespace has no `fft` extension")
     if problem.accuracy == "elementwise":
         return Candidate(
             NAME, why_not="its error depends on the largest values of a tile; accuracy='elementwise' excludes that"
@@ -192,10 +51,10 @@ def candidate(problem: Problem, costs: Costs, workspace_bytes: int) -> Candidate
         return Candidate(
             NAME, why_not="while tracing it cannot see, and keep in its place, an input that is not finite"
         )
-    t = tiling(problem, costs, workspace_bytes)
+    t = tiling(problem, costs, steps.workspace_bytes)
     if (needed := _needed_bytes(problem, t)) > _budget(problem):
         return Candidate(NAME, why_not=f"its transforms would take {needed >> 20} MiB of scratch memory")
-    return Candidate(NAME, _seconds(problem, t, costs), t.workspace_bytes, note=f"tiles {t.size[0]}x{t.size[1]}")
+    return Candidate(NAME, seconds_of(problem, t, costs), t.workspace_bytes, note=f"tiles {t.size[0]}x{t.size[1]}")
 
 
 def _needed_bytes(p: Problem, t: Tiling) -> int:
@@ -216,7 +75,7 @@ def _budget(p: Problem) -> int:
     return max(MAX_WORKSPACE_BYTES, 16 * p.itemsize * arrays)
 
 
-def plan(problem: Problem, steps: Steps, costs: Costs) -> FftPlan:
+def build(problem: Problem, steps: Steps, costs: Costs) -> FftPlan:
     """Bind the engine to a problem."""
     t = tiling(problem, costs, steps.workspace_bytes)
     return FftPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=tuple(_tasks(problem, t)))
@@ -240,12 +99,12 @@ class _Data(NamedTuple):
     exact: PackedWeight  # gemm's, for the tiles with values that are not finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FftPlan(EnginePlan):
     """See the module."""
 
-    steps: Steps = None  # type: ignore[assignment]
-    tiling: Tiling = None  # type: ignore[assignment]
+    steps: Steps
+    tiling: Tiling
     tasks: tuple[Task, ...] = ()
 
     @property
@@ -330,7 +189,7 @@ class FftPlan(EnginePlan):
                         yield image[:, None, k, ...], weight[:, :, k, None, ...]
                 else:
                     image = steps.contiguous(xp.permute_dims(image, (3, 4, 0, 1, 2)))
-                    for part in ranges(count, -(-count // -(-count // MAX_TERMS))):
+                    for part in ranges(count, -(-count // -(-count // FREQUENCY_TERMS))):
                         yield weight[..., part], image[..., part, :]
 
         spectrum = steps.sum_of_products(terms(), "multiply" if t.pointwise else "matmul")
@@ -423,3 +282,6 @@ def _append_zeros(weight: Any, axis: int, count: int, steps: Steps) -> Any:
         return weight
     shape = [count if a == axis else size for a, size in enumerate(weight.shape)]
     return steps.xp.concat([weight, steps.zeros(tuple(shape), weight.dtype)], axis=axis)
+
+
+ENGINE = Engine(NAME, candidate, build)

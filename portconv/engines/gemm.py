@@ -19,23 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ..backend import Candidate, EnginePlan, PackedWeight
-from ..shapes import ranges
-from ..spec import Pair, Problem
-from ..steps import Block, Steps
+from ..core.backend import Candidate, EnginePlan, PackedWeight
+from ..core.integers import Pair
+from ..core.problem import Problem
+from ..core.shapes import ranges
+from .accuracy import TERMS
 from .costs import Costs
-from .taps import Tap, group_window, halo, input_block, met, own_window, phase, phase_window, phases, regions, taps
+from .engine import Engine
+from .steps import Block, Steps
+from .taps import group_window, halo, input_block, met, own_window, phase, phase_window, phases, regions, taps
 
-__all__ = ["NAME", "GemmPlan", "Tiling", "block_value", "candidate", "pack", "plan", "values"]
+__all__ = ["ENGINE", "NAME", "GemmPlan", "Tiling", "block_value", "pack", "values"]
 
 NAME = "gemm"
 
-# Products sum up to so many terms in one go before their results are added in pairs. A BLAS adds its terms one after
-# the other; on constant data (a clear sky under a box filter) its rounding errors add up, and 192 terms were seen to
-# give 19 eps c, 32 terms 3.2 eps c.
-MAX_TERMS = {"normwise": 192, "elementwise": 32}
 MAX_WINDOW_BYTES = 24 << 20
 MIN_COLUMNS = 128  # narrower products waste the BLAS kernels
 
@@ -81,7 +81,7 @@ def tiling(problem: Problem, block_bytes: int) -> Tiling:
     n_taps = p.kernel[0] * p.kernel[1]
     halo_rows, halo_cols = halo(p)
     form = "shift" if n_taps > 1 and group_inputs >= 32 and (ow + halo_cols) / ow < 1.2 else "gather"
-    stacked = 1 if form == "shift" else min(n_taps, max(1, MAX_TERMS[p.accuracy] // group_inputs))
+    stacked = 1 if form == "shift" else min(n_taps, max(1, TERMS[p.accuracy] // group_inputs))
 
     operand = p.in_channels * stacked  # elements per output column
     columns = max(block_bytes // (p.itemsize * (operand + 2 * p.out_channels)), MIN_COLUMNS)
@@ -93,7 +93,7 @@ def tiling(problem: Problem, block_bytes: int) -> Tiling:
 
     # bytes of the window per input channel and row; a stack of taps needs all channels, a single tap some at a time
     row_bytes = batch * (cols + halo_cols) * p.itemsize * p.stride[0] * p.stride[1] * p.groups
-    needed = group_inputs if stacked > 1 else min(group_inputs, MAX_TERMS[p.accuracy])
+    needed = group_inputs if stacked > 1 else min(group_inputs, TERMS[p.accuracy])
     while rows > 1 and (rows + halo_rows + 1) * row_bytes * needed > MAX_WINDOW_BYTES:
         rows = -(-rows // 2)
     window = (rows + halo_rows + 1) * row_bytes
@@ -108,14 +108,14 @@ def tiling(problem: Problem, block_bytes: int) -> Tiling:
     return Tiling(form, batch, rows, cols, channels, stacked, window * channels + results, apart)
 
 
-def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
+def candidate(problem: Problem, steps: Steps, costs: Costs) -> Candidate:
     """The estimate for any problem: this engine runs everything."""
-    p, t = problem, tiling(problem, block_bytes)
+    p, t = problem, tiling(problem, steps.block_bytes)
     oh, ow = p.out_size
     outputs = p.batch * oh * ow
     n_taps, group_inputs = p.kernel[0] * p.kernel[1], p.in_channels // p.groups
     n_tasks = -(-p.batch // t.batch) * -(-oh // t.rows) * -(-ow // t.cols)
-    products = -(-n_taps // t.stacked) * -(-group_inputs * t.stacked // MAX_TERMS[p.accuracy])
+    products = -(-n_taps // t.stacked) * -(-group_inputs * t.stacked // TERMS[p.accuracy])
     waste = (ow + halo(p)[1]) / ow if t.form == "shift" else 1.0
     if t.form == "gather" and t.stacked == 1:
         waste = sum(region.taps * region.outputs for region in regions(p)) / (oh * ow * n_taps)
@@ -130,7 +130,7 @@ def candidate(problem: Problem, costs: Costs, block_bytes: int) -> Candidate:
     return Candidate(NAME, seconds, t.workspace_bytes, note=t.form)
 
 
-def plan(problem: Problem, steps: Steps) -> GemmPlan:
+def build(problem: Problem, steps: Steps, _costs: Costs) -> GemmPlan:
     """Bind the engine to a problem."""
     t = tiling(problem, steps.block_bytes)
     return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=t.tasks(problem))
@@ -150,15 +150,15 @@ def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
     return PackedWeight(stamp(problem, steps), steps.keep(data), problem.itemsize * g * o * i * kh * kw)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GemmPlan(EnginePlan):
     """See the module."""
 
-    steps: Steps = None  # type: ignore[assignment]
-    tiling: Tiling = None  # type: ignore[assignment]
+    steps: Steps
+    tiling: Tiling
     tasks: tuple[Block, ...] = ()
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         return stamp(self.problem, self.steps)
 
@@ -229,18 +229,14 @@ def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: S
                 own = own_window(p, block, i0 + i, j0 + j)
                 views = [group_window(x, groups, chunk, block.batch, *own, p, steps)]
             else:
-                views = [_shift(parts[tap.phase], tap, h, w) for tap in every[some]]
+                views = [parts[tap.phase][..., tap.row : tap.row + h, tap.col : tap.col + w] for tap in every[some]]
             stack = views[0] if len(views) == 1 else steps.stack(views)
             terms = len(views) * (chunk.stop - chunk.start)
             stack = xp.reshape(stack, (p.groups, terms, b * h * w))
             first = ((i0 + i) * p.kernel[1] + j0 + j) * group_inputs + chunk.start
-            for part in ranges(terms, _even(terms, MAX_TERMS[p.accuracy])):
+            for part in ranges(terms, _even(terms, TERMS[p.accuracy])):
                 yield weight[:, :, first + part.start : first + part.stop], stack[:, part, :]
             del stack  # before the next one is made
-
-
-def _shift(window: Any, tap: Tap, rows: int, cols: int) -> Any:
-    return window[..., tap.row : tap.row + rows, tap.col : tap.col + cols]
 
 
 def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps: Steps) -> Iterator[tuple[Any, Any]]:
@@ -261,7 +257,10 @@ def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps
                     phase(window, p.stride, tap.phase), (p.groups, size, (h + halo_rows + 1) * w)
                 )
             offset = tap.row * w + tap.col
-            for part in ranges(size, _even(size, MAX_TERMS[p.accuracy])):
+            for part in ranges(size, _even(size, TERMS[p.accuracy])):
                 first = tap.position * group_inputs + chunk.start
                 columns = weight[:, :, first + part.start : first + part.stop]
                 yield columns, flat[tap.phase][:, part, offset : offset + h * w]
+
+
+ENGINE = Engine(NAME, candidate, build)

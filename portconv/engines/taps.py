@@ -14,9 +14,10 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, overload
 
-from ..shapes import dilated
-from ..spec import Pair, Problem
-from ..steps import Block, Steps
+from ..core.integers import Pair
+from ..core.problem import Problem
+from ..core.shapes import dilated
+from .steps import Block, Steps
 
 __all__ = [
     "Region",
@@ -63,12 +64,12 @@ class Region(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """How many."""
+        """How many outputs of a plane of the result lie in the region."""
         return _length(self.rows) * _length(self.cols)
 
     @property
     def taps(self) -> int:
-        """How many."""
+        """How many taps of the kernel meet the image in the region."""
         return _length(self.kernel_rows) * _length(self.kernel_cols)
 
 
@@ -180,8 +181,19 @@ def halo(problem: Problem) -> Pair:
 
 def phases(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, ...]:
     """The phases of the stride that taps read, in order."""
+    return (
+        _kept_phases(kernel, stride, dilation)
+        if kernel[0] * kernel[1] <= MAX_KEPT_TAPS
+        else _phases(kernel, stride, dilation)
+    )
+
+
+def _phases(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, ...]:
     rows, cols = (axis_phases(*axis) for axis in zip(kernel, stride, dilation, strict=True))
     return tuple((a, b) for a in rows for b in cols)
+
+
+_kept_phases = lru_cache(maxsize=128)(_phases)
 
 
 def axis_phases(kernel: int, stride: int, dilation: int) -> list[int]:

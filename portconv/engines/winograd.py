@@ -20,22 +20,24 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from ..backend import Candidate, EnginePlan, PackedWeight
-from ..shapes import ranges
-from ..spec import Pair, Problem
-from ..steps import Block, Steps
+from ..core.backend import Candidate, EnginePlan, PackedWeight
+from ..core.integers import Pair
+from ..core.problem import Problem
+from ..core.shapes import ranges
 from . import gemm
+from .accuracy import TILE_TERMS
 from .costs import Costs
 from .cropped import met_mask
+from .engine import Engine
+from .steps import Block, Steps
 
 __all__ = [
+    "ENGINE",
     "NAME",
     "TILES",
     "Tile",
     "WinogradPlan",
-    "candidate",
     "matrices",
-    "plan",
     "transformed",
     "why_not",
     "without_unmet",
@@ -53,7 +55,6 @@ POINTS = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (-2, 1), (1, 2), 
 
 # Terms of a sum before it is added to others: on constant data the rounding errors of a sum add up, as in gemm.py, and
 # the transforms multiply them.
-MAX_TERMS = 96
 MAX_WORKSPACE_BYTES = 48 << 20
 
 
@@ -210,12 +211,12 @@ def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
     )
 
 
-def candidate(p: Problem, costs: Costs, block_bytes: int) -> Candidate:
+def candidate(p: Problem, steps: Steps, costs: Costs) -> Candidate:
     """The estimate, or why the problem is none for tiles."""
     reason = why_not(p)
     if reason is not None:
         return Candidate(NAME, why_not=reason)
-    t = tiling(p, costs, block_bytes)
+    t = tiling(p, costs, steps.block_bytes)
     if t.workspace_bytes > MAX_WORKSPACE_BYTES:
         return Candidate(NAME, why_not=f"a row of its tiles would take {t.workspace_bytes >> 20} MiB")
     return Candidate(NAME, _seconds(p, t, costs), t.workspace_bytes, note=note(t.tile))
@@ -227,7 +228,7 @@ def note(tile: Tile) -> str:
     return f"F({mh}x{mw}, {kh}x{kw})"
 
 
-def plan(p: Problem, steps: Steps, costs: Costs) -> WinogradPlan:
+def build(p: Problem, steps: Steps, costs: Costs) -> WinogradPlan:
     """Bind the engine to a problem."""
     t = tiling(p, costs, steps.block_bytes)
     return WinogradPlan(p, NAME, t.workspace_bytes, steps=steps, tiling=t)
@@ -242,12 +243,12 @@ class Data(NamedTuple):
     exact: PackedWeight  # gemm's, for the blocks with values that are not finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WinogradPlan(EnginePlan):
     """See the module."""
 
-    steps: Steps = None  # type: ignore[assignment]
-    tiling: Tiling = None  # type: ignore[assignment]
+    steps: Steps
+    tiling: Tiling
 
     @cached_property  # every call compares it
     def stamp(self) -> Hashable:
@@ -314,7 +315,7 @@ class WinogradPlan(EnginePlan):
         stack = xp.reshape(steps.stack(elements, axis=0), (nh * nw, p.in_channels * count))
         tiles = steps.product("tiles", data.forward, stack)
         tiles = xp.reshape(tiles, (nh * nw, p.in_channels, count))
-        channels = ranges(p.in_channels, -(-p.in_channels // -(-p.in_channels // MAX_TERMS)))
+        channels = ranges(p.in_channels, -(-p.in_channels // -(-p.in_channels // TILE_TERMS["plain"])))
         pairs = ((data.products[:, :, some], tiles[:, some, :]) for some in channels)
         summed = steps.sum_of_products(pairs, "matmul")
         summed = xp.reshape(summed, (nh * nw, p.out_channels * count))
@@ -322,3 +323,6 @@ class WinogradPlan(EnginePlan):
         outputs = xp.reshape(outputs, (mh, mw, p.out_channels, images, down, across))
         outputs = xp.permute_dims(outputs, (2, 3, 4, 0, 5, 1))
         return xp.reshape(outputs, (p.out_channels, images, down * mh, across * mw))
+
+
+ENGINE = Engine(NAME, candidate, build)

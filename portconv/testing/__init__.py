@@ -4,11 +4,13 @@
 `draw`, `verify` and `shrink` look for a call that breaks a promise, and `check_backend` is for authors of backends.
 """
 
-from .backends import CheckResult, Outcome, check_backend, scope_of, verify
+from .backends import CheckResult, check_backend
 from .bounds import assert_close, error_bound
 from .oracle import Reference, reference_at, reference_conv2d, reference_gradients
-from .problems import Problem, Scope, draw, fits, shrink
+from .problems import Problem, Scope, draw, fits
+from .shrinking import shrink
 from .values import make_data
+from .verification import Outcome, scope_of, verify
 
 __all__ = [
     "CheckResult",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import array_namespace
-from ..backend import Backend
+from ..core.backend import Backend
 
 __all__ = ["ORDERS_ELSEWHERE", "arranged", "overlap"]
 

@@ -3,9 +3,6 @@
 It shares no code with the engines, not even that which reads the padding. Data up to float32 are summed in float64. For
 float64 data every product is made without an error and the errors of the additions are summed apart, so that the result
 is exact to two units of rounding.
-
-Sources: Ogita, Rump, Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput. 26 (2005); Dekker, "A floating-point
-technique for extending the available precision", Numer. Math. 18 (1971).
 """
 
 from __future__ import annotations
@@ -15,13 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Reference", "reference_at", "reference_conv2d", "reference_gradients"]
+from .sums import Array, Sum, dot
 
-Array = np.ndarray[Any, Any]
+__all__ = ["Reference", "reference_at", "reference_conv2d", "reference_gradients"]
 
 _NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _CHUNK = 1 << 20  # products that are held at a time
-_SPLITTER = 2.0**27 + 1
 
 
 class Reference(NamedTuple):
@@ -45,79 +41,6 @@ class Reference(NamedTuple):
     def each(self, change: Callable[[Array], Array]) -> Reference:
         """With the same done to each array."""
         return Reference(change(self.y), change(self.c), change(self.largest), self.terms)
-
-
-# --- sums without errors ----------------------------------------------------------------------------------------------
-
-
-def _halves(a: Array) -> tuple[Array, Array]:
-    """Two numbers of half as many digits, whose sum is `a`."""
-    scaled = _SPLITTER * a
-    high = scaled - (scaled - a)
-    return high, a - high
-
-
-def _product(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded product, and its error."""
-    p = a * b
-    (a1, a2), (b1, b2) = _halves(a), _halves(b)
-    return p, a2 * b2 - (((p - a1 * b1) - a2 * b1) - a1 * b2)
-
-
-def _added(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum, and its error."""
-    s = a + b
-    z = s - a
-    return s, (a - (s - z)) + (b - z)
-
-
-class _Sum:
-    """A sum of arrays; with `exact` the errors of all its steps are summed apart."""
-
-    def __init__(self, shape: Sequence[int], exact: bool) -> None:
-        self.exact = exact
-        self.high, self.low = np.zeros(shape), np.zeros(shape if exact else ())
-
-    def add(self, a: Array, where: Any = ...) -> None:
-        if not self.exact:
-            self.high[where] += a
-            return
-        self.high[where], error = _added(self.high[where], a)
-        self.low[where] += error
-
-    def add_product(self, a: Array, b: Array, where: Any = ...) -> None:
-        if not self.exact:
-            self.high[where] += a * b
-            return
-        product, error = _product(a, b)
-        self.add(product, where)
-        self.low[where] += error
-
-    @property
-    def value(self) -> Array:
-        """The sum; where it is not finite, as the plain sum has it."""
-        total = self.high + self.low
-        return np.where(np.isfinite(total), total, self.high)
-
-
-def _dot(a: Array, b: Array, exact: bool) -> Array:
-    """The sum of the products along the last axis."""
-    if not exact:
-        return np.asarray(np.einsum("...k,...k->...", a, b, optimize=False))
-    products, errors = _product(*np.broadcast_arrays(a, b))
-    if products.shape[-1] == 0:
-        return np.zeros(products.shape[:-1])
-    low, plain = errors.sum(axis=-1), products.sum(axis=-1)
-    while (count := products.shape[-1]) > 1:
-        half = count // 2
-        joined, errors = _added(products[..., :half], products[..., half : 2 * half])
-        low = low + errors.sum(axis=-1)
-        products = joined if count % 2 == 0 else np.concatenate([joined, products[..., -1:]], axis=-1)
-    total = products[..., 0] + low
-    return np.asarray(np.where(np.isfinite(total), total, plain))
-
-
-# --- the arguments of a call, read anew -------------------------------------------------------------------------------
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -206,9 +129,6 @@ def _magnitudes(a: Array) -> Array:
     return np.where(np.isfinite(a), np.abs(a), 0)
 
 
-# --- the convolution --------------------------------------------------------------------------------------------------
-
-
 def reference_conv2d(
     x: Any,
     weight: Any,
@@ -245,7 +165,7 @@ def reference_conv2d(
     g, o, inputs, kh, kw = call.weight.shape
     shape = (len(call.x), g, o, call.rows.outputs, call.cols.outputs)
     padded = call.grouped(call.padded(call.x))
-    y, c = _Sum(shape, call.exact), np.zeros(shape)
+    y, c = Sum(shape, call.exact), np.zeros(shape)
     with np.errstate(all="ignore"):
         for i in range(kh):
             for j in range(kw):
@@ -313,16 +233,13 @@ def reference_at(
             pixels = call.x[image[some, None, None, None], channels, np.maximum(r, 0), np.maximum(q, 0)]
             pixels = np.where((r >= 0) & (q >= 0), pixels, 0.0).reshape(len(r), -1)
             factors = call.weight[group[some], channel[some] % o].reshape(len(r), -1)
-            y[some] = _dot(pixels, factors, call.exact)
+            y[some] = dot(pixels, factors, call.exact)
             c[some] = np.einsum("sk,sk->s", np.abs(pixels), np.abs(factors))
         b64 = None if bias is None else np.asarray(bias).astype(np.float64).reshape(-1)
         if b64 is not None:
             y, c = y + b64[channel], c + np.abs(b64[channel])
         largest = call.largest(b64)[image, channel, 0, 0]
     return Reference(y, c, largest, call.terms + (bias is not None))
-
-
-# --- its gradients ----------------------------------------------------------------------------------------------------
 
 
 def reference_gradients(
@@ -365,7 +282,7 @@ def reference_gradients(
     with np.errstate(all="ignore"):
         of_x, of_weight = _image_gradient(call, dy64), _weight_gradient(call, dy64)
         total, c = (
-            _dot(dy64.swapaxes(0, 1).reshape(dy64.shape[1], dy64[:, 0].size), np.ones(1), call.exact),
+            dot(dy64.swapaxes(0, 1).reshape(dy64.shape[1], dy64[:, 0].size), np.ones(1), call.exact),
             np.abs(dy64),
         )
         c = c.sum(axis=(0, 2, 3))
@@ -381,7 +298,7 @@ def _image_gradient(call: _Call, dy: Array) -> Reference:
     g, o, inputs, kh, kw = call.weight.shape
     n, channels, height, width = call.x.shape
     padded = (n, g, inputs, len(call.rows.sources), len(call.cols.sources))
-    high, c = _Sum(padded, call.exact), np.zeros(padded)
+    high, c = Sum(padded, call.exact), np.zeros(padded)
     by_group = call.grouped(dy)
     for i in range(kh):
         for j in range(kw):
@@ -393,7 +310,7 @@ def _image_gradient(call: _Call, dy: Array) -> Reference:
                 high.add(np.einsum("ngohw,goi->ngihw", by_group, factors, optimize=False), where)
             c[where] += np.einsum("ngohw,goi->ngihw", np.abs(by_group), np.abs(factors), optimize=False)
     flat = (n, channels, *padded[3:])
-    y = _Sum((n, channels, height, width), call.exact)
+    y = Sum((n, channels, height, width), call.exact)
     magnitudes, copies = np.zeros(y.high.shape), np.zeros((height, width))
     value, low = high.high.reshape(flat), high.low.reshape(flat) if call.exact else None
     ones = np.ones(padded[3:])
@@ -429,7 +346,7 @@ def _weight_gradient(call: _Call, dy: Array) -> Reference:
             part = part.transpose(1, 2, 0, 3, 4).reshape(g, inputs, dy[:, 0].size)
             if call.exact:
                 for k in range(o):
-                    y[:, k, :, i, j] = _dot(part, factors[:, k, None, :], True)
+                    y[:, k, :, i, j] = dot(part, factors[:, k, None, :], True)
             else:
                 y[..., i, j] = np.einsum("gik,gok->goi", part, factors, optimize=False)
             c[..., i, j] = np.einsum("gik,gok->goi", np.abs(part), np.abs(factors), optimize=False)

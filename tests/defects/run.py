@@ -28,7 +28,7 @@ ROOT = HERE.parent.parent
 # Always the same one: compiled code is kept by the path of its source.
 FOLDER = ROOT / ".defects"
 TREE, CODE, LOCK = FOLDER / "tree", FOLDER / "numba", FOLDER / "lock"
-KERNELS = "portconv/cpu/jit/"
+KERNELS = "portconv/cpu/compiled/"
 COMPILING = 240  # seconds more where the copy cannot use code that was compiled before
 SHRINKING = 10  # seconds that may be spent on a smaller problem, once one is found
 MISSED_BY_CHECK = 2  # defects that the check may overlook

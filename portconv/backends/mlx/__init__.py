@@ -13,10 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from ... import engines
-from ...backend import ArrayInfo, Candidate, Plan
+from ...core.backend import ArrayInfo, Candidate, Plan
+from ...core.problem import Problem
 from ...cpu.bridge import bridged, host_candidates, numpy_plan
-from ...cpu.host import host_environment, version
-from ...spec import Problem
+from ...cpu.machine import host_environment, version
 from .arrays import STEPS, default_device, dtype_named
 from .host import BridgePlan
 from .native import NativePlan, native_candidate
@@ -26,7 +26,7 @@ __all__ = ["MlxBackend", "backend"]
 
 
 class MlxBackend:
-    """See `portconv.backend.Backend`. MLX arrays have no device: it is the default device at the time of the call."""
+    """See `portconv.extending.Backend`. An MLX array has no device: it is where MLX computes, its default device."""
 
     name = "mlx"
 

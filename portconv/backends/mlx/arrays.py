@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...steps import Steps
+from ...engines.steps import Steps
 
 __all__ = ["STEPS", "check_tracing", "default_device", "dtype_named", "evaluated"]
 

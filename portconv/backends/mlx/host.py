@@ -16,12 +16,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...backend import EnginePlan, PackedWeight, Plan
+from ...core.backend import EnginePlan, PackedWeight, Plan
+from ...core.layout import NHWC_FROM_NCHW
+from ...core.problem import Problem
 from ...cpu import gradient
 from ...cpu.bridge import bridged
 from ...cpu.threads import ALIGNMENT
-from ...layout import NHWC_FROM_NCHW
-from ...spec import Problem
 from .arrays import check_tracing, dtype_named
 from .native import MAX_ELEMENTS, elements
 from .operations import Weight, execute_traced, with_original
@@ -73,11 +73,11 @@ def _total(terms: list[Any]) -> Any:
     return sum(terms[1:], terms[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BridgePlan(Plan):
     """One of portconv's engines on NumPy, behind an `mx.custom_function`; another plan where arrays have no values."""
 
-    inner: EnginePlan = None  # type: ignore[assignment]
+    inner: EnginePlan
     traced: Plan | None = None
 
     @property

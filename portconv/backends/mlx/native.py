@@ -12,13 +12,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...backend import Candidate, PackedWeight, Plan
-from ...cpu.host import version
-from ...layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
+from ...core.backend import Candidate, PackedWeight, Plan
+from ...core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
+from ...core.problem import Problem
+from ...core.shapes import dilated, ranges
+from ...cpu.machine import version
+from ...engines.accuracy import TERMS
+from ...engines.steps import accumulate
 from ...namespaces import memory_order
-from ...shapes import dilated, ranges
-from ...spec import Problem
-from ...steps import accumulate
 from .arrays import STEPS, dtype_named, evaluated
 
 __all__ = ["MAX_ELEMENTS", "TF32", "TOO_LARGE", "NativePlan", "elements", "may_use_tf32", "native_candidate"]
@@ -28,8 +29,8 @@ MAX_ELEMENTS = 2**31 - 1  # beyond, MLX's own index arithmetic was seen to overf
 # workspace, some four times the image, was more than the device had (mlx issue 3979). Larger batches go in parts.
 MAX_GPU_TAPS = 2**15 - 1
 MAX_GPU_PART = 2**28  # elements of the padded images and results of a part
-# MLX's CPU build adds the terms of a sum one after the other, so long sums are cut, as in engines/gemm.py.
-CPU_MAX_TERMS = 192
+# MLX's CPU build adds the terms of a sum one after the other, so long sums are cut.
+CPU_MAX_TERMS = TERMS["normwise"]
 CPU_MAX_RUN = 32  # of cotangents that are added to a bias's gradient
 # It also unfolds the image as a whole, and an allocation that fails ends the process: large images go in strips.
 MAX_PADDED = 2**28  # elements of the padded images, unless most of them are the images themselves

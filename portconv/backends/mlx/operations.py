@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ... import engines
-from ...backend import Candidate, PackedWeight, Plan
+from ...core.backend import Candidate, PackedWeight, Plan
+from ...core.errors import UnsupportedError
+from ...core.problem import Problem
 from ...engines.costs import Costs
-from ...errors import UnsupportedError
-from ...spec import Problem
 from .arrays import STEPS, check_tracing, dtype_named
 from .native import MAX_ELEMENTS, TF32, TOO_LARGE, NativePlan, elements, may_use_tf32, native_candidate
 
@@ -80,11 +80,11 @@ def with_original(stamp: Hashable, weight: Any, pack: Callable[[], PackedWeight]
     return PackedWeight(stamp, Weight(packed, weight), packed.nbytes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpsPlan(Plan):
     """One of portconv's engines in MLX's operations. Those that look at values leave traced arrays to another plan."""
 
-    inner: Plan = None  # type: ignore[assignment]
+    inner: Plan
     traced: Plan | None = None
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ...errors import UnsupportedError
+from ...core.errors import UnsupportedError
 from .creation import asarray
 from .devices import placed
 from .dtypes import COMPLEX, DEFAULT_INT, INTEGERS, REALS, finfo, name_of, operands

@@ -72,7 +72,10 @@ def prod(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: bool = Fal
 
 
 def _of_nothing(x: Any, axis: Any, keepdims: bool, value: Any, dtype: Any = None) -> Any:
-    """What an array without elements is reduced to; MLX hangs or gives 0 for some that were made of NumPy's."""
+    """The reduction of an array that has no elements: `value` everywhere.
+
+    MLX's own reductions hang, or give 0, for some empty arrays that were made from NumPy arrays.
+    """
     return mx.full(_reduced(x, axis, keepdims), mx.array(value, x.dtype if dtype is None else dtype))
 
 

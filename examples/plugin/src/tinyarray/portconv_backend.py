@@ -12,10 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from portconv.backend import ArrayInfo, Candidate, PackedWeight, Plan
-from portconv.cpu.bridge import host_candidates, host_plan
-from portconv.cpu.host import host_environment
-from portconv.spec import Problem
+from portconv.extending import (
+    ArrayInfo,
+    Candidate,
+    PackedWeight,
+    Plan,
+    Problem,
+    host_candidates,
+    host_environment,
+    host_plan,
+)
 
 from . import Array
 
@@ -23,7 +29,7 @@ SECONDS_PER_PRODUCT = 3e-7  # a Python loop; the planner compares it with the es
 
 
 class TinyBackend:
-    """The eight members of `portconv.backend.Backend`, and `environment`, which it may have besides."""
+    """The eight members of `portconv.extending.Backend`, and `environment`, which it may have besides."""
 
     name = "tinyarray"
 

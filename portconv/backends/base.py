@@ -1,0 +1,129 @@
+"""What the adapters of array libraries share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from .. import engines
+from ..core.array_types import library_of
+from ..core.backend import ArrayInfo, Candidate, Plan
+from ..core.problem import Problem
+from ..cpu.machine import host_environment, version
+from ..engines.costs import GENERIC
+from ..engines.steps import Steps
+
+__all__ = ["ArrayApiBackend", "QuietSteps", "name_of"]
+
+
+class QuietSteps(Steps):
+    """Libraries that NumPy computes for warn as NumPy does."""
+
+    def quiet(self) -> AbstractContextManager[object]:
+        return np.errstate(all="ignore")
+
+
+class ArrayApiBackend:
+    """See `portconv.extending.Backend`. `name` is the library's top-level package."""
+
+    namespace: str | None = None  # the module to import, if it is not the package itself
+    writable = True  # whether blocks of a result can be assigned
+    steps_type: type[Steps] = QuietSteps
+
+    def __init__(self, name: str, namespace: ModuleType | None = None) -> None:
+        self.name = name
+        self._xp: ModuleType = namespace or importlib.import_module(self.namespace or name)
+        self._steps: dict[str, Steps] = {}  # by device
+        self._devices: dict[str, Any] = {}  # the library's objects for the names in `ArrayInfo`
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        self._check(x)
+        device = array_api_compat.device(x)
+        name = str(device)
+        self._devices.setdefault(name, device)
+        return ArrayInfo(tuple(x.shape), name_of(x.dtype), name)
+
+    def _check(self, x: Any) -> None:
+        if library_of(x) != self.name:
+            raise TypeError(f"expected an array of {self.name}, but got {type(x).__module__}.{type(x).__name__}.")
+
+    def _steps_on(self, device: str) -> Steps:
+        if device not in self._steps:
+            self._steps[device] = self._new_steps(device)
+        return self._steps[device]
+
+    def _new_steps(self, device: str) -> Steps:
+        return self.steps_type(self._xp, device=self._device(device), writable=self.writable)
+
+    def _device(self, name: str) -> Any:
+        """The library's device object: one seen before, or what the library makes of the name."""
+        if name not in self._devices:
+            try:
+                self._devices[name] = self._new_device(name)
+            except RuntimeError as error:
+                raise ValueError(f"`device` {name!r} is none of {self.name}'s devices: {error}") from None
+        return self._devices[name]
+
+    def _place(self, device: str) -> dict[str, Any]:
+        """The keyword that puts a new array on the device."""
+        return {"device": self._device(device)}
+
+    def _new_device(self, name: str) -> Any:
+        for device in self._xp.__array_namespace_info__().devices():
+            if str(device) == name:
+                return device
+        raise ValueError(f"`device` {name!r} is none of {self.name}'s devices.")
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        native = Candidate("native", why_not=f"portconv does not call a convolution of {self.name}'s own yet")
+        return [*engines.candidates(problem, self._steps_on(problem.device), GENERIC), native]
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        return engines.build(problem, engine, self._steps_on(problem.device), GENERIC)
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return None
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        xp = self._xp
+        wanted = dtype or np.asarray(x).dtype.name
+        self._dtype(wanted)
+        # a copy: no library may share memory that NumPy's owner can change
+        x = np.array(x, dtype="float32" if wanted == "bfloat16" else wanted)
+        y = xp.asarray(x, **({} if device is None else self._place(device)))
+        if name_of(y.dtype) != wanted:
+            y = xp.astype(y, self._dtype(wanted))
+        if name_of(y.dtype) != wanted:
+            raise TypeError(f"{self.name} made {name_of(y.dtype)} of an array that was to be {wanted}.")
+        return y
+
+    def _dtype(self, name: str) -> Any:
+        """The library's dtype object of a standard name."""
+        return Steps(self._xp).dtype(name)
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        try:
+            return np.asarray(x)
+        except RuntimeError:  # on a device from which nothing is copied unasked
+            return np.from_dlpack(x, device="cpu")
+
+    def synchronize(self, x: Any, /) -> None:
+        """Libraries that compute at once have nothing to wait for."""
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        # many libraries compute by NumPy
+        return {self.name: version(self.name), **host_environment()}
+
+
+def name_of(dtype: Any) -> str:
+    """The standard name of a dtype object of any library."""
+    return str(dtype).rpartition(".")[2]

@@ -1,0 +1,152 @@
+"""JAX."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan
+from ..core.problem import Problem
+from ..cpu.bridge import host_candidates, host_plan
+from ..cpu.machine import host_environment, version
+from .base import ArrayApiBackend, name_of
+
+__all__ = ["backend"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _JaxPlan(Plan):
+    """An engine whose products of float32 are products of float32.
+
+    On GPUs and TPUs JAX rounds their factors to TF32 or bfloat16 unless it is asked for more; whoever has set
+    `jax_default_matmul_precision` gets what it says. Derivatives of a product have the product's precision.
+
+    Traced images of 16 bits are cast as a whole: what JAX differentiates it adds in the dtype of the image where it is
+    used. Under `jax.jit` the cast costs nothing.
+
+    Arrays that have values give arrays that have values, also while a function around the call is traced: their packed
+    weight is kept for other calls, and some engines look at values.
+    """
+
+    inner: Plan
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
+
+    def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
+        with self._values():
+            return array[index]
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        with _full_precision(), self._values():
+            return self.inner.pack(weight)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        p = self.problem
+        if p.traced and p.x_dtype in ("float16", "bfloat16"):
+            x = x.astype(p.compute_dtype)
+        with _full_precision(), self._values():
+            return self.inner.execute(x, weight, bias)
+
+    def _values(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.problem.traced else _with_values()
+
+
+def _with_values() -> AbstractContextManager[object]:
+    """JAX computes what it can at once, instead of leaving it to the function that it is tracing."""
+    at_once: AbstractContextManager[object] = importlib.import_module("jax").ensure_compile_time_eval()
+    return at_once
+
+
+def _full_precision() -> AbstractContextManager[object]:
+    jax = importlib.import_module("jax")
+    if jax.config.jax_default_matmul_precision is not None:
+        return nullcontext()
+    precise: AbstractContextManager[object] = jax.default_matmul_precision("highest")
+    return precise
+
+
+class JaxBackend(ArrayApiBackend):
+    """JAX: NumPy's engines for eager arrays on a CPU, seen without a copy; `jax.numpy` for all others.
+
+    Operations that are not compiled together are compiled one by one in JAX, for every shape; a first call would take
+    seconds.
+    """
+
+    namespace = "jax.numpy"
+    writable = False
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        self._check(x)
+        if _is_tracer(x):
+            return ArrayInfo(tuple(x.shape), name_of(x.dtype), "", traced=True)
+        return super().describe(x)
+
+    def _new_device(self, name: str) -> Any:
+        if not name:  # traced: wherever the compiled function will run
+            return None
+        kind, _, index = name.partition(":")
+        return importlib.import_module("jax").devices(kind)[int(index or 0)]
+
+    def _on_host(self, problem: Problem) -> bool:
+        return not problem.traced and getattr(self._device(problem.device), "platform", "") == "cpu"
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        if self._on_host(problem):
+            native = Candidate("native", why_not="portconv does not call a convolution of jax's own yet")
+            return [*host_candidates(problem), native]
+        return super().candidates(problem)
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        if not self._on_host(problem):
+            inner = super().build(problem, engine)
+            return _JaxPlan(problem, engine, inner.workspace_bytes, inner=inner)
+        return host_plan(problem, engine, view=self.to_numpy, take=self._take)
+
+    def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
+        # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
+        taken = importlib.import_module("jax").device_put(y, self._device(problem.device))
+        if _is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
+            with _with_values():
+                return self._take(y, problem)
+        return taken if y.dtype.name == problem.dtype else taken.astype(problem.dtype)
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return None if _is_tracer(weight) else 0  # JAX arrays cannot change
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        wide = {"float64", "int64", "uint64"}
+        if (dtype or np.asarray(x).dtype.name) in wide and not importlib.import_module("jax").config.jax_enable_x64:
+            raise TypeError(
+                f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. "
+                f"Set `jax_enable_x64` for 64-bit ones."
+            )
+        with _with_values():  # a layer keeps the converted weight beyond a trace
+            return super().from_numpy(x, dtype=dtype, device=device)
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        y = np.asarray(x)
+        return y.astype(np.float32) if y.dtype.name == "bfloat16" else y
+
+    def synchronize(self, x: Any, /) -> None:
+        x.block_until_ready()
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        kind = str(getattr(self._device(problem.device), "device_kind", ""))
+        return {"jax": version("jax"), "device kind": kind, **host_environment()}
+
+
+def _is_tracer(x: Any) -> bool:
+    """Whether `x` stands for values that are being traced (`jax.jit`, `jax.grad`, `jax.vmap`)."""
+    return "Tracer" in type(x).__name__
+
+
+def backend(name: str) -> JaxBackend:
+    """The adapter of JAX."""
+    return JaxBackend(name)

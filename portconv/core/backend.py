@@ -1,0 +1,139 @@
+"""The protocols: what an array library's adapter offers, and what passes between it, the planner and the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from .explain import table
+from .problem import Problem
+
+__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan"]
+
+
+class ArrayInfo(NamedTuple):
+    """What a backend says of an array: `dtype` by its standard name ("float32"), `device` in the library's own words.
+
+    `traced` is true for an array whose values are not known yet, such as those inside `jax.jit`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    traced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine's offer for a problem: what it would cost, or why it cannot run."""
+
+    engine: str
+    seconds: float = float("inf")  # estimated; "measure" replaces it by what the clock said
+    workspace_bytes: int = 0
+    why_not: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight in the form that one engine reads; `stamp` names the engine and what else the form depends on."""
+
+    stamp: Hashable
+    data: Any
+    nbytes: int
+    separable: bool = False  # packed for two one-dimensional passes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An engine bound to a problem. It holds no arrays, so one plan serves any number of calls and threads.
+
+    Subclasses give `stamp`, `pack` and `execute`. The planner fills in `candidates` and `chosen_by`:
+    "heuristic", "measurement", "wisdom" (measured by an earlier process) or "the caller".
+    """
+
+    problem: Problem
+    engine: str
+    workspace_bytes: int = 0
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
+    chosen_by: str = field(default="", compare=False)
+
+    @property
+    def stamp(self) -> Hashable:
+        """What a packed weight depends on; plans with equal stamps share packed weights."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, in the problem's layout."""
+        return self.problem.out_shape
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        """The weight, OIHW or (G, O/G, I/G, kh, kw), in the form that `execute` reads."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+        """Convolve `x`, which must have the problem's shape, dtype and layout."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+    def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
+        """``array[index]`` of an image or a weight, for a plan of what the whole leaves after cropping."""
+        return array[index]
+
+    def check_stamp(self, weight: PackedWeight) -> None:
+        """Refuse a weight that was packed for something else: it would be read as garbage."""
+        if weight.stamp != self.stamp:
+            raise ValueError(
+                f"`weight` was packed for {weight.stamp}, but this plan needs {self.stamp}. "
+                f"Pack it with this plan's `pack`."
+            )
+
+    def explain(self) -> str:
+        """A table of every candidate: its cost, its workspace, and why the losers lost."""
+        return table(self)
+
+
+@dataclass(frozen=True)
+class EnginePlan(Plan):
+    """A plan of one of portconv's own engines, which can also write the result into memory of the caller's."""
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+        """As in `Plan`. `out`, of the result's shape and dtype, is filled in and returned if the library can write."""
+        raise NotImplementedError  # abstract: every subclass has its own
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing.
+
+    A backend may also have `environment(problem) -> Mapping[str, str]`: what the times of its engines depend on beyond
+    the problem, such as versions, processor and threads. Measurements outlive the process only where it has.
+    """
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def name(self) -> str:
+        """What users write as `backend=`; for a library's own adapter the top-level package of its array type."""
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        """Shape, dtype and device of an array of this library; `TypeError` for anything else."""
+
+    def candidates(self, problem: Problem, /) -> Sequence[Candidate]:
+        """Every engine there is, those that cannot run with `why_not`. Cheap and pure: it sees no arrays."""
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        """The plan of a candidate that can run."""
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        """A value that changes whenever the array's contents do, or `None` if they may change unseen."""
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        """A NumPy array as an array of this library, by default of the same dtype and on the default device."""
+
+    def to_numpy(self, x: Any, /) -> Any:
+        """An array of this library as a NumPy array; bfloat16 comes as float32."""
+
+    def synchronize(self, x: Any, /) -> None:
+        """Wait until the values of `x` exist: for clocks."""

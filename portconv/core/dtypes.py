@@ -1,0 +1,40 @@
+"""Dtypes by their standard names: which there are, and what they promote to."""
+
+from __future__ import annotations
+
+__all__ = ["FLOATING", "compute_dtype", "dtype_name", "promote"]
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+INTEGRAL = ("bool", "bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None) -> str:
+    """The result's dtype: floating inputs promote as in the array API standard, other images take the weight's.
+
+    float16 with bfloat16, which the standard leaves open, gives float32, as in PyTorch and JAX.
+    """
+    for name, dtype in (("x", x_dtype), ("weight", weight_dtype), ("bias", bias_dtype)):
+        if dtype is None or dtype in FLOATING or (name == "x" and dtype in INTEGRAL):
+            continue
+        integers = ", or integers or booleans" if name == "x" else ""
+        raise TypeError(f"`{name}` must be of a floating dtype ({', '.join(FLOATING)}){integers}, but got {dtype}.")
+    present = {dtype for dtype in (x_dtype, weight_dtype, bias_dtype) if dtype in FLOATING}
+    if "float64" in present:
+        return "float64"
+    return present.pop() if len(present) == 1 else "float32"
+
+
+def dtype_name(dtype: object) -> str:
+    """The standard name of a floating dtype: of a name, a scalar type or a library's dtype object; None is float32."""
+    if dtype is None:
+        return "float32"
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
+    name = name.rpartition(".")[2]
+    if name not in FLOATING:
+        raise TypeError(f"`dtype` must be one of {', '.join(FLOATING)}, but got {dtype!r}.")
+    return name
+
+
+def compute_dtype(dtype: str) -> str:
+    """The dtype that products are summed in: float32 at least."""
+    return "float64" if dtype == "float64" else "float32"

@@ -1,0 +1,41 @@
+"""A plan as a table of its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .backend import Candidate, Plan
+
+__all__ = ["table"]
+
+MEASURED = ("measurement", "wisdom")  # how a plan was chosen by the clock: in this process, or before
+
+
+def table(plan: Plan) -> str:
+    """Every candidate: its cost, its workspace, and why the losers lost."""
+    return "\n".join([_title(plan), *_rows(plan.candidates, plan.engine, plan.chosen_by in MEASURED)])
+
+
+def _title(plan: Plan) -> str:
+    p = plan.problem
+    options = [f"kernel {p.kernel[0]}x{p.kernel[1]}", f"stride {p.stride}", f"padding {p.padding} {p.padding_mode}"]
+    options += [f"dilation {p.dilation}", f"groups {p.groups}", f"accuracy {p.accuracy}"]
+    sizes = f"{p.x_shape} {p.layout} {p.x_dtype} -> {p.out_shape} {p.dtype} on {p.device}"
+    return f"{sizes}\n{', '.join(options)}; engine chosen by {plan.chosen_by or 'the caller'}"
+
+
+def _rows(candidates: Iterable[Candidate], chosen: str, measured: bool) -> list[str]:
+    ordered = sorted(candidates, key=lambda c: (c.engine != chosen, c.why_not is not None, c.seconds))
+    best = next((c.seconds for c in ordered if c.engine == chosen), 0.0)
+    rows = [f"  {'engine':<8} {'measured ms' if measured else 'estimated ms':>13} {'workspace MiB':>14}  verdict"]
+    for c in ordered:
+        verdict = c.why_not or (
+            "chosen" if c.engine == chosen else f"{c.seconds / best:.1f} times the cost" if best else "not chosen"
+        )
+        cost = "-" if c.why_not else f"{c.seconds * 1e3:.3f}"
+        space = "-" if c.why_not else f"{c.workspace_bytes / 2**20:.1f}"
+        mark, note = "* " if c.engine == chosen else "  ", f" ({c.note})" if c.note else ""
+        rows.append(f"{mark}{c.engine:<8} {cost:>13} {space:>14}  {verdict}{note}")
+    return rows

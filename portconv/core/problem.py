@@ -1,0 +1,82 @@
+"""The problem: sizes, dtypes and modes of one convolution. No arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from . import layout as layouts
+from .dtypes import compute_dtype
+from .integers import Pair
+from .shapes import output_size
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, dtypes and modes of one convolution; no arrays. Everything that a planner may look at.
+
+    `padding` is (top, bottom, left, right); `x_dtype` is the image's own dtype, `dtype` the result's.
+    `traced` says that the values are not known yet (`jax.jit`).
+    """
+
+    batch: int
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+    kernel: Pair
+    stride: Pair
+    padding: tuple[int, int, int, int]
+    dilation: Pair
+    groups: int
+    padding_mode: str
+    has_bias: bool
+    x_dtype: str
+    dtype: str
+    layout: str
+    accuracy: str
+    device: str
+    traced: bool = False
+
+    @cached_property
+    def out_size(self) -> Pair:
+        """Height and width of the result."""
+        top, bottom, left, right = self.padding
+        return (
+            output_size(self.height, self.kernel[0], self.stride[0], top, bottom, self.dilation[0]),
+            output_size(self.width, self.kernel[1], self.stride[1], left, right, self.dilation[1]),
+        )
+
+    @cached_property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the result, in the problem's layout."""
+        return layouts.shape_of(self.batch, self.out_channels, *self.out_size, self.layout)
+
+    @cached_property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the image, in the problem's layout."""
+        return layouts.shape_of(self.batch, self.in_channels, self.height, self.width, self.layout)
+
+    @cached_property
+    def weight_shape(self) -> tuple[int, int, int, int, int]:
+        """`(G, O/G, I/G, kh, kw)`."""
+        return (self.groups, self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel)
+
+    @cached_property
+    def compute_dtype(self) -> str:
+        """The dtype that products are summed in."""
+        return compute_dtype(self.dtype)
+
+    @cached_property
+    def itemsize(self) -> int:
+        """Bytes of one element while computing."""
+        return 8 if self.dtype == "float64" else 4
+
+    @cached_property
+    def flops(self) -> float:
+        """Multiplications and additions of the direct sum."""
+        oh, ow = self.out_size
+        kh, kw = self.kernel
+        return 2.0 * self.batch * self.out_channels * oh * ow * (self.in_channels // self.groups) * kh * kw

@@ -1,0 +1,203 @@
+"""`direct` for depthwise layers, with channels in the lanes: a tap is one vector of weights for as many channels.
+
+Blocks of channels are transposed into `stage`, with zeros at the left and right; the kernel's rows that lie outside the
+image are left out. Where the kernel is so large that every output meets every pixel, the parts are exchanged: the sums
+run over the pixels, which have no padding, and the kernel slides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..memory import add_in_pairs, transpose
+from ..moves import add_to_vectors, move_vectors, scatter_transposed
+from ..products import channel_sums
+from ..team import driver, kernel
+from ..vectors import VECTOR_BYTES
+
+__all__ = ["WIDTHS", "depthwise_alone", "depthwise_team"]
+
+# Outputs of a row that are computed together: their sums, a weight and an image vector are in registers.
+WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYTES != 32)
+
+_add_to = add_to_vectors()
+_move = move_vectors()
+_scatter = scatter_transposed()
+_s14, _s12, _s10, _s8, _s7, _s6, _s4, _s2, _s1 = (channel_sums(n, 1) for n in (14, 12, 10, 8, 7, 6, 4, 2, 1))
+_t14, _t12, _t10, _t8, _t7, _t6, _t4, _t2, _t1 = (channel_sums(n, 2) for n in (14, 12, 10, 8, 7, 6, 4, 2, 1))
+
+
+@kernel
+def _sums(like, width, step, arguments):
+    if step == 2:
+        if width == 14:
+            _t14(like, arguments)
+        elif width == 12:
+            _t12(like, arguments)
+        elif width == 10:
+            _t10(like, arguments)
+        elif width == 8:
+            _t8(like, arguments)
+        elif width == 7:
+            _t7(like, arguments)
+        elif width == 6:
+            _t6(like, arguments)
+        elif width == 4:
+            _t4(like, arguments)
+        elif width == 2:
+            _t2(like, arguments)
+        else:
+            _t1(like, arguments)
+    elif width == 14:
+        _s14(like, arguments)
+    elif width == 12:
+        _s12(like, arguments)
+    elif width == 10:
+        _s10(like, arguments)
+    elif width == 8:
+        _s8(like, arguments)
+    elif width == 7:
+        _s7(like, arguments)
+    elif width == 6:
+        _s6(like, arguments)
+    elif width == 4:
+        _s4(like, arguments)
+    elif width == 2:
+        _s2(like, arguments)
+    else:
+        _s1(like, arguments)
+
+
+@kernel
+def _run(
+    one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, shift, out, partial, zeros
+):
+    """The sums of a run of outputs: all terms at once, or in parts of about `chunk` that are added in pairs."""
+    if rows * cols <= chunk:
+        _sums(partial, width, step,
+              (one, one_row, one_col, other, other_row, other_col, rows, cols, shift, out))  # fmt: skip
+        return
+    rows_at_once = max(1, chunk // cols)
+    cols_at_once = cols if cols <= chunk else chunk
+    run_bytes = width * VECTOR_BYTES
+    depth, count = 0, 0
+    for i in range(0, rows, rows_at_once):
+        for j in range(0, cols, cols_at_once):
+            last = i + rows_at_once >= rows and j + cols_at_once >= cols
+            _sums(partial, width, step,
+                  (one + i * one_row + j * one_col, one_row, one_col, other + i * other_row + j * other_col, other_row,
+                   other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j), zeros,
+                   partial.ctypes.data + depth * run_bytes))  # fmt: skip
+            count += 1
+            depth = add_in_pairs(partial, depth + 1, count, last, run_bytes)
+    _add_to(partial, (out, partial.ctypes.data, width, shift))
+
+
+@kernel
+def _stage(x, place, channel_step, pixel_step, row0, rows, width, table, stage, line, left):
+    """A block of channels of the image's rows: stage[row, left + column, lane]."""
+    size = stage.itemsize
+    lanes = VECTOR_BYTES // size
+    source = x.ctypes.data + (place + row0 * width * pixel_step) * size
+    if pixel_step != 1:  # channels last
+        for row in range(rows):
+            target = stage.ctypes.data + (row * line + left) * VECTOR_BYTES
+            _move(stage, (target, VECTOR_BYTES, source + row * width * pixel_step * size, pixel_step * size, width))
+        return
+    count = rows * width
+    for n in range(0, count, lanes):
+        n = min(n, count - lanes)  # the last square overlaps the one before
+        _scatter(stage, (stage.ctypes.data, table.ctypes.data + n * 8, source + n * size, channel_step * size))
+
+
+@kernel
+def _put(out, count, y, place, channel_step, pixel_step):
+    """Results out[pixel, lane], at y[place + lane * channel_step + pixel * pixel_step]."""
+    size = out.itemsize
+    lanes = VECTOR_BYTES // size
+    target = y.ctypes.data + place * size
+    if pixel_step != 1 and channel_step != 1:  # channels last, those of a multiplier side by side
+        for n in range(count):
+            for lane in range(lanes):
+                y[place + n * pixel_step + lane * channel_step] = out[n * lanes + lane]
+        return
+    if pixel_step != 1:  # channels last
+        _move(out, (target, pixel_step * size, out.ctypes.data, VECTOR_BYTES, count))
+        return
+    for n in range(0, count, lanes):
+        n = min(n, count - lanes)
+        source = out.ctypes.data + n * VECTOR_BYTES
+        transpose(out, (target + n * size, channel_step * size, source, VECTOR_BYTES))
+
+
+@kernel
+def _depthwise(part, parts, x, x_strides, y, y_strides, weight, bias, table, geometry, scratch):
+    """Tasks are (image, block of channels, strip of rows)."""
+    (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,
+     line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
+    size = scratch.itemsize
+    lanes = VECTOR_BYTES // size
+    own = scratch[part * part_size : (part + 1) * part_size]
+    stage, out = own[:stage_size], own[stage_size : stage_size + out_size]
+    shift, zeros = own[stage_size + out_size :][:lanes], own[stage_size + out_size :][lanes : 2 * lanes]
+    partial = own[stage_size + out_size + 2 * lanes :]
+    for i in range(lanes):
+        zeros[i] = 0
+    for row in range(stage_size // (line * lanes)):  # the padding, which no block overwrites
+        for col in range(line):
+            if col < lead or col >= lead + width:
+                _move(zeros, (stage.ctypes.data + (row * line + col) * VECTOR_BYTES, 0, zeros.ctypes.data, 0, 1))
+    tasks = batch * blocks * strips
+    for task in range(part * tasks // parts, (part + 1) * tasks // parts):
+        rest, strip = divmod(task, strips)
+        b, block = divmod(rest, blocks)
+        c0 = min(block * lanes, channels - lanes)  # the last block overlaps the one before
+        r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
+        first = min(max(r0 * sh - top, 0), height)
+        after = max(min((r1 - 1) * sh - top + (kh - 1) * dh + 1, height), first)
+        if after > first:
+            first = max(min(first, after - least_rows), 0)  # not less than a square
+            after = max(after, first + least_rows)
+            _stage(x, b * x_strides[0] + c0 * x_strides[1], x_strides[1], x_strides[3], first, after - first, width,
+                   table, stage, line, lead)  # fmt: skip
+        for m in range(multiplier):
+            for lane in range(lanes):
+                shift[lane] = bias[(c0 + lane) * multiplier + m]
+            factors = weight.ctypes.data + (block * multiplier + m) * kh * kw * VECTOR_BYTES
+            for r in range(r0, r1):
+                row = r * sh - top
+                i0 = (max(-row, 0) + dh - 1) // dh  # kernel rows i0 to i1 meet the image
+                i1 = min((height - row + dh - 1) // dh, kh)
+                for c in range(0, out_cols, run):
+                    place = out.ctypes.data + ((r - r0) * out_cols + c) * VECTOR_BYTES
+                    if i1 <= i0:
+                        _move(out, (place, VECTOR_BYTES, shift.ctypes.data, 0, min(run, out_cols - c)))
+                        continue
+                    kernel_row = factors + i0 * kw * VECTOR_BYTES
+                    image_row = stage.ctypes.data + (row + i0 * dh - first) * line * VECTOR_BYTES
+                    if exchanged:
+                        _run(image_row, line * VECTOR_BYTES, VECTOR_BYTES,
+                             kernel_row + (kw - 1 - left + c) * VECTOR_BYTES, kw * VECTOR_BYTES, -VECTOR_BYTES,
+                             i1 - i0, width, chunk, run, 1, shift.ctypes.data, place, partial,
+                             zeros.ctypes.data)  # fmt: skip
+                    else:
+                        _run(kernel_row, kw * VECTOR_BYTES, VECTOR_BYTES, image_row + c * sw * VECTOR_BYTES,
+                             dh * line * VECTOR_BYTES, dw * VECTOR_BYTES, i1 - i0, kw, chunk, run, sw,
+                             shift.ctypes.data, place, partial, zeros.ctypes.data)  # fmt: skip
+            _put(out, (r1 - r0) * out_cols, y,
+                 b * y_strides[0] + (c0 * multiplier + m) * y_strides[1] + r0 * y_strides[2], multiplier * y_strides[1],
+                 y_strides[3])  # fmt: skip
+
+
+@kernel
+def depthwise_alone(*arguments):
+    """The whole convolution on the calling thread."""
+    _depthwise(0, 1, *arguments)
+
+
+@driver
+def depthwise_team(parts, x, x_strides, y, y_strides, weight, bias, table, geometry, scratch):
+    """The whole convolution on `parts` threads."""
+    for part in prange(parts):
+        _depthwise(np.int64(part), parts, x, x_strides, y, y_strides, weight, bias, table, geometry, scratch)

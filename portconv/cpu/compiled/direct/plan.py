@@ -1,0 +1,139 @@
+"""The compiled `direct` bound to a problem: the patch and the strips."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ....core.backend import PackedWeight
+from ....core.problem import Problem
+from ....engines.accuracy import TERMS
+from ... import separable, threads
+from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, contiguous, per_thread, read_only, round_up, sources
+from ..costs import CompiledCosts
+from ..gemm.kernels import LEVELS
+from ..vectors import VECTOR_BYTES, lanes
+from . import kernels
+from .geometry import Geometry
+
+__all__ = ["DirectPlan"]
+
+MAX_STRIP_BYTES = 12 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectPlan(CompiledPlan):
+    """`direct`: see kernels in `direct.py`. Strides are left to the plain engine."""
+
+    geometry: Geometry
+    passes: Geometry  # for separable kernels
+    copied: bool = False
+
+    @classmethod
+    def make(cls, p: Problem) -> DirectPlan | None:
+        """Choose the patch and the strips."""
+        if p.stride != (1, 1):
+            return None
+        # masks cost where the CPU has no masked loads
+        copied = VECTOR_BYTES < 32 or p.layout != "NCHW" or (any(p.padding) and p.padding_mode != "zeros")
+        geometry = _direct_geometry(p, copied)
+        passes = _direct_geometry(p, True) if p.in_channels == p.groups and p.kernel[0] * p.kernel[1] > 1 else geometry
+        if max(geometry.part_size, passes.part_size) * p.itemsize > MAX_STRIP_BYTES:
+            return None
+        tasks = p.batch * p.out_channels * geometry.strips * geometry.col_strips
+        parts, scratch = threads.usable_cores(), max(geometry.part_size, passes.part_size)
+        return cls(
+            p, "direct", parts * scratch * p.itemsize, tables=sources(p), geometry=geometry, passes=passes,
+            parts=min(parts, max(tasks, 1)), scratch=scratch, copied=copied,
+        )  # fmt: skip
+
+    @property
+    def stamp(self) -> Hashable:
+        p = self.problem
+        return ("direct", "jit", p.weight_shape, p.compute_dtype, self.splits)
+
+    @property
+    def splits(self) -> bool:
+        """Whether two passes over a separable kernel would pay."""
+        (kh, kw), p = self.problem.kernel, self.problem
+        return p.in_channels == p.groups and kh * kw >= 2 * (kh + kw)
+
+    def seconds(self, costs: CompiledCosts) -> float:
+        """The estimate, from what the kernels do with a problem of this geometry."""
+        p = self.problem
+        g = self.geometry
+        lane = lanes(p.compute_dtype)
+        wide = -(-g.out_cols // (g.vectors * lane))
+        patches = g.batch * g.outputs * (-(-g.out_rows // g.rows) + g.strips - 1) * (wide + g.col_strips - 1)
+        # kernel g.rows that meet the image, on the average
+        reached = (min(g.out_rows, g.height + g.top - i * g.dh) - max(0, g.top - i * g.dh) for i in range(g.kh))
+        met = g.kh if g.copied else sum(max(rows_met, 0) for rows_met in reached) / g.out_rows
+        filled_rows = (
+            g.copied
+            * g.batch
+            * g.inputs
+            * (g.outputs // g.group_outputs)
+            * (g.out_rows + g.strips * (g.kh - 1) * g.dh)
+            * g.col_strips
+        )
+        element = costs.filled if p.layout == "NCHW" else costs.strided
+        work = (
+            patches * (costs.patch + g.rows * g.vectors * g.inputs * met * g.kw * costs.tap)
+            + filled_rows * (costs.row + g.window_cols * element)
+            + g.batch * g.outputs * g.out_rows * wide * costs.line
+            + g.batch * g.outputs * g.out_rows * g.out_cols / lane * costs.stored
+        )
+        return costs.launch + work * per_thread(self.parts, g.batch * g.outputs * g.strips * g.col_strips)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        g, o, _, kh, kw = self.problem.weight_shape
+        packed = np.array(weight, self.problem.compute_dtype, order="C")
+        if self.splits and (found := separable.factors(packed.reshape(g * o, kh, kw), packed.dtype.name)) is not None:
+            packed = np.concatenate([factor.reshape(-1) for factor in found])
+        data = read_only(packed.reshape(-1))
+        return PackedWeight(self.stamp, data, data.nbytes, separable=data.size != weight.size)
+
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
+        p = self.problem
+        two = data.size != p.out_channels * (p.in_channels // p.groups) * p.kernel[0] * p.kernel[1]
+        if not self.copied and not two and x_strides[3] != 1:
+            x, x_strides = contiguous(x, x_strides, p)
+        threads.launch(
+            kernels.direct_alone, kernels.direct_team, self.parts, x, x_strides, y, y_strides, data, bias,
+            *self.tables, tuple(self.passes if two else self.geometry), two,
+            threads.scratch(self.parts * self.scratch, y.dtype),
+        )  # fmt: skip
+
+
+def _direct_geometry(p: Problem, copied: bool) -> Geometry:
+    oh, ow = p.out_size
+    (kh, kw), (dh, dw) = p.kernel, p.dilation
+    inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups
+    size, lane = p.itemsize, lanes(p.compute_dtype)
+    top, _, left, _ = p.padding
+    parts = threads.usable_cores()
+    rows, vectors = next((s for s in kernels.SHAPES if s[1] * lane >= ow), kernels.SHAPES[-1])
+    reach_rows, reach_cols = (kh - 1) * dh, (kw - 1) * dw
+    # wide windows are cut, so that a strip is high enough to be worth its halo
+    col_strips = 1
+    if copied and (reach_rows + 4 * rows) * (ow + reach_cols) * inputs * size > CACHE_BYTES:
+        col_strips = max(1, ow // max(256, 4 * reach_cols))
+    window_cols = -(-ow // col_strips) + reach_cols
+    row_bytes = window_cols * inputs * size
+    strip = max(rows, min(oh, CACHE_BYTES // row_bytes - reach_rows) // rows * rows)
+    strips = -(-oh // strip)
+    if p.batch * p.out_channels * strips * col_strips < 4 * parts:
+        strips = min(-(-oh // rows), round_up(max(strips, 4 * parts // max(p.batch * p.out_channels, 1)), parts))
+    window_rows = -(-oh // strips) + reach_rows
+    # the last patch of a strip may have rows too many, and the last of a row columns
+    room = (inputs * window_rows + rows) * window_cols + vectors * lane if copied else 0
+    sums = rows * vectors * lane * LEVELS + vectors * lane  # and a row of zeros
+    scratch = round_up(2 * room + sums, 16)
+    return Geometry(
+        p.batch, inputs, p.out_channels, outputs, kh, kw, dh, dw, top, left, p.height, p.width, oh, ow, strips,
+        col_strips, int(copied), rows, vectors, TERMS[p.accuracy], scratch, room, window_rows, window_cols,
+    )  # fmt: skip

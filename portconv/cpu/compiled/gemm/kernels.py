@@ -1,0 +1,315 @@
+"""`gemm` in blocks of registers: every column of a product is a run of the window, wherever a table says it starts.
+
+No matrix of the window is made, since the table addresses the window itself ("indirect convolution", Dukhan, arXiv
+1907.02129). Terms are counted channel by channel, each with all its taps. Sums are cut after `chunk` terms, and the
+parts are added in pairs, so that rounding errors grow with the logarithm of the terms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..memory import add_in_pairs, copy, fill_plane, put, put_more, transpose
+from ..moves import fence
+from ..products import broadcast_products, finished_products, shifted_products
+from ..team import driver, kernel
+from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES
+
+__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm_alone", "gemm_team", "tile_shape"]
+
+FEW = ROWS // 2
+LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
+
+_fence = fence()
+_p1, _p2, _p3 = (shifted_products(ROWS, n) for n in (1, 2, 3))
+_d1, _d2, _d3 = (finished_products(ROWS, n, streamed=False) for n in (1, 2, 3))
+_s1, _s2, _s3 = (finished_products(ROWS, n, streamed=True) for n in (1, 2, 3))
+_f1, _f2, _f3, _f4, _f5, _f6 = (shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6))
+_o1, _o2, _o3, _o4, _o6, _o8 = (shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8))
+# Columns of a tile that has outputs in its lanes.
+WIDTHS = tuple(n for n in (14, 12, 10, 8, 6, 5, 4, 2, 1) if n <= PIXELS)
+_w14, _w12, _w10, _w8, _w6, _w5, _w4, _w2, _w1 = (broadcast_products(n) for n in (14, 12, 10, 8, 6, 5, 4, 2, 1))
+
+
+def tile_shape(outputs: int) -> tuple[int, int]:
+    """Rows and vectors of the register tile for so many outputs per group: few outputs get wide tiles."""
+    if outputs == 1:
+        return 1, 8
+    return (FEW, 2 * MAX_VECTORS) if outputs <= FEW else (ROWS, MAX_VECTORS)
+
+
+@kernel
+def _product(like, rows, vectors, arguments):
+    if rows == ROWS:
+        if vectors == 3:
+            _p3(like, arguments)
+        elif vectors == 2:
+            _p2(like, arguments)
+        else:
+            _p1(like, arguments)
+    elif rows == 1:
+        if vectors == 8:
+            _o8(like, arguments)
+        elif vectors >= 6:
+            _o6(like, arguments)
+        elif vectors >= 4:
+            _o4(like, arguments)
+        elif vectors == 3:
+            _o3(like, arguments)
+        elif vectors == 2:
+            _o2(like, arguments)
+        else:
+            _o1(like, arguments)
+    elif vectors == 6:
+        _f6(like, arguments)
+    elif vectors == 5:
+        _f5(like, arguments)
+    elif vectors == 4:
+        _f4(like, arguments)
+    elif vectors == 3:
+        _f3(like, arguments)
+    elif vectors == 2:
+        _f2(like, arguments)
+    else:
+        _f1(like, arguments)
+
+
+@kernel
+def _wide_product(like, pixels, arguments):
+    if pixels == 14:
+        _w14(like, arguments)
+    elif pixels == 12:
+        _w12(like, arguments)
+    elif pixels == 10:
+        _w10(like, arguments)
+    elif pixels == 8:
+        _w8(like, arguments)
+    elif pixels == 6:
+        _w6(like, arguments)
+    elif pixels == 5:
+        _w5(like, arguments)
+    elif pixels == 4:
+        _w4(like, arguments)
+    elif pixels == 2:
+        _w2(like, arguments)
+    else:
+        _w1(like, arguments)
+
+
+@kernel
+def _finished(like, vectors, streamed, arguments):
+    if streamed:
+        if vectors == 3:
+            _s3(like, arguments)
+        elif vectors == 2:
+            _s2(like, arguments)
+        else:
+            _s1(like, arguments)
+    elif vectors == 3:
+        _d3(like, arguments)
+    elif vectors == 2:
+        _d2(like, arguments)
+    else:
+        _d1(like, arguments)
+
+
+@kernel
+def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
+    """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows).
+
+    `terms` are as many runs of so many terms, the first term, and how far it is from run to run.
+    """
+    runs, run, first, step = terms
+    size = sums.itemsize
+    tile_bytes = rows * width * size if wide else rows * width * VECTOR_BYTES
+    top, count = 0, 0
+    for n in range(runs):
+        for done in range(0, run, chunk):
+            k = first + n * step + done
+            out = sums.ctypes.data + top * tile_bytes
+            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done), out)
+            if wide:
+                _wide_product(sums, width, arguments)
+            else:
+                _product(sums, rows, width, arguments)
+            count += 1
+            top = add_in_pairs(sums, top + 1, count, n == runs - 1 and done + chunk >= run, tile_bytes)
+
+
+@kernel
+def _turn(sums, rows, width, pitch):
+    """The sums of a wide tile, (width, rows), as (rows, pitch); returns where they are in `sums`."""
+    lanes = VECTOR_BYTES // sums.itemsize
+    target = pitch * rows
+    for j in range(0, rows, lanes):
+        for n in range(0, width, lanes):
+            place = sums.ctypes.data + (target + j * pitch + n) * sums.itemsize
+            source = sums.ctypes.data + (n * rows + j) * sums.itemsize
+            transpose(sums, (place, pitch * sums.itemsize, source, rows * sums.itemsize))
+    return target
+
+
+@kernel
+def _store(sums, source, pitch, rows, first, last, line, cols, bias, output, y, start, o_step, row_step, col_step, add):
+    """Columns `first` to `last` of the flat window, from `sums[source]` on.
+
+    `line` of them make a row, of which `cols` are results.
+    """
+    size = sums.itemsize
+    for r in range(rows):
+        shift = bias.ctypes.data + (output + r) * size
+        target = start + r * o_step
+        row, col = first // line, first % line
+        p = first
+        while p < last:
+            run = min(line - col, last - p)
+            place = target + row * row_step + col * col_step
+            value = source + r * pitch + p - first
+            count = min(run, cols - col)
+            if col_step == 1 and count > 0:
+                arguments = (y.ctypes.data + place * size, sums.ctypes.data + value * size, count, shift)
+                if add:
+                    put_more(sums, arguments)
+                else:
+                    put(sums, arguments)
+            else:
+                for j in range(count):
+                    old = y[place + j * col_step] if add else bias[output + r]
+                    y[place + j * col_step] = old + sums[value + j]
+            p += run
+            row, col = row + 1, 0
+
+
+@kernel
+def _width(left, widest, rows):
+    """Vectors of the next tile, so that the tiles that are left are about as wide as each other."""
+    tiles = (left + widest - 1) // widest
+    width = (left + tiles - 1) // tiles
+    return width - 1 if rows == 1 and (width == 5 or width == 7) else width
+
+
+@kernel
+def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
+              widest, start_column, columns, block, line, cols, bias, output, y, start, y_strides, add, streamed, sums,
+              tail):  # fmt: skip
+    """Outputs m0 to m1 of one group on some columns of a window, which starts at the address `base`.
+
+    `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
+    `end`, its columns are copied. Tiles that are whole, and all of whose terms are one product, write results at once.
+    """
+    size = sums.itemsize
+    lanes = VECTOR_BYTES // size
+    unit = 1 if wide else lanes  # what widths are counted in: columns or vectors of them
+    pitch = widest * unit
+    total = (columns + unit - 1) // unit
+    at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and terms[1] <= chunk and y_strides[3] == 1
+    run_on = line == cols and y_strides[2] == cols  # rows of results follow each other in memory
+    for v0 in range(0, total, block):
+        v1 = min(v0 + block, total)
+        for m in range(m0, m1, rows):
+            factors = weight + m // rows * weight_pitch * size
+            v = v0
+            while v < v1:
+                width = widest if wide else _width(v1 - v, widest, rows)
+                first = start_column + v * unit
+                last = min(first + width * unit, start_column + columns)
+                place = base + first * size
+                fits = place + beyond + width * unit * size <= end
+                whole = last - first == width * unit and m + rows <= outputs
+                if at_once and fits and whole and (run_on or first % line + last - first <= cols):
+                    target = start + m * y_strides[1] + first // line * y_strides[2] + first % line
+                    _finished(sums, width, streamed, (place, table.ctypes.data + terms[2] * 8,
+                              factors + terms[2] * rows * size, terms[1], y.ctypes.data + target * size,
+                              y_strides[1] * size, bias.ctypes.data + (output + m) * size))  # fmt: skip
+                    v += width
+                    continue
+                if fits:
+                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                else:
+                    for k in range(terms[1]):
+                        copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
+                    _tile(sums, tail.ctypes.data, tail_table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                source, step = 0, width * lanes
+                if wide:
+                    step = (width + lanes - 1) // lanes * lanes
+                    source = _turn(sums, rows, width, step)
+                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, bias, output + m, y,
+                       start + m * y_strides[1], y_strides[1], y_strides[2], y_strides[3], add)  # fmt: skip
+                v += width
+
+
+@kernel
+def _gemm(part, parts, x, x_strides, y, y_strides, weight, bias, table, tail_table, planes, regions, source_rows,
+          source_cols, geometry, scratch):  # fmt: skip
+    """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
+
+    If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs.
+    """
+    (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
+     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
+     streamed, part_size, window_size, sums_size) = geometry  # fmt: skip
+    xb, xc, xh, xw = x_strides
+    yb, yc, yh, yw = y_strides
+    size = scratch.itemsize
+    own = scratch[part * part_size : (part + 1) * part_size]
+    window, sums = own[:window_size], own[window_size : window_size + sums_size]
+    tail = own[window_size + sums_size :]
+    tiles = (outputs + tile_rows - 1) // tile_rows
+    weight_pitch = inputs * taps * tile_rows
+    tasks = batch * groups * len(regions) * output_parts
+    # regions with fewer taps take less time, and come last: they are dealt out one by one
+    start, stop, step = (part, tasks, parts) if by_tap else (part * tasks // parts, (part + 1) * tasks // parts, 1)
+    for task in range(start, stop, step):
+        rest, output_part = divmod(task, output_parts)
+        rest, region = divmod(rest, len(regions))
+        b, g = divmod(rest, groups)
+        r0, r1, q0, q1, i0, i1, j0, j1 = regions[region]
+        cols = q1 - q0
+        line = cols + halo_cols
+        m0 = output_part * tiles // output_parts * tile_rows
+        m1 = (output_part + 1) * tiles // output_parts * tile_rows
+        for c0 in range(0, inputs, at_a_time):
+            count = min(at_a_time, inputs - c0)
+            terms = (1, count * taps, 0, 0)
+            if by_tap:
+                terms = (i1 - i0, (j1 - j0) * count, (i0 * kernel_cols + j0) * count, kernel_cols * count)
+            first = b * xb + (g * inputs + c0) * xc
+            if in_place:
+                base = x.ctypes.data + (first + r0 * xh) * size
+                end = x.ctypes.data + len(x) * size
+            else:
+                for c in range(count):
+                    for p in range(len(planes)):
+                        i, j = p // kernel_cols, p % kernel_cols
+                        if by_tap and (i < i0 or i >= i1 or j < j0 or j >= j1):
+                            continue
+                        fill_plane(x, first + c * xc, xh, xw, source_rows, source_cols, r0 * row_stride + planes[p, 0],
+                                   planes[p, 1], r1 - r0 + halo_rows, q0 * col_stride + planes[p, 2], planes[p, 3],
+                                   line, left, width, window, (c * len(planes) + p) * plane)  # fmt: skip
+                base = window.ctypes.data
+                end = base + window_size * size
+            factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
+            place = b * yb + g * outputs * yc + r0 * yh + q0 * yw
+            columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
+            for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
+                _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
+                          tile_rows, wide, widest, column, columns, block, line, cols, bias, g * outputs, y, place,
+                          y_strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+    if streamed:
+        _fence(sums, ())
+
+
+@kernel
+def gemm_alone(*arguments):
+    """The whole convolution on the calling thread."""
+    _gemm(0, 1, *arguments)
+
+
+@driver
+def gemm_team(parts, x, x_strides, y, y_strides, weight, bias, table, tail_table, planes, regions,
+              source_rows, source_cols, geometry, scratch):  # fmt: skip
+    """The whole convolution on `parts` threads."""
+    for part in prange(parts):
+        _gemm(np.int64(part), parts, x, x_strides, y, y_strides, weight, bias, table, tail_table, planes, regions,
+              source_rows, source_cols, geometry, scratch)  # fmt: skip

@@ -1,0 +1,243 @@
+"""The compiled `gemm` bound to a problem: the lanes, the form, the strips."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ....core.backend import PackedWeight
+from ....core.problem import Problem
+from ....engines import taps
+from ....engines.accuracy import TERMS
+from ... import threads
+from ..base import (
+    CACHE_BYTES,
+    Array,
+    CompiledPlan,
+    Ints,
+    contiguous,
+    even_width,
+    per_thread,
+    read_only,
+    round_up,
+    sources,
+)
+from ..costs import COMPILED, CompiledCosts
+from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
+from . import kernels
+from .geometry import Geometry
+
+__all__ = ["GemmPlan"]
+
+MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
+MANY_WEIGHT_BYTES = 4 << 20
+SMALL_IMAGE = 512  # columns of a whole image that is one strip
+WORTH_COLUMNS = 384  # columns of a strip that read many weights
+STREAMED_BYTES = 24 << 20  # results from so large on are not found in a cache by whoever reads them
+MIN_CHANNELS = 8  # at a time, where terms come tap by tap
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmPlan(CompiledPlan):
+    """`gemm`: see kernels in `gemm.py`. The window of a strip fits a core's cache, channel by channel if need be."""
+
+    geometry: Geometry
+    in_place: bool = False  # the image itself is the window
+    wide: bool = False  # register tiles have outputs in their lanes
+    by_tap: int = 0  # channels at a time whose terms come tap by tap; 0 where they come channel by channel
+
+    @classmethod
+    def make(cls, p: Problem) -> GemmPlan:
+        """Choose the lanes of the register tiles: columns, or outputs where columns would leave lanes empty."""
+        plans = [cls.with_lanes(p, wide) for wide in (False, True)]
+        return min(plans, key=lambda plan: plan.seconds(COMPILED))
+
+    @classmethod
+    def with_lanes(cls, p: Problem, wide: bool) -> GemmPlan:
+        """Choose the form and the sizes of strips; `wide` tiles have outputs in their lanes."""
+        oh, ow = p.out_size
+        inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups
+        size, lane = p.itemsize, lanes(p.compute_dtype)
+        every = taps.taps(p.kernel, p.stride, p.dilation)
+        tile_rows, widest = (OUTPUT_VECTORS * lane, PIXELS) if wide else kernels.tile_shape(outputs)
+        halo_rows, halo_cols = taps.halo(p)
+        in_place = len(every) == 1 and p.stride == (1, 1) and not any(p.padding) and p.layout == "NCHW"
+        # rows of the image that start off a vector's boundary are read slowly, each many times: better copied once
+        in_place = in_place and p.x_dtype == p.compute_dtype and (wide or p.height * p.width % lane == 0)
+        # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
+        # "gather": every tap has its own copy
+        phases = taps.phases(p.kernel, p.stride, p.dilation)
+        shift = _shifting_pays(p, len(phases), halo_cols)
+        line = ow + halo_cols if shift else ow
+        if shift:
+            planes = [(a, p.stride[0], b, p.stride[1]) for a, b in phases]
+            where = [(phases.index(tap.phase), tap.row * line + tap.col) for tap in every]
+        else:
+            (sh, sw), (dh, dw) = p.stride, p.dilation
+            planes = [(i * dh, sh, j * dw, sw) for i in range(p.kernel[0]) for j in range(p.kernel[1])]
+            where, halo_rows = [(n, 0) for n in range(len(every))], 0
+        if in_place:
+            planes = []
+
+        parts = threads.usable_cores()
+        count = max(len(planes), 1)
+        row_bytes = line * count * size
+        weight_bytes = inputs * len(every) * outputs * size
+        parts_of_result = () if shift or in_place else taps.regions(p)
+        output_parts, at_a_time = 1, inputs
+        if by_tap := len(parts_of_result) > 1:
+            regions = _strips(parts_of_result)
+            plane = round_up(int(max((r1 - r0) * (q1 - q0) for r0, r1, q0, q1, *_ in regions)), lane)
+            read = max((r1 - r0) * (q1 - q0) * (i1 - i0) * (j1 - j0) for r0, r1, q0, q1, i0, i1, j0, j1 in regions)
+            at_a_time = _divisor(inputs, 2 * CACHE_BYTES // (read * size))
+            by_tap = at_a_time >= min(inputs, MIN_CHANNELS)
+        if not by_tap:
+            # A strip's window fits the cache. Where the weights are so many that short strips would read them too
+            # often, the strip is as long as to be worth it, and holds some channels at a time.
+            rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
+            if oh * line <= SMALL_IMAGE and row_bytes * inputs * (oh + halo_rows) <= MAX_WINDOW_BYTES:
+                rows = oh  # cutting it would leave register tiles half empty
+            if weight_bytes > MANY_WEIGHT_BYTES:
+                rows = max(rows, min(oh, -(-WORTH_COLUMNS // line)))
+            if not in_place and row_bytes * inputs * (rows + halo_rows) > MAX_WINDOW_BYTES:
+                at_a_time = max(1, 2 * CACHE_BYTES // (row_bytes * (rows + halo_rows)))
+            strips = -(-oh // rows)
+            if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more, or share the outputs
+                if oh // (strips * parts) >= 4 and not (outputs >= 64 * parts and halo_rows * 4 > rows):
+                    strips = round_up(strips, parts)
+                elif outputs >= 2 * parts * tile_rows:
+                    output_parts = parts
+                else:
+                    strips = min(oh, round_up(strips, parts))
+            kernel = (0, p.kernel[0], 0, p.kernel[1])
+            regions = [(i * oh // strips, (i + 1) * oh // strips, 0, ow, *kernel) for i in range(strips)]
+            plane = round_up((-(-oh // strips) + halo_rows) * line, lane)
+        if in_place:
+            plane = p.height * p.width
+        r0, r1, q0, q1, *_ = regions[0]
+        columns = (r1 - r0 - 1) * (q1 - q0 + line - ow) + q1 - q0
+        if wide:
+            widest = even_width(kernels.WIDTHS, columns)
+        reach = widest if wide else widest * lane  # columns of a tile
+        offsets = np.array([n * plane + at for n, at in where], np.int64)
+        starts = np.arange(at_a_time if by_tap else inputs, dtype=np.int64) * (plane if in_place else count * plane)
+        table = (offsets[:, None] + starts if by_tap else starts[:, None] + offsets).reshape(-1) * size
+        window = 0 if in_place else at_a_time * count * plane + reach
+        sums = tile_rows * max(reach, lane) * kernels.LEVELS
+        terms = at_a_time * len(every)
+        tail = terms * reach
+        tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
+        small = (columns * inputs if in_place else window) * size <= 2 * CACHE_BYTES
+        block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
+        row_by_row = not wide and round_up(ow, lane) <= line and line > ow and weight_bytes <= CACHE_BYTES
+        streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
+        streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
+        scratch = round_up(window + sums + tail, 16)
+        geometry = Geometry(
+            p.batch, p.groups, inputs, outputs, tile_rows, int(wide), widest, output_parts, halo_rows, line - ow,
+            plane, *p.stride, p.padding[2], p.width, len(every), p.kernel[1], int(table[:terms].max()), at_a_time,
+            int(by_tap), TERMS[p.accuracy], block, int(in_place), int(row_by_row), int(streamed), scratch, window, sums,
+        )  # fmt: skip
+        every_table = (
+            read_only(table), read_only(tail_table), read_only(np.array(planes, np.int64).reshape(-1, 4)),
+            read_only(np.array(regions, np.int64)), *sources(p),
+        )  # fmt: skip
+        tasks = p.batch * p.groups * len(regions) * output_parts
+        return cls(
+            p, "gemm", parts * scratch * size, tables=every_table, geometry=geometry, parts=min(parts, max(tasks, 1)),
+            scratch=scratch, in_place=in_place, wide=wide, by_tap=at_a_time if by_tap else 0,
+        )  # fmt: skip
+
+    @property
+    def stamp(self) -> Hashable:
+        p = self.problem
+        return ("gemm", "jit", p.weight_shape, p.compute_dtype, self.wide, self.by_tap)
+
+    @property
+    def note(self) -> str:
+        """For `explain`."""
+        where = "in place" if self.in_place else f"{len(self.tables[3])} strips"
+        return f"compiled, {where}" + (", outputs in the lanes" if self.wide else "")
+
+    def seconds(self, costs: CompiledCosts) -> float:
+        """The estimate, from what the kernels do with a problem of this geometry."""
+        g = self.geometry
+        p, lane, images = self.problem, lanes(self.problem.compute_dtype), self.problem.batch * self.problem.groups
+        product = costs.single if g.tile_rows == 1 else costs.product
+        element = costs.filled if p.stride[1] == 1 and p.layout == "NCHW" else costs.strided
+        passes = -(-g.inputs // g.at_a_time)
+        work = 0.0
+        for r0, r1, q0, q1, i0, i1, j0, j1 in self.tables[3].tolist():
+            rows, line = r1 - r0, q1 - q0 + g.halo_cols
+            columns = rows * line - g.halo_cols
+            vectors = -(-columns // g.widest) * g.widest / lane if g.wide else -(-columns // lane)
+            used = (i1 - i0) * (j1 - j0)
+            filled_rows = 0 if self.in_place else g.output_parts * g.inputs * (rows + g.halo_rows)
+            filled_rows *= used if len(self.tables[2]) == g.taps else len(self.tables[2])
+            runs = passes * g.outputs * (columns / g.widest * 2 if g.wide else vectors / 3)
+            runs += passes * g.outputs * (rows if g.halo_cols else 1)
+            work += (
+                vectors * round_up(g.outputs, g.tile_rows) * g.inputs * used * product
+                + filled_rows * (costs.row + line * element)
+                + runs * costs.line
+                + passes * g.outputs * rows * (q1 - q0) / lane * costs.stored
+                + g.output_parts * costs.task
+            )
+        tasks = images * len(self.tables[3]) * g.output_parts
+        return costs.launch + images * work * per_thread(threads.get_num_threads(), tasks)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        p, tile = self.problem, self.geometry.tile_rows
+        g, o, i, kh, kw = p.weight_shape
+        tiles = -(-o // tile)
+        padded = np.zeros((g, tiles * tile, i, kh * kw), p.compute_dtype)
+        padded[:, :o] = weight.reshape(g, o, i, kh * kw)
+        # what a register tile reads, in its order: channel by channel, or some channels at a time and tap by tap
+        if self.by_tap:
+            some = padded.reshape(g, tiles, tile, i // self.by_tap, self.by_tap, kh * kw)
+            packed = some.transpose(0, 1, 3, 5, 4, 2)
+        else:
+            packed = padded.reshape(g, tiles, tile, i * kh * kw).transpose(0, 1, 3, 2)
+        data = read_only(np.ascontiguousarray(packed).reshape(-1))
+        return PackedWeight(self.stamp, data, data.nbytes)
+
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
+        p, tables = self.problem, self.tables
+        if self.in_place and x_strides[1:] != (p.height * p.width, p.width, 1):
+            x, x_strides = contiguous(x, x_strides, p)
+        scratch = threads.scratch(self.parts * self.scratch, y.dtype)
+        threads.launch(
+            kernels.gemm_alone, kernels.gemm_team, self.parts,
+            x, x_strides, y, y_strides, data, bias, *tables, tuple(self.geometry), scratch,
+        )  # fmt: skip
+
+
+def _shifting_pays(p: Problem, phases: int, halo_cols: int) -> bool:
+    """Whether computing the halo's columns costs less than a copy of the window for every tap."""
+    ow, n_taps = p.out_size[1], p.kernel[0] * p.kernel[1]
+    outputs = p.out_channels // p.groups
+    wasted = halo_cols / ow * n_taps * outputs / 16  # vector operations per input element
+    copied = (n_taps - phases) * 0.4
+    return n_taps == 1 or wasted < copied
+
+
+def _strips(regions: tuple[taps.Region, ...]) -> list[Ints]:
+    """Regions cut into strips that are worth reading all weights, those with the most work first."""
+    found = []
+    for rows, *others in regions:
+        q0, q1, *kernel = (edge for part in others for edge in (part.start, part.stop))
+        height = rows.stop - rows.start
+        strips = -(-height // max(1, WORTH_COLUMNS // (q1 - q0)))
+        for i in range(strips):
+            r0, r1 = (rows.start + n * height // strips for n in (i, i + 1))
+            found.append((r0, r1, q0, q1, *kernel))
+    return sorted(found, key=lambda s: -(s[1] - s[0]) * (s[3] - s[2]) * (s[5] - s[4]) * (s[7] - s[6]))
+
+
+def _divisor(value: int, limit: int) -> int:
+    """The largest divisor up to a limit."""
+    return max(n for n in range(1, max(min(value, limit), 1) + 1) if value % n == 0)

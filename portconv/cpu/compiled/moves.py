@@ -1,0 +1,191 @@
+"""Vectors moved, added, transposed and transformed between the products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from .vectors import I1, I64, VECTOR_BYTES, Vectors, intrinsic_of, loop
+
+__all__ = [
+    "add_to_vectors",
+    "add_vectors",
+    "copy_elements",
+    "fence",
+    "move_vectors",
+    "scatter_transposed",
+    "tile_transform",
+    "transpose_block",
+]
+
+
+def add_vectors() -> Any:
+    """`target[:n] += source[:n]` for a whole number of vectors. Arguments: target, source, how many vectors."""
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any) -> None:
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            offset = b.mul(i, I64(v.n * v.size))
+            place = v.at(target, offset)
+            v.store(b.fadd(v.load(place), v.load(v.at(source, offset))), place)
+            return []
+
+        loop(b, count, [], body)
+
+    return intrinsic_of(generate)
+
+
+def put_line(*, add: bool) -> Any:
+    """`target[:n] = source[:n] + shift`, or `target[:n] += source[:n]` if `add`.
+
+    Arguments: target, source, how many elements, address of the shift. Up to a vector beyond the source is read.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, shift: Any) -> None:
+        shifts = v.load_splat(shift)
+        lane_numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            offset = b.mul(done, I64(v.size))
+            place = v.at(target, offset)
+            inside = b.icmp_signed("<", lane_numbers, v.splat(b.sub(count, done), lane_numbers.type))
+            value = v.load(v.at(source, offset))
+            with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, partial):
+                with whole:
+                    v.store(b.fadd(value, v.load(place) if add else shifts), place)
+                with partial:
+                    v.masked_store(b.fadd(value, v.masked_load(place, inside) if add else shifts), place, inside)
+            return []
+
+        loop(b, b.sdiv(b.add(count, I64(v.n - 1)), I64(v.n)), [], body)
+
+    return intrinsic_of(generate)
+
+
+def mark_nonfinite() -> Any:
+    """`mark += x - x` for all vectors x: NaN where one is not finite. Arguments: mark, source, how many vectors."""
+
+    def generate(b: Any, v: Vectors, mark: Any, source: Any, count: Any) -> None:
+        def body(i: Any, state: list[Any]) -> list[Any]:
+            value = v.load(v.at(source, b.mul(i, I64(v.n * v.size))))
+            return [b.fadd(state[0], b.fsub(value, value))]
+
+        v.store(loop(b, count, [v.load(mark)], body)[0], mark)
+
+    return intrinsic_of(generate)
+
+
+def fence() -> Any:
+    """Orders streamed stores before what follows. No arguments."""
+
+    def generate(b: Any, _v: Vectors) -> None:
+        b.fence("seq_cst")
+
+    return intrinsic_of(generate)
+
+
+def copy_elements() -> Any:
+    """Copies memory. Arguments: target, source, how many elements."""
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any) -> None:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, I1])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.memcpy.p0.p0.i64")
+        length = b.mul(count, I64(v.size))
+        b.call(function, [b.inttoptr(target, pointer), b.inttoptr(source, pointer), length, I1(0)])
+
+    return intrinsic_of(generate)
+
+
+def transpose_block() -> Any:
+    """Transposes a square of lanes x lanes elements. Arguments: target, bytes between its rows; source, the same."""
+
+    def generate(b: Any, v: Vectors, target: Any, target_row: Any, source: Any, source_row: Any) -> None:
+        rows = [v.load(v.at(source, b.mul(source_row, I64(i)))) for i in range(v.n)]
+        for i, row in enumerate(v.transposed(rows)):
+            v.store(row, v.at(target, b.mul(target_row, I64(i))))
+
+    return intrinsic_of(generate)
+
+
+def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[Fraction]]) -> Any:
+    """`L d R^T` for a tile d of vectors, its elements at strides of their own; as many lanes as channels at a time.
+
+    Arguments of the intrinsic: source, bytes between its rows, between its columns; target, the same two; scratch for
+    as many vectors as L has rows and R columns.
+    """
+
+    def generate(
+        b: Any, v: Vectors, source: Any, row: Any, col: Any, target: Any, target_row: Any, target_col: Any,
+        between: Any,
+    ) -> None:  # fmt: skip
+        height, pitch = len(left), len(left) * VECTOR_BYTES
+
+        def column(j: Any, _state: list[Any]) -> list[Any]:
+            start = v.at(source, b.mul(col, j))
+            tile = [v.load(v.at(start, b.mul(row, I64(i)))) for i in range(len(left[0]))]
+            place = v.at(between, b.mul(j, I64(pitch)))
+            for i, factors in enumerate(left):
+                v.store(v.combination(factors, tile), v.at(place, i * VECTOR_BYTES))
+            return []
+
+        def line(i: Any, _state: list[Any]) -> list[Any]:
+            start = v.at(between, b.mul(i, I64(VECTOR_BYTES)))
+            tile = [v.load(v.at(start, j * pitch)) for j in range(len(right[0]))]
+            place = v.at(target, b.mul(target_row, i))
+            for j, factors in enumerate(right):
+                v.store(v.combination(factors, tile), v.at(place, b.mul(target_col, I64(j))))
+            return []
+
+        loop(b, I64(len(right[0])), [], column)
+        loop(b, I64(height), [], line)
+
+    return intrinsic_of(generate)
+
+
+def scatter_transposed() -> Any:
+    """As `transpose_block`, with rows of the target where a table of offsets in bytes says.
+
+    Arguments: target, address of the table; source, bytes between its rows.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, table: Any, source: Any, source_row: Any) -> None:
+        rows = [v.load(v.at(source, b.mul(source_row, I64(i)))) for i in range(v.n)]
+        for i, row in enumerate(v.transposed(rows)):
+            offset = b.load(b.inttoptr(v.at(table, 8 * i), I64.as_pointer()))
+            v.store(row, v.at(target, offset))
+
+    return intrinsic_of(generate)
+
+
+def move_vectors() -> Any:
+    """Copies vectors. Arguments: target, bytes between vectors; source, the same; how many vectors."""
+
+    def generate(b: Any, v: Vectors, target: Any, target_step: Any, source: Any, source_step: Any, count: Any) -> None:
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            v.store(v.load(v.at(source, b.mul(i, source_step))), v.at(target, b.mul(i, target_step)))
+            return []
+
+        loop(b, count, [], body)
+
+    return intrinsic_of(generate)
+
+
+def add_to_vectors() -> Any:
+    """`target[n] = source[n] + shift` for vectors. Arguments: target, source, how many, address of the shift."""
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, shift: Any) -> None:
+        shifts = v.load(shift)
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            offset = b.mul(i, I64(VECTOR_BYTES))
+            v.store(b.fadd(v.load(v.at(source, offset)), shifts), v.at(target, offset))
+            return []
+
+        loop(b, count, [], body)
+
+    return intrinsic_of(generate)

@@ -1,0 +1,53 @@
+"""The compiled engines: which of them has a plan for a problem, and what it would cost."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ...core.backend import Candidate
+from ...core.problem import Problem
+from .base import CompiledPlan
+from .costs import COMPILED, CompiledCosts
+from .depthwise.plan import DepthwisePlan
+from .direct.plan import DirectPlan
+from .gemm.plan import GemmPlan
+from .winograd.plan import WinogradPlan
+
+__all__ = ["build", "candidates"]
+
+MAX_WORKSPACE_BYTES = 56 << 20
+MAX_AXIS = 1 << 20  # elements of a padded axis
+MAX_TABLE = 1 << 17  # terms of an output: there is a table of them
+
+# The compiled forms of an engine; the one that takes least time is used.
+FORMS: dict[str, tuple[type[CompiledPlan], ...]] = {
+    "gemm": (GemmPlan,),
+    "winograd": (WinogradPlan,),
+    "direct": (DirectPlan, DepthwisePlan),
+}
+
+
+@lru_cache(maxsize=256)
+def build(problem: Problem, engine: str) -> CompiledPlan | None:
+    """The compiled plan, or None where the plain one has to do: its tables and strips suit images, not long rows."""
+    top, bottom, left, right = problem.padding
+    axes = problem.height + top + bottom, problem.width + left + right
+    terms = problem.in_channels // problem.groups * problem.kernel[0] * problem.kernel[1]
+    if max(axes) > MAX_AXIS or terms > MAX_TABLE or problem.batch == 0:
+        return None
+    plan = _made(problem, engine)
+    return plan if plan is None or plan.workspace_bytes <= MAX_WORKSPACE_BYTES else None
+
+
+def _made(problem: Problem, engine: str) -> CompiledPlan | None:
+    plans = [plan for form in FORMS.get(engine, ()) if (plan := form.make(problem)) is not None]
+    return min(plans, key=lambda plan: plan.seconds(COMPILED), default=None)
+
+
+def candidates(problem: Problem, costs: CompiledCosts = COMPILED) -> dict[str, Candidate]:
+    """The estimates of the engines that have a compiled form for the problem, by name."""
+    found = {}
+    for engine in FORMS:
+        if (plan := build(problem, engine)) is not None:
+            found[engine] = Candidate(engine, plan.seconds(costs), plan.workspace_bytes, note=plan.note)
+    return found

@@ -1,0 +1,203 @@
+"""The innermost loops: sums of products in tiles of vector registers.
+
+Sources: Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008), for the register
+tile; Dukhan, "The indirect convolution algorithm", arXiv 1907.02129, for operands addressed by a table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from .vectors import I32, I64, OUTPUT_VECTORS, VECTOR_BYTES, Vectors, intrinsic_of, loop
+
+__all__ = ["broadcast_products", "channel_sums", "finished_products", "row_products", "shifted_products", "tap_sums"]
+
+
+def shifted_products(rows: int, vectors: int) -> Any:
+    """`out[r, :] = sum over k of weight[k, r] * memory[base + table[k] + (0, 1, 2, ...)]`, ROWS by vectors x lanes.
+
+    Arguments of the intrinsic: base, table, weight, terms, out. Weight is (terms, rows), out (rows, vectors x lanes).
+    """
+
+    def generate(_b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
+        for i, total in enumerate(v.products(base, table, weight, terms, rows, vectors)):
+            v.store(total, v.at(out, i * v.n * v.size))
+
+    return intrinsic_of(generate)
+
+
+def finished_products(rows: int, vectors: int, *, streamed: bool) -> Any:
+    """`shifted_products` that writes results: `out[r, :] = sum + bias[r]`; past the caches if `streamed`.
+
+    Arguments of the intrinsic: base, table, weight, terms, out, bytes between its rows, address of the bias. Streamed
+    results must be aligned to vectors.
+    """
+
+    def generate(
+        b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, bias: Any
+    ) -> None:
+        sums = v.products(base, table, weight, terms, rows, vectors)
+        for r in range(rows):
+            shift, line = v.load_splat(v.at(bias, r * v.size)), v.at(out, b.mul(out_row, I64(r)))
+            for j in range(vectors):
+                place, value = v.at(line, j * VECTOR_BYTES), b.fadd(sums[r * vectors + j], shift)
+                (v.stream if streamed else v.store)(value, place)
+
+    return intrinsic_of(generate)
+
+
+def broadcast_products(pixels: int) -> Any:
+    """`out[n, :] = sum over k of weight[k, :] * memory[base + table[k] + n]`: the same with outputs in the lanes.
+
+    Arguments as in `shifted_products`. Weight is (terms, OUTPUT_VECTORS x lanes), out (pixels, OUTPUT_VECTORS x lanes).
+    """
+
+    def generate(b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
+
+        def body(k: Any, sums: list[Any]) -> list[Any]:
+            offset = b.load(b.inttoptr(v.at(table, b.mul(k, I64(8))), I64.as_pointer()))
+            line = v.at(weight, b.mul(k, I64(OUTPUT_VECTORS * VECTOR_BYTES)))
+            factors = [v.load(v.at(line, j * VECTOR_BYTES)) for j in range(OUTPUT_VECTORS)]
+            added = []
+            for n in range(pixels):
+                value = v.load_splat(v.at(base, offset, n * v.size))
+                added += [v.fma(factor, value, sums[n * OUTPUT_VECTORS + j]) for j, factor in enumerate(factors)]
+            return added
+
+        sums = loop(b, terms, [v.zero] * (pixels * OUTPUT_VECTORS), body)
+        for i, total in enumerate(sums):
+            v.store(total, v.at(out, i * VECTOR_BYTES))
+
+    return intrinsic_of(generate)
+
+
+def row_products(rows: int, vectors: int) -> Any:
+    """`out[r, :] (+)= sum over k of a[r, k] * panel[k, :]`: a tile of an ordinary matrix product.
+
+    Arguments of the intrinsic: a, bytes between its rows, panel (terms, vectors x lanes), terms, out, bytes between its
+    rows, and whether to add to what is there.
+    """
+
+    def generate(
+        b: Any, v: Vectors, a: Any, a_stride: Any, panel: Any, terms: Any, out: Any, out_stride: Any, add: Any
+    ) -> None:
+        starts = [v.at(a, b.mul(a_stride, I64(r))) for r in range(rows)]
+
+        def body(k: Any, sums: list[Any]) -> list[Any]:
+            line = v.at(panel, b.mul(k, I64(vectors * v.n * v.size)))
+            values = [v.load(v.at(line, j * v.n * v.size)) for j in range(vectors)]
+            offset = b.mul(k, I64(v.size))
+            added = []
+            for r in range(rows):
+                factor = v.load_splat(v.at(starts[r], offset))
+                added += [v.fma(value, factor, sums[r * vectors + j]) for j, value in enumerate(values)]
+            return added
+
+        sums = loop(b, terms, [v.zero] * (rows * vectors), body)
+        places = [v.at(out, b.mul(out_stride, I64(r)), j * v.n * v.size) for r in range(rows) for j in range(vectors)]
+        with b.if_else(b.icmp_signed("!=", add, I64(0))) as (then, otherwise):
+            with then:
+                for total, place in zip(sums, places, strict=True):
+                    v.store(b.fadd(v.load(place), total), place)
+            with otherwise:
+                for total, place in zip(sums, places, strict=True):
+                    v.store(total, place)
+
+    return intrinsic_of(generate)
+
+
+def channel_sums(width: int, step: int) -> Any:
+    """`out[n] = shift + sum over (i, j) of one[i, j] * other[i, j + n * step]`, all of them vectors of channels.
+
+    Arguments of the intrinsic: address of one[0, 0], bytes between its rows, between its columns; the same of other;
+    how many rows, columns; address of the shift; out (width vectors).
+    """
+
+    def generate(
+        b: Any, v: Vectors, one: Any, one_row: Any, one_col: Any, other: Any, other_row: Any, other_col: Any,
+        rows: Any, cols: Any, shift: Any, out: Any,
+    ) -> None:  # fmt: skip
+
+        def row(i: Any, sums: list[Any]) -> list[Any]:
+            ones, others = v.at(one, b.mul(i, one_row)), v.at(other, b.mul(i, other_row))
+
+            def col(j: Any, sums: list[Any]) -> list[Any]:
+                factor = v.load(v.at(ones, b.mul(j, one_col)))
+                place = v.at(others, b.mul(j, other_col))
+                return [
+                    v.fma(factor, v.load(v.at(place, n * step * VECTOR_BYTES)), total) for n, total in enumerate(sums)
+                ]
+
+            return loop(b, cols, sums, col)
+
+        sums = loop(b, rows, [v.zero] * width, row)
+        shifts = v.load(shift)
+        for n, total in enumerate(sums):
+            v.store(b.fadd(total, shifts), v.at(out, n * VECTOR_BYTES))
+
+    return intrinsic_of(generate)
+
+
+def tap_sums(rows: int, vectors: int, *, masked: bool) -> Any:
+    """Sums over channels and taps for a patch: `rows` lines of `vectors` vectors each.
+
+    `out[r, n] = sum over (c, i, j) of weight[c, i, j] * image[c, top + r + i * dh, left + n + j * dw]`. If `masked`,
+    what lies outside `height` rows and `width` columns counts as zero and is not touched; otherwise nothing is checked.
+
+    Arguments of the intrinsic: channels, bytes between them in the image, in the weight; address of
+    image[0, top, left], bytes between rows; dh, dw; address of the weight, bytes between its rows, its height, its
+    width; top, height, left, width; address of a row of zeros as long as a patch's; out (rows, vectors x lanes).
+    """
+
+    def generate(
+        b: Any, v: Vectors, channels: Any, channel_bytes: Any, weight_channel: Any, start: Any, row_bytes: Any,
+        dh: Any, dw: Any, weight: Any, weight_row: Any, kh: Any, kw: Any, top: Any, height: Any, left: Any, width: Any,
+        zeros: Any, out: Any,
+    ) -> None:  # fmt: skip
+        numbers = ir.VectorType(I32, v.n)  # half as wide as 64 bits, and enough for a row
+        steps = [ir.Constant(numbers, [j * v.n + lane for lane in range(v.n)]) for j in range(vectors)]
+        limit = v.splat(b.trunc(width, I32), numbers)
+        lines = [b.mul(row_bytes, I64(r)) for r in range(rows)]
+        kernel_row = b.mul(dh, row_bytes)
+
+        def channel(c: Any, sums: list[Any]) -> list[Any]:
+            plane = v.at(start, b.mul(c, channel_bytes))
+            factors = v.at(weight, b.mul(c, weight_channel))
+
+            def column(j: Any, sums: list[Any]) -> list[Any]:
+                shift = b.mul(j, dw)
+                inside: list[Any] = []
+                if masked:
+                    first = v.splat(b.trunc(b.add(left, shift), I32), numbers)
+                    inside = [b.icmp_unsigned("<", b.add(first, step), limit) for step in steps]
+                here = v.at(plane, b.mul(shift, I64(v.size)))
+                weights = v.at(factors, b.mul(j, I64(v.size)))
+
+                def tap(i: Any, sums: list[Any]) -> list[Any]:
+                    factor = v.load_splat(v.at(weights, b.mul(i, weight_row)))
+                    line = v.at(here, b.mul(i, kernel_row))
+                    row = b.add(top, b.mul(i, dh))
+                    added = []
+                    for r in range(rows):
+                        # selected by address: selected masks would spill
+                        address = v.at(line, lines[r])
+                        if masked:
+                            inside_rows = b.icmp_unsigned("<", b.add(row, I64(r)), height)
+                            address = b.select(inside_rows, address, zeros)
+                        for n in range(vectors):
+                            place = v.at(address, n * v.n * v.size)
+                            value = v.masked_load(place, inside[n]) if masked else v.load(place)
+                            added.append(v.fma(value, factor, sums[r * vectors + n]))
+                    return added
+
+                return loop(b, kh, sums, tap)
+
+            return loop(b, kw, sums, column)
+
+        sums = loop(b, channels, [v.zero] * (rows * vectors), channel)
+        for i, total in enumerate(sums):
+            v.store(total, v.at(out, i * v.n * v.size))
+
+    return intrinsic_of(generate)

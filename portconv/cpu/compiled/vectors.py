@@ -1,0 +1,190 @@
+"""LLVM's vectors as Numba intrinsics: what the loops of all engines are made of.
+
+An intrinsic is straight-line LLVM code on vector registers, the same for every CPU, which a compiler does not find by
+itself in loops over arrays; LLVM fits it to the instructions at hand. Addresses and strides are integers, in bytes;
+nothing is checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = [
+    "I1",
+    "I32",
+    "I64",
+    "MAX_VECTORS",
+    "OUTPUT_VECTORS",
+    "PIXELS",
+    "ROWS",
+    "VECTOR_BYTES",
+    "Vectors",
+    "intrinsic_of",
+    "lanes",
+    "loop",
+]
+
+_features = llvm.get_host_cpu_features()
+VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
+# The sums of a register tile, ROWS x MAX_VECTORS vectors, take most of the 32 or 16 registers.
+ROWS = 4 if VECTOR_BYTES == 32 else 8
+MAX_VECTORS = 3
+# Columns of a register tile that has outputs in its lanes, OUTPUT_VECTORS vectors of them.
+PIXELS = 6 if VECTOR_BYTES == 32 else 14
+OUTPUT_VECTORS = 2
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+_SIZES = {"float32": 4, "float64": 8}
+
+
+def lanes(dtype: str) -> int:
+    """Elements of a vector register."""
+    return VECTOR_BYTES // _SIZES[dtype]
+
+
+class Vectors:
+    """The few vector operations that the intrinsics are made of."""
+
+    def __init__(self, builder: Any, dtype: str) -> None:
+        self.b, self.n, self.size = builder, lanes(dtype), _SIZES[dtype]
+        self.element = _FLOATS[dtype]
+        self.type = ir.VectorType(self.element, self.n)
+        self.zero = ir.Constant(self.type, [0.0] * self.n)
+        self.suffix = f"v{self.n}f{8 * self.size}"
+
+    def at(self, base: Any, *offsets: Any) -> Any:
+        """An address plus offsets, which are numbers or values."""
+        for offset in offsets:
+            base = self.b.add(base, I64(offset) if isinstance(offset, int) else offset)
+        return base
+
+    def load(self, address: Any) -> Any:
+        value = self.b.load(self.b.inttoptr(address, self.type.as_pointer()))
+        value.align = self.size
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        self.b.store(value, self.b.inttoptr(address, self.type.as_pointer())).align = self.size
+
+    def stream(self, value: Any, address: Any) -> None:
+        """A store past the caches, to an aligned address."""
+        store = self.b.store(value, self.b.inttoptr(address, self.type.as_pointer()))
+        store.align = VECTOR_BYTES
+        store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
+
+    def masked_load(self, address: Any, mask: Any) -> Any:
+        """Lanes outside the mask are zero, and their memory is not touched."""
+        masks = ir.VectorType(I1, self.n)
+        pointer = self.type.as_pointer()
+        kind = ir.FunctionType(self.type, [pointer, I32, masks, self.type])
+        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.load.{self.suffix}.p0")
+        return self.b.call(function, [self.b.inttoptr(address, pointer), I32(self.size), mask, self.zero])
+
+    def masked_store(self, value: Any, address: Any, mask: Any) -> None:
+        """Lanes outside the mask are not touched."""
+        pointer = self.type.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [self.type, pointer, I32, mask.type])
+        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.store.{self.suffix}.p0")
+        self.b.call(function, [value, self.b.inttoptr(address, pointer), I32(self.size), mask])
+
+    def splat(self, scalar: Any, kind: Any = None) -> Any:
+        kind = kind or self.type
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+        order = ir.Constant(ir.VectorType(I32, self.n), [0] * self.n)
+        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
+
+    def load_splat(self, address: Any) -> Any:
+        return self.splat(self.b.load(self.b.inttoptr(address, self.element.as_pointer())))
+
+    def constant(self, value: Fraction) -> Any:
+        return ir.Constant(self.type, [float(value)] * self.n)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        kind = ir.FunctionType(self.type, [self.type] * 3)
+        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.fma.{self.suffix}")
+        return self.b.call(function, [a, b, c])
+
+    def products(self, base: Any, table: Any, weight: Any, terms: Any, rows: int, vectors: int) -> list[Any]:
+        """See `shifted_products`."""
+        b = self.b
+
+        def body(k: Any, sums: list[Any]) -> list[Any]:
+            offset = b.load(b.inttoptr(self.at(table, b.mul(k, I64(8))), I64.as_pointer()))
+            values = [self.load(self.at(base, offset, j * VECTOR_BYTES)) for j in range(vectors)]
+            factors = self.at(weight, b.mul(k, I64(rows * self.size)))
+            added = []
+            for r in range(rows):
+                factor = self.load_splat(self.at(factors, r * self.size))
+                added += [self.fma(value, factor, sums[r * vectors + j]) for j, value in enumerate(values)]
+            return added
+
+        return loop(b, terms, [self.zero] * (rows * vectors), body)
+
+    def transposed(self, rows: list[Any]) -> list[Any]:
+        """As many vectors as a vector has lanes, transposed."""
+        order, half = ir.VectorType(I32, self.n), self.n // 2
+        # Each round interleaves the rows of the first half with those of the second, log2(lanes) times.
+        low = ir.Constant(order, [i // 2 + (i % 2) * self.n for i in range(self.n)])
+        high = ir.Constant(order, [half + i // 2 + (i % 2) * self.n for i in range(self.n)])
+        for _ in range(self.n.bit_length() - 1):
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [self.b.shuffle_vector(one, two, part) for one, two in pairs for part in (low, high)]
+        return rows
+
+    def combination(self, coefficients: Sequence[Fraction], values: Sequence[Any]) -> Any:
+        """The sum of `coefficients[i] * values[i]`; zeros and ones cost no multiplication."""
+        total = None
+        for factor, value in sorted(zip(coefficients, values, strict=True), key=lambda pair: abs(pair[0]) != 1):
+            if factor == 0:
+                continue
+            if total is None:
+                total = value if factor == 1 else self.b.fmul(self.constant(factor), value)
+            elif abs(factor) == 1:
+                total = self.b.fadd(total, value) if factor == 1 else self.b.fsub(total, value)
+            else:
+                total = self.fma(self.constant(factor), value, total)
+        return self.zero if total is None else total
+
+
+def loop(b: Any, count: Any, state: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
+    """`for i in range(count): state = body(i, state)`, for a count of one or more; the final state."""
+    before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+    b.branch(loop)
+    b.position_at_end(loop)
+    index = b.phi(I64)
+    index.add_incoming(I64(0), before)
+    phis = []
+    for value in state:
+        phi = b.phi(value.type)
+        phi.add_incoming(value, before)
+        phis.append(phi)
+    results = list(body(index, list(phis)))
+    following = b.add(index, I64(1))
+    for phi, value in zip([index, *phis], [following, *results], strict=True):
+        phi.add_incoming(value, b.block)
+    b.cbranch(b.icmp_signed("<", following, count), loop, after)
+    b.position_at_end(after)
+    return results
+
+
+def intrinsic_of(generate: Callable[..., None]) -> Any:
+    """A Numba intrinsic `(like, integers)` without a result. The array `like` has the dtype; the rest are integers."""
+
+    def typed(_context: Any, like: Any, integers: Any) -> Any:
+        def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            v = Vectors(builder, str(signature.args[0].dtype))
+            generate(builder, v, *cgutils.unpack_tuple(builder, args[1]))
+            return context.get_dummy_value()
+
+        return types.void(like, types.UniTuple(types.intp, len(integers))), lower
+
+    return intrinsic(typed)

@@ -1,0 +1,238 @@
+"""`winograd` in channels-last tiles: as many channels at a time as a vector has lanes, whatever the size of the image.
+
+A line is a row of tiles, or a part of it in wide images. Blocks of lines go through the three steps in the cache of one
+thread; where there are too many weights for that, all threads do one step after the other on a larger block, so that
+the weights are read once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from ....engines.winograd import TILES, matrices
+from ..memory import put, stage_rows, transpose
+from ..moves import mark_nonfinite, tile_transform
+from ..products import row_products
+from ..team import driver, kernel
+from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES
+
+__all__ = ["winograd_alone", "winograd_team"]
+
+_mark = mark_nonfinite()
+_p1, _p2, _p3 = (row_products(ROWS, n) for n in (1, 2, 3))
+
+
+def _forward(size: tuple[int, int]) -> Any:
+    """`B^T d B`. The matrix depends on nothing but its size: on how many points there are."""
+    return tile_transform(matrices(1, size[0])[2], matrices(1, size[1])[2])
+
+
+def _back(number: int) -> Any:
+    """`A^T M A` of a tile in TILES."""
+    tile = TILES[number]
+    left, right = (matrices(m, r)[0] for m, r in zip(tile.outputs, tile.kernel, strict=True))
+    return tile_transform(left, right)
+
+
+_forward4, _forward6 = _forward((4, 4)), _forward((6, 6))
+_forward18, _forward81 = _forward((1, 8)), _forward((8, 1))
+_back0, _back1, _back2, _back3, _back4 = _back(0), _back(1), _back(2), _back(3), _back(4)
+_back5, _back6, _back7, _back8 = _back(5), _back(6), _back(7), _back(8)
+
+
+@kernel
+def _transform_inputs(like, nh, nw, arguments):
+    if nh == 1:
+        _forward18(like, arguments)
+    elif nw == 1:
+        _forward81(like, arguments)
+    elif nh == 6:
+        _forward6(like, arguments)
+    else:
+        _forward4(like, arguments)
+
+
+@kernel
+def _transform_products(like, number, arguments):
+    if number == 0:
+        _back0(like, arguments)
+    elif number == 1:
+        _back1(like, arguments)
+    elif number == 2:
+        _back2(like, arguments)
+    elif number == 3:
+        _back3(like, arguments)
+    elif number == 4:
+        _back4(like, arguments)
+    elif number == 5:
+        _back5(like, arguments)
+    elif number == 6:
+        _back6(like, arguments)
+    elif number == 7:
+        _back7(like, arguments)
+    else:
+        _back8(like, arguments)
+
+
+@kernel
+def _place(line, down, segments, across, row_tiles):
+    """Image, row of tiles and first tile of a line. The last line of a row overlaps the one before it."""
+    rest, segment = line // segments, line % segments
+    return rest // down, rest % down, min(segment * across, row_tiles - across)
+
+
+@kernel
+def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, at, stage, square):
+    """Lines l0 to l1, transformed: v[product, tile, channel], from the element `at` on."""
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
+    xb, xc, xh, xw = x_strides
+    size = v.itemsize
+    lanes = VECTOR_BYTES // size
+    cols = (across - 1) * mw + nw
+    for line in range(l0, l1):
+        b, row, first = _place(line, down, segments, across, row_tiles)
+        row *= mh
+        for c in range(0, channels, lanes):
+            stage_rows(x, b * xb + c * xc, xc, xh, xw, min(lanes, channels - c), source_rows, source_cols, row, nh,
+                       first * mw, left, width, cols, stage, square)  # fmt: skip
+            for i in range(across):
+                tile = (line - l0) * across + i
+                source = stage.ctypes.data + i * mw * VECTOR_BYTES
+                target = v.ctypes.data + (at + tile * c_pad + c) * size
+                step = padded * c_pad * size
+                _transform_inputs(
+                    v, nh, nw, (source, cols * VECTOR_BYTES, VECTOR_BYTES, target, nw * step, step, square.ctypes.data)
+                )
+
+
+@kernel
+def _products(q0, q1, tiles, padded, weight, geometry, v, m):
+    """m[product, tile, output] of pairs q0 to q1 of a product and a panel of outputs."""
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
+    size = v.itemsize
+    lanes = VECTOR_BYTES // size
+    vectors_all = o_pad // lanes
+    panels = (vectors_all + MAX_VECTORS - 1) // MAX_VECTORS
+    for q in range(q0, q1):
+        f, panel = q // panels, q % panels
+        o = panel * vectors_all // panels * lanes
+        vectors = (panel + 1) * vectors_all // panels - panel * vectors_all // panels
+        for c in range(0, channels, chunk):
+            n = min(chunk, channels - c)
+            factors = weight.ctypes.data + ((f * o_pad + o) * channels + c * vectors * lanes) * size
+            for t in range(0, tiles, ROWS):
+                rows = v.ctypes.data + ((f * padded + t) * c_pad + c) * size
+                out = m.ctypes.data + ((f * padded + t) * o_pad + o) * size
+                arguments = (rows, c_pad * size, factors, n, out, o_pad * size, c)
+                if vectors == 3:
+                    _p3(v, arguments)
+                elif vectors == 2:
+                    _p2(v, arguments)
+                else:
+                    _p1(v, arguments)
+
+
+@kernel
+def _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, at, stage, square, mark):
+    """Lines l0 to l1 of the result, from m[product, tile, output]; `mark` becomes NaN if some of it is not finite."""
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
+    yb, yc, yh, yw = y_strides
+    size = m.itemsize
+    lanes = VECTOR_BYTES // size
+    cols = across * mw
+    for line in range(l0, l1):
+        b, row, first = _place(line, down, segments, across, row_tiles)
+        row *= mh
+        out_cols = min(cols, row_cols - first * mw)
+        for o in range(0, outputs, lanes):
+            for i in range(across):
+                tile = (line - l0) * across + i
+                step = padded * o_pad * size
+                source = m.ctypes.data + (at + tile * o_pad + o) * size
+                target = stage.ctypes.data + i * mw * VECTOR_BYTES
+                _transform_products(
+                    m, form, (source, nw * step, step, target, cols * VECTOR_BYTES, VECTOR_BYTES, square.ctypes.data)
+                )
+            _mark(m, (mark, stage.ctypes.data, mh * cols))
+            count = min(lanes, outputs - o)
+            for r in range(min(mh, out_rows - row)):
+                place = b * yb + o * yc + (row + r) * yh + first * mw * yw
+                line_start = r * cols * lanes
+                if yw != 1:
+                    for j in range(out_cols):
+                        for lane in range(count):
+                            y[place + j * yw + lane * yc] = stage[line_start + j * lanes + lane] + bias[o + lane]
+                    continue
+                for j in range(0, out_cols, lanes):
+                    n = min(lanes, out_cols - j)
+                    source = stage.ctypes.data + (line_start + j * lanes) * size
+                    transpose(m, (square.ctypes.data, VECTOR_BYTES, source, VECTOR_BYTES))
+                    for lane in range(count):
+                        target = y.ctypes.data + (place + lane * yc + j) * size
+                        shift = bias.ctypes.data + (o + lane) * size
+                        put(m, (target, square.ctypes.data + lane * VECTOR_BYTES, n, shift))
+
+
+@kernel
+def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, weight, bias, source_rows, source_cols,
+          geometry, scratch, sizes, marks):  # fmt: skip
+    """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs."""
+    own_size, v_size, m_size, stage_size = sizes
+    (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
+     width, chunk, form) = geometry  # fmt: skip
+    lanes = VECTOR_BYTES // scratch.itemsize
+    pairs = nh * nw * ((o_pad // lanes + MAX_VECTORS - 1) // MAX_VECTORS)
+    lines = b1 - b0
+    mark = marks.ctypes.data + part * VECTOR_BYTES
+    padded = (block_lines * across + ROWS - 1) // ROWS * ROWS
+    if step == 0:
+        own = scratch[part * own_size : (part + 1) * own_size]
+        v, m = own[:v_size], own[v_size : v_size + m_size]
+        own = own[v_size + m_size :]
+        stage, square = own[:stage_size], own[stage_size:]
+        blocks = (lines + block_lines - 1) // block_lines
+        for i in range(part * blocks // parts, (part + 1) * blocks // parts):
+            l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
+            _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, b0 - b0, stage, square)
+            _products(0, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
+            _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, 0, stage, square, mark)
+        return
+    v, m = scratch[:v_size], scratch[v_size : v_size + m_size]
+    own = scratch[v_size + m_size + part * own_size : v_size + m_size + (part + 1) * own_size]
+    stage, square = own[:stage_size], own[stage_size:]
+    l0, l1 = b0 + part * lines // parts, b0 + (part + 1) * lines // parts
+    tile = (l0 - b0) * across
+    if step == 1:
+        _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, tile * c_pad, stage, square)
+    elif step == 2:
+        q0, q1 = part * pairs // parts, (part + 1) * pairs // parts
+        _products(q0, q1, lines * across, padded, weight, geometry, v, m)
+    else:
+        _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, tile * o_pad, stage, square, mark)
+
+
+@kernel
+def winograd_alone(together, lines, block_lines, *arguments):
+    """The whole convolution on the calling thread."""
+    first, last, stretch = (1, 3, block_lines) if together else (0, 0, lines)
+    for b0 in range(0, lines, stretch):
+        for step in range(first, last + 1):
+            _step(step, 0, 1, b0, min(b0 + stretch, lines), block_lines, *arguments)
+
+
+@driver
+def winograd_team(parts, together, lines, block_lines, x, x_strides, y, y_strides, weight, bias, source_rows,
+                  source_cols, geometry, scratch, sizes, marks):  # fmt: skip
+    """The whole convolution on `parts` threads; `together` they do one step after the other."""
+    first, last, stretch = (1, 3, block_lines) if together else (0, 0, lines)
+    for b0 in range(0, lines, stretch):
+        for step in range(first, last + 1):
+            for part in prange(parts):
+                _step(step, np.int64(part), parts, b0, min(b0 + stretch, lines), block_lines, x, x_strides, y,
+                      y_strides, weight, bias, source_rows, source_cols, geometry, scratch, sizes, marks)  # fmt: skip

@@ -1,0 +1,161 @@
+"""The compiled `winograd` bound to a problem: the tile and the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ....core.backend import PackedWeight
+from ....core.problem import Problem
+from ....engines import winograd
+from ....engines.accuracy import TILE_TERMS
+from ....engines.cropped import met_mask
+from ... import threads
+from ...steps import NumpySteps
+from ..base import Array, CompiledPlan, Ints, per_thread, read_only, round_up, sources
+from ..costs import COMPILED, CompiledCosts
+from ..gemm.plan import GemmPlan
+from ..vectors import MAX_VECTORS, ROWS, lanes
+from . import kernels
+from .geometry import Geometry
+
+__all__ = ["WinogradPlan"]
+
+BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
+JOINED_BYTES = 24 << 20  # of a block that all threads share
+JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them once is worth the waiting
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinogradPlan(CompiledPlan):
+    """`winograd`: see kernels in `winograd.py`."""
+
+    geometry: Geometry
+    tile: winograd.Tile
+    sizes: Ints = ()
+    together: bool = False
+    lines: int = 0
+    block_lines: int = 0
+    exact: GemmPlan
+
+    @classmethod
+    def make(cls, p: Problem) -> WinogradPlan | None:
+        """Choose the tile and the blocks."""
+        if winograd.why_not(p) is not None:
+            return None
+        exact = GemmPlan.make(p)
+        plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
+        return min(plans, key=lambda plan: plan.seconds(COMPILED))
+
+    @classmethod
+    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: GemmPlan) -> WinogradPlan:
+        """Bind a tile to a problem."""
+        oh, ow = p.out_size
+        (mh, mw), (nh, nw) = tile.outputs, tile.size
+        size, lane = p.itemsize, lanes(p.compute_dtype)
+        parts = threads.usable_cores()
+        down, row_tiles = -(-oh // mh), -(-ow // mw)
+        c_pad, o_pad = round_up(p.in_channels, lane), round_up(p.out_channels, lane)
+        tile_bytes = nh * nw * (c_pad + o_pad) * size
+        together = joined(p, tile)
+        # a line's tiles fill register tiles, and no more of them than the cache holds
+        room = max((JOINED_BYTES if together else BLOCK_BYTES) // tile_bytes, 2 * ROWS)
+        segments = -(-row_tiles // room)
+        across = -(-row_tiles // segments)
+        lines = p.batch * down * segments
+        block_lines = max(1, min(lines, room // across))
+        if not together:
+            block_lines = max(1, min(-(-lines // parts), block_lines))
+            block_lines = -(-lines // round_up(-(-lines // block_lines), parts)) if lines >= parts else 1
+        padded = round_up(block_lines * across, ROWS)
+        v, m = nh * nw * padded * c_pad, nh * nw * padded * o_pad
+        stage = (max(nh * ((across - 1) * mw + nw), mh * across * mw) + lane) * lane
+        own = stage + max(lane, nh * nw) * lane + (0 if together else v + m)
+        scratch = parts * own + (v + m if together else 0)
+        number = winograd.TILES.index(tile)
+        geometry = Geometry(
+            p.in_channels, c_pad, p.out_channels, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, oh, ow,
+            p.padding[2], p.width, TILE_TERMS["compiled"], number,
+        )  # fmt: skip
+        return cls(
+            p, "winograd", scratch * size, tile=tile, tables=sources(p), geometry=geometry, sizes=(own, v, m, stage),
+            together=together, lines=lines, block_lines=block_lines, parts=parts, scratch=scratch,
+            exact=exact,
+        )  # fmt: skip
+
+    @cached_property  # every call compares it
+    def stamp(self) -> Hashable:
+        p = self.problem
+        # the weight for gemm is in it, too, in the form of its plan, which depends on the image's size
+        return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile, self.exact.stamp, met_mask(p))
+
+    @property
+    def note(self) -> str:
+        """For `explain`."""
+        return f"compiled, {winograd.note(self.tile)}"
+
+    def seconds(self, costs: CompiledCosts) -> float:
+        """The estimate, from what the kernels do with a problem of this geometry."""
+        p = self.problem
+        g = self.geometry
+        lane = lanes(p.compute_dtype)
+        tiles = self.lines * g.across
+        blocks = -(-self.lines // self.block_lines)
+        padded = blocks * round_up(-(-self.lines // blocks) * g.across, ROWS)
+        work = (
+            g.nh * g.nw * padded * g.channels * g.o_pad / lane * costs.product
+            + g.nh * g.nw * tiles * (g.c_pad + g.o_pad) / lane * costs.transform
+            + self.lines * g.c_pad / lane * g.nh * ((g.across - 1) * g.mw + g.nw) * costs.stage
+            + p.batch * g.outputs * g.out_rows * -(-g.row_cols // lane) * (costs.line + costs.stored)
+            + blocks * costs.task
+            + blocks * g.nh * g.nw * g.channels * g.o_pad * p.itemsize * costs.weight
+        )
+        share = 1 / self.parts if self.together else per_thread(self.parts, blocks)
+        return costs.launch * (1 + 0.3 * self.together * blocks) + work * share
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        p = self.problem
+        lane = lanes(p.compute_dtype)
+        steps = NumpySteps()
+        weight = winograd.without_unmet(weight, p, steps)
+        exact = self.exact.pack(weight)
+        if not steps.transformable(weight, p.compute_dtype):
+            return PackedWeight(self.stamp, (None, exact.data), exact.nbytes)
+        wide = np.asarray(weight, np.float64).reshape(p.out_channels, p.in_channels, *p.kernel)
+        with np.errstate(all="ignore"):
+            products = winograd.transformed(wide, self.tile, np, np.float64).transpose(0, 2, 1)
+            padded = np.zeros((*products.shape[:2], round_up(p.out_channels, lane)), p.compute_dtype)
+            padded[:, :, : p.out_channels] = products
+        # panels as wide as a register tile, each with all its channels
+        vectors = padded.shape[2] // lane
+        panels = -(-vectors // MAX_VECTORS)
+        edges = [i * vectors // panels * lane for i in range(panels + 1)]
+        parts = [padded[:, :, a:b].reshape(len(padded), -1) for a, b in pairwise(edges)]
+        data = read_only(np.ascontiguousarray(np.concatenate(parts, axis=1)).reshape(-1))
+        return PackedWeight(self.stamp, (data, exact.data), data.nbytes + exact.nbytes)
+
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
+        if data[0] is None:
+            self.exact.fill(x, x_strides, y, y_strides, data[1], bias)
+            return
+        marks = np.zeros(self.parts * lanes(y.dtype.name), y.dtype)
+        threads.launch(
+            kernels.winograd_alone, kernels.winograd_team, self.parts,
+            self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], bias, *self.tables,
+            tuple(self.geometry), threads.scratch(self.scratch, y.dtype), self.sizes, marks,
+        )  # fmt: skip
+        # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
+        if marks.any():
+            self.exact.fill(x, x_strides, y, y_strides, data[1], bias)
+
+
+def joined(p: Problem, tile: winograd.Tile) -> bool:
+    """Whether the threads do one step after the other together."""
+    weight_bytes = tile.size[0] * tile.size[1] * p.in_channels * p.out_channels * p.itemsize
+    return weight_bytes > JOINED_WEIGHT_BYTES

@@ -1,0 +1,260 @@
+"""The arguments of users, checked once and brought into normal form, and the problem that they make with sizes.
+
+The rules are those of MegEngine 1.13's `Conv2d`; what is accepted beyond it stands in `portconv.conv2d`'s docstring. A
+`TypeError` answers the wrong kind of thing, a `ValueError` the wrong value, before any array library is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from ..core import layout as layouts
+from ..core.dtypes import promote
+from ..core.errors import choices, describe_shapes
+from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
+from ..core.problem import Problem
+from ..core.shapes import dilated, same_padding
+
+__all__ = ["Conv2dSpec", "Padding", "device_name", "flag", "make_problem"]
+
+Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+COMPUTE_MODES = ("default", "float32")
+CONV_MODES = ("cross_correlation",)
+ACCURACIES = ("normwise", "elementwise")
+STRATEGIES = ("heuristic", "measure")
+MAX_ELEMENTS = 2**40  # of a result or a padded input: beyond it lies a mistake, not a machine
+
+
+def _padding(value: object) -> Padding:
+    if isinstance(value, str):
+        if value not in ("same", "valid"):
+            raise ValueError(f"`padding` as a string must be 'same' or 'valid', but got {value!r}.")
+        return "same" if value == "same" else (0, 0)
+    items = sequence_of_two(value)
+    if items is not None and any(sequence_of_two(item) is not None for item in items):
+        if len(items) != 2 or any(sequence_of_two(item) is None for item in items):
+            raise ValueError(f"`padding` with four sides must be ((top, bottom), (left, right)), but got {value!r}.")
+        vertical, horizontal = pair("padding[0]", items[0], 0), pair("padding[1]", items[1], 0)
+        if vertical[0] == vertical[1] and horizontal[0] == horizontal[1]:
+            return vertical[0], horizontal[0]
+        return vertical, horizontal
+    try:
+        return pair("padding", value, 0)
+    except TypeError as error:
+        raise TypeError(f"{error} `padding` may also be 'same', 'valid' or ((top, bottom), (left, right)).") from None
+
+
+def _modes(conv_mode: Any, compute_mode: Any, padding_mode: Any, layout: Any) -> tuple[str, str, str, str]:
+    # MegEngine compares its modes in lower case
+    conv_mode = conv_mode.lower() if isinstance(conv_mode, str) else conv_mode
+    compute_mode = compute_mode.lower() if isinstance(compute_mode, str) else compute_mode
+    for name, value, allowed in (
+        ("conv_mode", conv_mode, CONV_MODES),
+        ("compute_mode", compute_mode, COMPUTE_MODES),
+        ("padding_mode", padding_mode, PADDING_MODES),
+        ("layout", layout, layouts.LAYOUTS),
+    ):
+        if not isinstance(value, str) or value not in allowed:
+            raise _wrong(name, value, choices(allowed))
+    return conv_mode, compute_mode, padding_mode, layout
+
+
+def _choices(engine: Any, accuracy: Any, strategy: Any) -> tuple[str, str, str]:
+    if not isinstance(engine, str):  # which engines there are, the backend knows
+        raise _wrong("engine", engine, "'auto' or the name of an engine, such as 'gemm'")
+    for name, value, allowed in (("accuracy", accuracy, ACCURACIES), ("strategy", strategy, STRATEGIES)):
+        if not isinstance(value, str) or value not in allowed:
+            raise _wrong(name, value, choices(allowed))
+    return engine, accuracy, strategy
+
+
+def _wrong(name: str, value: object, allowed: str) -> Exception:
+    if isinstance(value, str):
+        return ValueError(f"`{name}` must be {allowed}, but got {value!r}.")
+    return TypeError(f"`{name}` must be {allowed}, but got {value!r} ({type(value).__name__}).")
+
+
+def flag(name: str, value: object) -> bool:
+    """The truth value of `value`, for arguments that MegEngine takes so."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must have a truth value, but got {type(value).__name__}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2dSpec:
+    """The arguments of a convolution that do not depend on any array, in normal form.
+
+    `padding` is `(height, width)`, `((top, bottom), (left, right))` where sides differ, or `"same"`.
+    """
+
+    stride: Pair
+    padding: Padding
+    dilation: Pair
+    groups: int
+    conv_mode: str
+    compute_mode: str
+    padding_mode: str
+    layout: str
+    engine: str
+    accuracy: str
+    strategy: str
+
+    @classmethod
+    def normalise(
+        cls,
+        stride: object = 1,
+        padding: object = 0,
+        dilation: object = 1,
+        groups: object = 1,
+        conv_mode: object = "cross_correlation",
+        compute_mode: object = "default",
+        *,
+        padding_mode: object = "zeros",
+        layout: object = "NCHW",
+        engine: object = "auto",
+        accuracy: object = "normwise",
+        strategy: object = "heuristic",
+    ) -> Conv2dSpec:
+        """Check every argument and bring it into normal form."""
+        return cls(
+            pair("stride", stride, 1),
+            _padding(padding),
+            pair("dilation", dilation, 1),
+            integer("groups", groups, 1),
+            *_modes(conv_mode, compute_mode, padding_mode, layout),
+            *_choices(engine, accuracy, strategy),
+        )
+
+    def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:
+        """Padding as (top, bottom, left, right) for an image of this size."""
+        if self.padding == "same":
+            (sh, sw), (dh, dw) = self.stride, self.dilation
+            return same_padding(height, kernel[0], sh, dh) + same_padding(width, kernel[1], sw, dw)
+        vertical, horizontal = self.padding
+        if isinstance(vertical, tuple) and isinstance(horizontal, tuple):
+            return vertical + horizontal
+        assert isinstance(vertical, int) and isinstance(horizontal, int)
+        return vertical, vertical, horizontal, horizontal
+
+
+def device_name(device: object) -> str | None:
+    """A device in the library's own words, or None for its default device."""
+    if device is not None and not isinstance(device, str):
+        raise TypeError(f"`device` must be a string or None, but got {device!r} ({type(device).__name__}).")
+    return device
+
+
+def _weight_sizes(
+    spec: Conv2dSpec, x_shape: tuple[int, ...], weight_shape: tuple[int, ...]
+) -> tuple[int, int, int, int]:
+    """`(O, I/G, kh, kw)`, whichever of the two forms the weight has."""
+    if len(weight_shape) == 5:
+        if weight_shape[0] != spec.groups:
+            raise ValueError(
+                f"`weight` with 5 axes is (G, O/G, I/G, kh, kw), so its first size must be `groups` = {spec.groups}, "
+                f"but got {weight_shape[0]}.\n{describe_shapes(x_shape, weight_shape, spec.layout)}"
+            )
+        return weight_shape[0] * weight_shape[1], *weight_shape[2:]
+    if len(weight_shape) != 4:
+        raise ValueError(
+            f"`weight` must have 4 axes (O, I/G, kh, kw), or 5 when grouped (G, O/G, I/G, kh, kw), "
+            f"but got {len(weight_shape)}.\n{describe_shapes(x_shape, weight_shape, spec.layout)}"
+        )
+    return weight_shape
+
+
+def _check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
+    if bias_shape is not None and bias_shape not in ((1, out_channels, 1, 1), (out_channels,)):
+        raise ValueError(
+            f"`bias` must have shape (1, {out_channels}, 1, 1) or ({out_channels},), one value for each of the "
+            f"{out_channels} output channels, but got {bias_shape}."
+        )
+
+
+def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: int, width: int, shapes: str) -> None:
+    """Reflection and wrapping need enough image to take their values from."""
+    limits = {"reflect": (height - 1, width - 1), "circular": (height, width)}
+    if spec.padding_mode not in limits:
+        return
+    vertical, horizontal = limits[spec.padding_mode]
+    if max(sides[:2]) > vertical or max(sides[2:]) > horizontal:
+        rule = "smaller than the image" if spec.padding_mode == "reflect" else "no larger than the image"
+        raise ValueError(
+            f"`padding` must be {rule} when `padding_mode` is {spec.padding_mode!r}, but got "
+            f"((top, bottom), (left, right)) = ({sides[:2]}, {sides[2:]}) for an image of {height} x {width}. "
+            f"Use less padding, or `padding_mode='replicate'`, which has no limit.\n{shapes}"
+        )
+
+
+def make_problem(
+    spec: Conv2dSpec,
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    dtypes: tuple[str, str, str | None],
+    device: str = "cpu",
+    traced: bool = False,
+) -> Problem:
+    """Check the sizes against each other and put the problem together; `dtypes` are those of x, weight and bias."""
+    if len(x_shape) != 4:
+        hint = " Add a batch axis of size 1." if len(x_shape) == 3 else ""
+        raise ValueError(f"`x` must have 4 axes, {spec.layout}, but got {len(x_shape)}: x.shape = {x_shape}.{hint}")
+    n, in_channels, height, width = layouts.sizes(x_shape, spec.layout)
+    shapes = describe_shapes(x_shape, weight_shape, spec.layout)
+    if height < 1 or width < 1:
+        raise ValueError(f"`x` must have a height and a width of at least 1, but got {height} x {width}.\n{shapes}")
+    if in_channels < 1:
+        raise ValueError(f"`x` must have at least 1 channel, but got 0.\n{shapes}")
+    out_channels, group_inputs, kh, kw = _weight_sizes(spec, x_shape, weight_shape)
+    if min(out_channels, kh, kw) < 1:
+        raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
+    if in_channels % spec.groups:
+        raise ValueError(
+            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}.\n{shapes}"
+        )
+    if out_channels % spec.groups:
+        raise ValueError(
+            f"`groups` must divide the output channels, but {out_channels} is no multiple of {spec.groups}.\n{shapes}"
+        )
+    if group_inputs != in_channels // spec.groups:
+        raise ValueError(
+            f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
+            f"{spec.groups}, so {in_channels // spec.groups} are expected.\n{shapes}"
+        )
+    _check_bias(bias_shape, out_channels)
+    sides = spec.sides(height, width, (kh, kw))
+    _check_padding(spec, sides, height, width, shapes)
+    problem = Problem(
+        n, in_channels, height, width, out_channels, (kh, kw), spec.stride, sides, spec.dilation, spec.groups,
+        spec.padding_mode, bias_shape is not None, dtypes[0], promote(*dtypes), spec.layout,
+        spec.accuracy, device, traced,
+    )  # fmt: skip
+    _check_sizes(problem, shapes)
+    return problem
+
+
+def _check_sizes(problem: Problem, shapes: str) -> None:
+    top, bottom, left, right = problem.padding
+    padded = (problem.height + top + bottom, problem.width + left + right)
+    extent = (dilated(problem.kernel[0], problem.dilation[0]), dilated(problem.kernel[1], problem.dilation[1]))
+    if extent[0] > padded[0] or extent[1] > padded[1]:
+        raise ValueError(
+            f"The kernel does not fit: with `dilation` {problem.dilation} it covers {extent[0]} x {extent[1]} pixels, "
+            f"but the image with its `padding` is {padded[0]} x {padded[1]}. Use a smaller kernel or dilation, or more "
+            f"padding.\n{shapes}"
+        )
+    oh, ow = problem.out_size
+    for what, rows, cols, channels in (
+        ("result", oh, ow, problem.out_channels),
+        ("padded image", *padded, problem.in_channels),
+    ):
+        if max(rows, cols, problem.batch, channels) > MAX_SIZE or problem.batch * channels * rows * cols > MAX_ELEMENTS:
+            raise ValueError(
+                f"The {what} would be {problem.batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
+                f"elements or 2**31 - 1 along one axis. Check `padding` {problem.padding} (top, bottom, left, right).\n"
+                f"{shapes}"
+            )

@@ -1,0 +1,57 @@
+"""The cache of packed weights."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Any
+
+from ..core.backend import PackedWeight, Plan
+
+__all__ = ["packs"]
+
+
+class PackCache:
+    """Packed weights of arrays that cannot change unseen, the least recently used leaving first; bounded in bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self.nbytes = limit_bytes, 0
+        self._entries: OrderedDict[tuple[int, Hashable], tuple[weakref.ref[Any], Hashable, PackedWeight]] = (
+            OrderedDict()
+        )
+        self._lock = Lock()
+
+    def get(self, weight: Any, token: Hashable, plan: Plan) -> PackedWeight:
+        """The weight packed for the plan, from the cache if it is the same array with the same token."""
+        key = (id(weight), plan.stamp)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry[0]() is weight and entry[1] == token:
+                self._entries.move_to_end(key)
+                return entry[2]
+        packed = plan.pack(weight)
+        try:
+            reference = weakref.ref(weight)
+        except TypeError:  # the library's arrays cannot be watched, so their identity means nothing later
+            return packed
+        with self._lock:
+            self._drop(key)
+            if packed.nbytes <= self.limit_bytes:
+                self._entries[key] = (reference, token, packed)
+                self.nbytes += packed.nbytes
+            dead = [k for k, (ref, _, _) in self._entries.items() if ref() is None]
+            for k in dead:
+                self._drop(k)
+            while self.nbytes > self.limit_bytes:
+                self._drop(next(iter(self._entries)))
+        return packed
+
+    def _drop(self, key: tuple[int, Hashable]) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.nbytes -= entry[2].nbytes
+
+
+packs = PackCache(256 << 20)

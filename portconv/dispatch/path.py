@@ -1,0 +1,78 @@
+"""The path of a call: which library, what its arrays are, and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from ..core.array_types import library_of
+from ..core.backend import ArrayInfo, Backend, Plan
+from . import planner, registry
+from .arguments import Conv2dSpec, make_problem
+
+__all__ = ["described", "forget_plans", "plan_for", "plan_of"]
+
+
+def plan_for(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Backend, Plan]:
+    """The backend that convolves these arrays, and how, after every check."""
+    library = registry.resolve(x, backend)
+    infos = described(library, [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)]))
+    return library, plan_of(spec, library, *infos)
+
+
+def described(library: Backend, arguments: Sequence[tuple[str, Any]]) -> list[ArrayInfo]:
+    """What the library says of named arguments, which must all be its arrays, on one device.
+
+    A complaint of the library's gets the argument's name.
+    """
+    infos: list[ArrayInfo] = []
+    for name, array in arguments:
+        first, sample = arguments[0]
+        if type(array) is not type(sample):
+            _check_library(first, sample, name, array)
+        try:
+            info = library.describe(array)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`{name}`: {error}") from None
+        infos.append(info)
+        if info.device != infos[0].device and not (info.traced or infos[0].traced):
+            raise ValueError(
+                f"`{first}` is on the device {infos[0].device}, but `{name}` is on {info.device}. Move one of them."
+            )
+    return infos
+
+
+def _check_library(first: str, sample: Any, name: str, array: Any) -> None:
+    mine, other = library_of(sample), library_of(array)
+    if other is None:
+        raise TypeError(
+            f"`{name}` must be an array, but got {type(array).__name__}. "
+            f"Lists and numbers become arrays by `numpy.asarray`."
+        )
+    if mine != other:
+        raise TypeError(
+            f"`{first}` is an array of {mine}, but `{name}` is one of {other}. "
+            f"Convert one of them; portconv moves no data unasked."
+        )
+
+
+@lru_cache(maxsize=4096)
+def plan_of(spec: Conv2dSpec, library: Backend, x: ArrayInfo, weight: ArrayInfo, bias: ArrayInfo | None = None) -> Plan:
+    """The plan for arrays like these, by the engine or the strategy that the user asked for, after every check."""
+    dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
+    traced = x.traced or weight.traced or (bias is not None and bias.traced)
+    problem = make_problem(spec, x.shape, weight.shape, None if bias is None else bias.shape, dtypes, x.device, traced)
+    if spec.strategy == "measure":
+        from . import measurement  # only who measures needs it
+
+        return planner.plan(library, problem, spec.engine, measurement.fastest)
+    return planner.plan(library, problem, spec.engine)
+
+
+def forget_plans() -> None:
+    """Plan anew, and measure anew, from the next call on: where what plans depend on has changed."""
+    from . import measurement
+
+    plan_of.cache_clear()
+    measurement.fastest.cache_clear()

@@ -1,0 +1,110 @@
+"""The ways to call a convolution, and to differentiate one, in every library."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from .. import Conv2d, conv2d
+from ..core.backend import Backend
+from .problems import Problem
+
+__all__ = ["CALL", "DIFFERENTIATE"]
+
+
+def _plainly(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    return conv2d(*arrays, **options, backend=backend)
+
+
+def _function(backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Callable[[Any], Any]:
+    """Of the image alone."""
+    return lambda x: conv2d(x, *arrays[1:], **options, backend=backend)
+
+
+def _layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Callable[[Any], Any]:
+    """A layer that was called before, with other weights and with an image of another size; or the function."""
+    x, weight, bias = arrays
+    if weight.shape[0] == 0 or any(name != p.dtype for name in p.dtypes[2 if bias is not None else 3 :]):
+        return _function(backend, arrays, options)
+    g, o, i, kh, kw = p.parts
+    device = backend.describe(x).device
+    layer = Conv2d(
+        g * i, g * o, (kh, kw), bias=bias is not None, dtype=p.dtype, backend=backend, device=device or None, rng=0,
+        **options,
+    )  # fmt: skip
+    layer(x)
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    other = [slice(None)] * 4
+    for axis in (2, 3) if p.argument("layout") == "NCHW" else (1, 2):
+        other[axis] = slice(0, max(1, x.shape[axis] - 1))
+    with suppress(ValueError):  # the kernel may not fit any more
+        layer(x[tuple(other)])
+    return layer
+
+
+def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    return _layer(p, backend, arrays, options)(arrays[0])
+
+
+def _traced(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    def function(*arrays: Any) -> Any:
+        return conv2d(*arrays, **options)
+
+    given = [a for a in arrays if a is not None]
+    if backend.name == "jax":
+        return importlib.import_module("jax").jit(function)(*given)
+    if backend.name == "mlx":
+        return importlib.import_module("mlx.core").compile(function)(*given)
+    torch = importlib.import_module("torch")
+    if not given[0].is_floating_point():
+        return torch.func.vjp(lambda *rest: function(given[0], *rest), *given[1:])[0]
+    return torch.func.vjp(function, *given)[0]
+
+
+def _constant(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    """The result in a function that is traced, of arrays that have values; or one after it, of what was kept."""
+    call = _function(backend, arrays, options) if p.seed % 4 < 2 else _layer(p, backend, arrays, options)
+
+    def function(given: Any) -> Any:
+        return given, call(arrays[0])
+
+    given = backend.from_numpy(np.ones(1, np.float32), device=backend.describe(arrays[0]).device)
+    if backend.name == "jax":
+        y = importlib.import_module("jax").jit(function)(given)[1]
+    elif backend.name == "mlx":
+        y = importlib.import_module("mlx.core").compile(function)(given)[1]
+    else:
+        y = importlib.import_module("torch").func.vjp(function, given, has_aux=True)[2]
+    return y if p.seed % 2 else call(arrays[0])
+
+
+CALL: dict[str, Callable[..., Any]] = {
+    "conv2d": _plainly, "layer": _as_layer, "traced": _traced, "constant": _constant,
+}  # fmt: skip
+
+
+def _of_mlx(function: Any, arrays: list[Any], dy: Any) -> Any:
+    mx = importlib.import_module("mlx.core")
+    return mx.vjp(function, arrays, [dy])[1]
+
+
+def _of_torch(function: Any, arrays: list[Any], dy: Any) -> Any:
+    leaves = [a.detach().requires_grad_() if a.is_floating_point() else a for a in arrays]
+    function(*leaves).backward(dy)
+    return [leaf.grad for leaf in leaves]
+
+
+def _of_jax(function: Any, arrays: list[Any], dy: Any) -> Any:
+    jax = importlib.import_module("jax")
+    # compiled as a whole: operation by operation it would take minutes
+    gradients = jax.jit(lambda dy, *arrays: jax.vjp(function, *arrays)[1](dy))
+    return gradients(dy, *arrays)
+
+
+DIFFERENTIATE = {"mlx": _of_mlx, "torch": _of_torch, "jax": _of_jax}
