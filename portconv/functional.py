@@ -176,17 +176,18 @@ def plan_conv2d(
     name, device = dtype_name(dtype), device_name(device)
     given = (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape), ("bias", bias))
     arrays = [(what, a) for what, a in given if library_of(a) is not None]
-    # an array of one element shows where the library puts what names no device, and whether it knows the one named
-    sample = arrays[0] if arrays else ("dtype", library.from_numpy(np.ones(1, np.float32), dtype=name, device=device))
-    info, *others = described(library, [sample, *arrays])
-    known = dict(zip((what for what, _ in arrays), others, strict=True))
+    if not arrays:
+        # an array of one element shows where the library puts what names no device, and whether it knows the one named
+        arrays = [("dtype", library.from_numpy(np.ones(1, np.float32), dtype=name, device=device))]
+    known = dict(zip((what for what, _ in arrays), described(library, arrays), strict=True))
+    place = known[arrays[0][0]].device
     infos = []
     for what, value in given[:2]:
-        infos.append(known.get(what) or ArrayInfo(_shape(what, value), name, info.device))
+        infos.append(known.get(what) or ArrayInfo(_shape(what, value), name, place))
     if "bias" in known:
         infos.append(known["bias"])
     elif flag("bias", bias):
-        infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, info.device))
+        infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, place))
     return path.plan_of(spec, library, *infos)
 
 

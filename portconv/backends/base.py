@@ -1,4 +1,8 @@
-"""What the adapters of array libraries share."""
+"""What the adapters of array libraries share: portconv's own engines, in the operations of the array API standard.
+
+PyTorch, JAX, CuPy and Dask do some things in ways of their own. `array_api_compat` gives the namespaces of those that
+follow the standard nearly.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Dask."""
+"""Dask: graphs of NumPy's operations, which warn of nothing when they run.
+
+Dask runs its tasks later and in threads of its own, where no setting of the caller's holds. So each array enters an
+engine by a layer of its own, and whatever the engine has put between those layers and its result is made quiet: each
+task sets `numpy.errstate` for itself. The user's own tasks stay as they are.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.backend import Backend, Candidate, Plan
 from ..core.problem import Problem
 from ..cpu import busy
-from . import planner
+from . import planner, wisdom
 from .planner import able, least
 
 __all__ = ["fastest", "measure"]
@@ -59,8 +59,6 @@ def measure(backend: Backend, problem: Problem, *, recall: bool = False, remembe
     UnsupportedError
         If no engine can run the problem. The message gives the reasons.
     """
-    from . import wisdom  # only who measures needs it
-
     candidates = tuple(backend.candidates(problem))
     found = able(backend, problem, candidates)
     # what the times depend on beyond the problem; a backend that cannot tell is measured anew in every process

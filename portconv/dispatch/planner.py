@@ -9,7 +9,7 @@ from typing import TypeAlias
 from ..core.backend import Backend, Candidate, Plan
 from ..core.errors import UnsupportedError
 from ..core.problem import Problem
-from ..engines import separable as low_rank
+from ..engines import separable
 from ..engines.cropped import CroppedPlan, cropped
 
 __all__ = ["Choice", "able", "cheapest", "least", "plan"]
@@ -68,8 +68,8 @@ def least(
     chosen = min(among, key=lambda c: c.seconds)
     bound = _bound(backend, problem, candidates, chosen, by)
     for c in candidates:
-        if c.engine == "direct" and c.why_not is None and low_rank.worth_it(problem, chosen.seconds, c.seconds):
-            return low_rank.LowRankPlan.of(bound, backend.build(problem, "direct"))
+        if c.engine == "direct" and c.why_not is None and separable.worth_it(problem, chosen.seconds, c.seconds):
+            return separable.LowRankPlan.of(bound, backend.build(problem, "direct"))
     return bound
 
 

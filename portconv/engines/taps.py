@@ -181,19 +181,14 @@ def halo(problem: Problem) -> Pair:
 
 def phases(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, ...]:
     """The phases of the stride that taps read, in order."""
-    return (
-        _kept_phases(kernel, stride, dilation)
-        if kernel[0] * kernel[1] <= MAX_KEPT_TAPS
-        else _phases(kernel, stride, dilation)
-    )
+    found = _phases if kernel[0] * kernel[1] <= MAX_KEPT_TAPS else _phases.__wrapped__
+    return found(kernel, stride, dilation)
 
 
+@lru_cache(maxsize=128)
 def _phases(kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, ...]:
     rows, cols = (axis_phases(*axis) for axis in zip(kernel, stride, dilation, strict=True))
     return tuple((a, b) for a in rows for b in cols)
-
-
-_kept_phases = lru_cache(maxsize=128)(_phases)
 
 
 def axis_phases(kernel: int, stride: int, dilation: int) -> list[int]:

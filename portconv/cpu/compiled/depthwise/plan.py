@@ -27,7 +27,7 @@ STRIP_BYTES = 512 << 10  # of one core's second cache, for a block of channels a
 
 @dataclass(frozen=True, kw_only=True)
 class DepthwisePlan(CompiledPlan):
-    """`direct` with channels in the lanes: see kernels in `depthwise.py`. Zero padding, as many channels as lanes."""
+    """`direct` with channels in the lanes: see `kernels.py`. Zero padding, as many channels as lanes."""
 
     geometry: Geometry
     other: DirectPlan | None = None  # for separable kernels

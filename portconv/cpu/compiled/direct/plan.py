@@ -26,7 +26,7 @@ MAX_STRIP_BYTES = 12 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DirectPlan(CompiledPlan):
-    """`direct`: see kernels in `direct.py`. Strides are left to the plain engine."""
+    """`direct`: see `kernels.py`. Strides are left to the plain engine."""
 
     geometry: Geometry
     passes: Geometry  # for separable kernels
@@ -68,7 +68,7 @@ class DirectPlan(CompiledPlan):
         lane = lanes(p.compute_dtype)
         wide = -(-g.out_cols // (g.vectors * lane))
         patches = g.batch * g.outputs * (-(-g.out_rows // g.rows) + g.strips - 1) * (wide + g.col_strips - 1)
-        # kernel g.rows that meet the image, on the average
+        # kernel rows that meet the image, on the average
         reached = (min(g.out_rows, g.height + g.top - i * g.dh) - max(0, g.top - i * g.dh) for i in range(g.kh))
         met = g.kh if g.copied else sum(max(rows_met, 0) for rows_met in reached) / g.out_rows
         filled_rows = (

@@ -42,7 +42,7 @@ MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 @dataclass(frozen=True, kw_only=True)
 class GemmPlan(CompiledPlan):
-    """`gemm`: see kernels in `gemm.py`. The window of a strip fits a core's cache, channel by channel if need be."""
+    """`gemm`: see `kernels.py`. The window of a strip fits a core's cache, channel by channel if need be."""
 
     geometry: Geometry
     in_place: bool = False  # the image itself is the window

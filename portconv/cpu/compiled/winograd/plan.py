@@ -33,7 +33,7 @@ JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them
 
 @dataclass(frozen=True, kw_only=True)
 class WinogradPlan(CompiledPlan):
-    """`winograd`: see kernels in `winograd.py`."""
+    """`winograd`: see `kernels.py`."""
 
     geometry: Geometry
     tile: winograd.Tile
