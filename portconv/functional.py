@@ -10,9 +10,9 @@ from .core.array_types import library_of
 from .core.backend import ArrayInfo, Plan
 from .core.dtypes import dtype_name
 from .core.integers import integer
-from .dispatch import packing, path, registry
+from .dispatch import path, registry
 from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem
-from .dispatch.path import described, plan_for
+from .dispatch.path import described, prepared
 
 __all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d"]
 
@@ -112,10 +112,7 @@ def conv2d(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
     )  # fmt: skip
-    library, plan = plan_for(spec, x, weight, bias, backend)
-    # A pack made from, or among, traced values belongs to the trace and must not outlive it.
-    token = None if plan.problem.traced else library.cache_token(weight)
-    packed = plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
+    plan, packed = prepared(spec, x, weight, bias, backend)
     return plan.execute(x, packed, bias)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ except ImportError as error:
 
 from .core.backend import PackedWeight, Plan
 from .core.dtypes import dtype_name
+from .dispatch.packing import PackCache
 from .dispatch.path import plan_for
 from .dispatch.registry import get_backend
 from .layer import Layer, LayerArguments, checked_name
@@ -164,7 +165,7 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
             raise ValueError(f"`weight` must have shape {shapes}, but got {weight.shape}.")
         _, plan = plan_for(self._arguments.spec, x, weight, bias)
         if self.training and "weight" not in self._no_grad:
-            self._packs.forget()
+            self._packs = _Packs()
             return plan.execute(x, plan.pack(weight), bias)
         return plan.execute(x, self._packs.get(weight, plan), bias)
 
@@ -187,46 +188,46 @@ def _place(array: Any) -> Hashable:
     return _name(array.dtype), array.shape, interface["data"][0], interface["strides"]
 
 
-class _Kept(NamedTuple):
-    """The packed weights of one array.
+class _Token:
+    """Equal to another one of the same array if its values are the same.
 
     MLX never writes to memory that two arrays share. While `alias` lives, a change in place gives the weight another
     place, and the same place means the same values.
     """
 
-    weight: Any  # the object, not its values alone: a gradient belongs to the array that took part
-    place: Hashable
-    alias: Any
-    packs: dict[Hashable, PackedWeight]
+    def __init__(self, place: Hashable, alias: Any) -> None:
+        self.place, self._alias = place, alias
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Token) and self.place == other.place
+
+    def __hash__(self) -> int:
+        return hash(self.place)
 
 
 class _Packs:
     """What one weight was packed to, for as long as it has the same values."""
 
     def __init__(self) -> None:
-        self._kept: _Kept | None = None
+        self._cache = PackCache(limit=MAX_PACKS)
+        self._token: _Token | None = None
 
     def __reduce__(self) -> Any:
         return _Packs, ()  # copies of a layer, and its pickles, go without
 
-    def forget(self) -> None:
-        self._kept = None
-
     def get(self, weight: Any, plan: Plan) -> PackedWeight:
         """The weight packed for the plan."""
-        place = None if plan.problem.traced else _place(weight)
+        token = None if plan.problem.traced else self._token_of(weight)
+        return plan.pack(weight) if token is None else self._cache.get(weight, token, plan)
+
+    def _token_of(self, weight: Any) -> _Token | None:
+        place = _place(weight)
         if place is None:
-            return plan.pack(weight)
-        kept = self._kept
-        if kept is None or kept.weight is not weight or kept.place != place:
+            return None
+        token = self._token
+        if token is None or token.place != place:
             alias = mx.stop_gradient(weight)
             if _place(alias) != place:
-                return plan.pack(weight)
-            kept = self._kept = _Kept(weight, place, alias, {})  # a new one: another thread may use the one before
-        packed = kept.packs.get(plan.stamp)
-        if packed is None:
-            packed = plan.pack(weight)
-            if len(kept.packs) >= MAX_PACKS:
-                kept.packs.clear()
-            kept.packs[plan.stamp] = packed
-        return packed
+                return None
+            token = self._token = _Token(place, alias)
+        return token

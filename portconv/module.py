@@ -12,6 +12,7 @@ from .core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from .core.dtypes import FLOATING, INTEGRAL, dtype_name
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
+from .dispatch.packing import PackCache
 from .dispatch.path import described
 from .layer import Layer, LayerArguments, checked_name
 
@@ -182,9 +183,10 @@ class Conv2d(Layer):
         return array
 
     def _forget_copies(self) -> None:
-        # New dictionaries, not cleared ones: a thread that packs the old weight meanwhile puts it into the old ones.
+        # New ones, not cleared ones: a thread that packs the old weight meanwhile puts it into the old ones.
         self._copies: dict[tuple[Backend, str], tuple[Any, Any]] = {}  # parameters, by library and device
         self._bound: dict[tuple[Backend, ArrayInfo], _Bound] = {}
+        self._packs = PackCache(limit=MAX_BOUND)
 
     def reset_parameters(self, rng: Any = None) -> None:
         """Draw new initial weights, and set the bias to zero; `rng` is a seed or a `numpy.random.Generator`."""
@@ -260,7 +262,7 @@ class Conv2d(Layer):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound")}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound", "_packs")}
         # A backend holds modules and devices: its name says the same in another process, if the registry knows it.
         name = self._home.name
         known = registry.is_known(name) and registry.get_backend(name) is self._home
@@ -295,19 +297,19 @@ class Conv2d(Layer):
 
         Where a library cannot tell of changes in place (its token is None), weights are taken to change by assignment.
         """
-        known = self._bound
+        known, packs = self._bound, self._packs
         weight, bias = self._parameters_for(library, info)
         weight_info = library.describe(weight)
         bias_info = None if bias is None else weight_info._replace(shape=(1, self.out_channels, 1, 1))
         plan = path.plan_of(self._arguments.spec, library, info, weight_info, bias_info)
         token = library.cache_token(weight)
-        packed = next((b.weight for b in list(known.values()) if _serves(b, plan, weight, token)), None)
-        bound = _Bound(plan, packed or plan.pack(weight), bias, weight, token)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
-        if not (plan.problem.traced or getattr(weight, "requires_grad", False)):
-            if len(known) >= MAX_BOUND:
-                known.clear()
-            known[library, info] = bound
+        if plan.problem.traced or getattr(weight, "requires_grad", False):
+            return _Bound(plan, plan.pack(weight), bias, weight, token)
+        bound = _Bound(plan, packs.get(weight, token, plan), bias, weight, token)
+        if len(known) >= MAX_BOUND:
+            known.clear()
+        known[library, info] = bound
         return bound
 
     def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:
@@ -330,8 +332,3 @@ class Conv2d(Layer):
 
     def _place(self) -> dict[str, Any]:
         return {"dtype": self._dtype, "backend": self._home, "device": self._device}
-
-
-def _serves(bound: _Bound, plan: Plan, weight: Any, token: Any) -> bool:
-    """Whether a weight that was packed for an image of other sizes serves this plan, too."""
-    return bound.source is weight and bound.token == token and bound.plan.stamp == plan.stamp

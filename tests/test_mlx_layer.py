@@ -393,7 +393,7 @@ def test_few_packed_weights_are_kept(mx, conv2d):
     layer = conv2d(1, 1, 9, engine="fft").eval()
     for size in range(9, 60):
         layer(mx.ones((1, 1, size, 2 * size)))
-    assert 1 <= len(layer._packs._kept.packs) <= importlib.import_module("portconv.mlx").MAX_PACKS
+    assert 1 <= len(layer._packs._cache) <= importlib.import_module("portconv.mlx").MAX_PACKS
 
 
 def test_threads_share_a_layer(mx, conv2d):

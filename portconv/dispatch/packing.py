@@ -1,7 +1,8 @@
-"""The cache of packed weights."""
+"""The cache of packed weights: one for the arrays that `conv2d` is called with, and one in each layer for its own."""
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -10,18 +11,24 @@ from typing import Any
 
 from ..core.backend import PackedWeight, Plan
 
-__all__ = ["packs"]
+__all__ = ["PackCache", "packs"]
 
 
 class PackCache:
-    """Packed weights of arrays that cannot change unseen, the least recently used leaving first; bounded in bytes."""
+    """Packed weights, the least recently used leaving first; bounded in bytes, in their number, or in both.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes, self.nbytes = limit_bytes, 0
+    Whoever asks says by a token whether the values are still the same: two tokens are equal only if they are.
+    """
+
+    def __init__(self, *, limit_bytes: float = math.inf, limit: float = math.inf) -> None:
+        self.limit_bytes, self.limit, self.nbytes = limit_bytes, limit, 0
         self._entries: OrderedDict[tuple[int, Hashable], tuple[weakref.ref[Any], Hashable, PackedWeight]] = (
             OrderedDict()
         )
         self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, weight: Any, token: Hashable, plan: Plan) -> PackedWeight:
         """The weight packed for the plan, from the cache if it is the same array with the same token."""
@@ -44,7 +51,7 @@ class PackCache:
             dead = [k for k, (ref, _, _) in self._entries.items() if ref() is None]
             for k in dead:
                 self._drop(k)
-            while self.nbytes > self.limit_bytes:
+            while self.nbytes > self.limit_bytes or len(self._entries) > self.limit:
                 self._drop(next(iter(self._entries)))
         return packed
 
@@ -54,4 +61,4 @@ class PackCache:
             self.nbytes -= entry[2].nbytes
 
 
-packs = PackCache(256 << 20)
+packs = PackCache(limit_bytes=256 << 20)

@@ -1,4 +1,4 @@
-"""The path of a call: which library, what its arrays are, and the plan."""
+"""The path of a call: which library, what its arrays are, the plan, and the packed weight."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from functools import lru_cache
 from typing import Any
 
 from ..core.array_types import library_of
-from ..core.backend import ArrayInfo, Backend, Plan
+from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from . import planner, registry
 from .arguments import Conv2dSpec, make_problem
+from .packing import packs
 
-__all__ = ["described", "forget_plans", "plan_for", "plan_of"]
+__all__ = ["described", "forget_plans", "plan_for", "plan_of", "prepared"]
+
+
+def prepared(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Plan, PackedWeight]:
+    """How these arrays are convolved, after every check, and the weight packed for it: from the cache if it may be."""
+    library, plan = plan_for(spec, x, weight, bias, backend)
+    # A pack made from, or among, traced values belongs to the trace and must not outlive it.
+    token = None if plan.problem.traced else library.cache_token(weight)
+    return plan, plan.pack(weight) if token is None else packs.get(weight, token, plan)
 
 
 def plan_for(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Backend, Plan]:
