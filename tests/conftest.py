@@ -291,7 +291,7 @@ def needs():
 @pytest.fixture
 def packs(monkeypatch):
     """A cache of packed weights of the test's own, with room for 128 KiB."""
-    cache = packing.PackCache(128 << 10)
+    cache = packing.PackCache(limit_bytes=128 << 10)
     monkeypatch.setattr(packing, "packs", cache)
     return cache
 

@@ -11,7 +11,7 @@ import mmap
 import numpy as np
 
 from portconv.cpu import threads
-from portconv.cpu.compiled import base
+from portconv.cpu.compiled import base, epilogue
 from portconv.cpu.compiled.depthwise import plan as depthwise_plan
 from portconv.cpu.compiled.direct import plan as direct_plan
 from portconv.cpu.compiled.gemm import plan as gemm_plan
@@ -58,6 +58,9 @@ class GuardedNumPy:
         self.made += 1
         return guarded(shape, dtype, self.at_the_end)
 
+    def zeros(self, shape, dtype=float):
+        return copy(np.zeros(shape, dtype), self.at_the_end)
+
     def array(self, *args, **kwargs):
         return copy(np.array(*args, **kwargs), self.at_the_end)
 
@@ -74,7 +77,7 @@ class GuardedNumPy:
 def install():
     """Let the compiled tier of this process have its memory there, on the side that `at_the_end` of the result says."""
     numpy = GuardedNumPy()
-    for module in (base, depthwise_plan, direct_plan, gemm_plan, winograd_plan):
+    for module in (base, epilogue, depthwise_plan, direct_plan, gemm_plan, winograd_plan):
         module.np = numpy
     threads.scratch = numpy.scratch
     return numpy

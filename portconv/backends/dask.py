@@ -17,8 +17,7 @@ import numpy as np
 
 from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..core.problem import Problem
-from ..core.shapes import AxisSource
-from ..engines.steps import Block, Steps
+from ..engines.steps import Steps, Window
 from .base import ArrayApiBackend, QuietSteps
 
 __all__ = ["backend"]
@@ -85,8 +84,8 @@ def _quiet_task(task: Any) -> Any:
 class _DaskSteps(QuietSteps):
     """Windows of one chunk: Dask transforms no axis that is cut into several."""
 
-    def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
-        return self.contiguous(super()._pad(x, block, rows, cols, mode, dtype))
+    def cut(self, x: Any, window: Window, mode: str, dtype: str) -> Any:
+        return self.contiguous(super().cut(x, window, mode, dtype))
 
     def contiguous(self, x: Any) -> Any:
         return x.rechunk(-1)

@@ -51,7 +51,8 @@ class _TorchPlan(Plan):
         return replace(packed, data=_TorchWeight(packed, weight if recorded else None))
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         data: _TorchWeight = weight.data
         y = self.inner.execute(self._wide(x), data.packed, bias)
         if self.apart:

@@ -28,7 +28,7 @@ _DISTURBED = "something else used a core whenever it was timed; nothing is kept 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What a list of measurements need not repeat.
 USUAL = {
-    *("stride=(1, 1)", "padding=(0, 0, 0, 0)", "dilation=(1, 1)", "groups=1", "padding_mode=zeros", "has_bias=False"),
+    *("stride=(1, 1)", "padding=(0, 0, 0, 0)", "dilation=(1, 1)", "groups=1", "padding_mode=zeros", "epilogue=none"),
     *("layout=NCHW", "accuracy=normwise", "traced=False"),
 }
 

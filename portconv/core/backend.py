@@ -33,6 +33,7 @@ class Candidate:
     workspace_bytes: int = 0
     why_not: str | None = None
     note: str = ""
+    if_separable: float | None = None  # the share of the seconds that a separable kernel takes, in two passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,12 @@ class Plan:
         """``array[index]`` of an image or a weight, for a plan of what the whole leaves after cropping."""
         return array[index]
 
-    def check_stamp(self, weight: PackedWeight) -> None:
-        """Refuse a weight that was packed for something else: it would be read as garbage."""
-        if weight.stamp != self.stamp:
-            raise ValueError(
-                f"`weight` was packed for {weight.stamp}, but this plan needs {self.stamp}. "
-                f"Pack it with this plan's `pack`."
-            )
+    def packed_for_another(self, weight: PackedWeight) -> ValueError:
+        """The error for a weight with another stamp than the plan's: it would be read as garbage."""
+        return ValueError(
+            f"`weight` was packed for {weight.stamp}, but this plan needs {self.stamp}. "
+            f"Pack it with this plan's `pack`."
+        )
 
     def explain(self) -> str:
         """A table of every candidate: its cost, its workspace, and why the losers lost."""

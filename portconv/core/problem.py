@@ -7,6 +7,7 @@ from functools import cached_property
 
 from . import layout as layouts
 from .dtypes import compute_dtype
+from .epilogue import Epilogue
 from .integers import Pair
 from .shapes import output_size
 
@@ -32,7 +33,7 @@ class Problem:
     dilation: Pair
     groups: int
     padding_mode: str
-    has_bias: bool
+    epilogue: Epilogue
     x_dtype: str
     dtype: str
     layout: str

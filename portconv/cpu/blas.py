@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -62,14 +63,17 @@ def can_limit() -> bool:
     return _setting() is not None
 
 
-@contextlib.contextmanager
-def limited(count: int) -> Iterator[None]:
+def limited(count: int) -> AbstractContextManager[object]:
     """Within it, in any thread, NumPy's products use so many threads at most, the calling one among them."""
-    global _users, _before
     setting = _setting()
     if setting is None or (_users == 0 and setting.get() <= count):
-        yield
-        return
+        return contextlib.nullcontext()
+    return _lowered(setting, count)
+
+
+@contextlib.contextmanager
+def _lowered(setting: _Setting, count: int) -> Iterator[None]:
+    global _users, _before
     with _lock:
         current = setting.get()
         if _users == 0:

@@ -117,7 +117,8 @@ class HostPlan(Plan):
         return replace(self.inner.pack(self.view(weight)), stamp=self.stamp)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         inner = replace(weight, stamp=self.inner.stamp)
         y = self.inner.execute(self.view(x), inner, None if bias is None else self.view(bias))
         return self.take(y, self.problem)

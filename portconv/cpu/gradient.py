@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.backend import Plan
+from ..core.epilogue import Epilogue
 from ..core.problem import Problem
 from ..core.shapes import axis_source, ranges
 from ..engines.accuracy import TERMS
@@ -94,8 +95,8 @@ def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
                 replace(
                     p, in_channels=p.out_channels, out_channels=p.in_channels, height=part.shape[2],
                     width=part.shape[3], kernel=taps.shape[3:], stride=(1, 1), dilation=(rows.dilation, cols.dilation),
-                    padding=(rows.before, rows.after, cols.before, cols.after), padding_mode="zeros", has_bias=False,
-                    x_dtype=dy.dtype.name, dtype=dtype, layout="NCHW",
+                    padding=(rows.before, rows.after, cols.before, cols.after), padding_mode="zeros",
+                    epilogue=Epilogue(), x_dtype=dy.dtype.name, dtype=dtype, layout="NCHW",
                 )
             )  # fmt: skip
             value = plan.execute(part, plan.pack(taps))

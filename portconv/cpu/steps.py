@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..core.layout import FROM_CBHW, reorder
+from ..core.layout import TO_CBHW
 from ..core.problem import Problem
-from ..core.shapes import AxisSource
 from ..engines.accuracy import RUN_TERMS
-from ..engines.steps import Block, Steps, accumulate
+from ..engines.steps import Block, Steps, Window, accumulate
 from . import blas, separable, threads
 from .views import strided
 
@@ -35,15 +34,16 @@ class NumpySteps(Steps):
         super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=8 << 20)
         self._kept = local()
 
-    def _pad(self, x: Array, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Array:
-        x = x[block.channels, block.batch]
+    def cut(self, x: Array, window: Window, mode: str, dtype: str) -> Array:
+        rows, cols = window.rows, window.cols
         above, below, before, after = len(rows.lead), len(rows.trail), len(cols.lead), len(cols.trail)
-        if not (above or below or before or after):
-            return self.cast(x[:, :, rows.inner, cols.inner], dtype)
-        if mode != "zeros":
-            whole = Block(slice(None), slice(None), block.rows, block.cols)
-            padded: Array = super()._pad(x, whole, rows, cols, mode, dtype)
+        padding = above or below or before or after
+        if padding and mode != "zeros":
+            padded: Array = super().cut(x, window, mode, dtype)
             return padded
+        x = x[window.channels, window.batch]
+        if not padding:
+            return self.cast(x[:, :, rows.inner, cols.inner], dtype)
         inside = x[:, :, rows.inner, cols.inner]
         height, width = above + inside.shape[2] + below, before + inside.shape[3] + after
         out = np.empty((*x.shape[:2], height, width), dtype)
@@ -55,6 +55,9 @@ class NumpySteps(Steps):
         middle[..., width - after :] = 0
         middle[..., before : width - after] = inside
         return out
+
+    def cbhw(self, x: Array, layout: str) -> Array:
+        return x.transpose(TO_CBHW[layout])
 
     def cast(self, x: Array, dtype: str) -> Array:
         return x.astype(np.dtype(dtype), copy=False)
@@ -173,27 +176,36 @@ class NumpySteps(Steps):
         parallel: bool,
         products: bool = False,
     ) -> Array:
-        order = FROM_CBHW[problem.layout]
-        bias = self.bias(bias, problem.compute_dtype)
         y: Array = np.empty(problem.out_shape, np.dtype(problem.dtype)) if out is None else out
+        blocks = y.transpose(TO_CBHW[problem.layout])
+        if bias is not None:
+            bias = self.bias(bias, problem.compute_dtype)
 
         def task_into_y(task: T) -> None:
             with self.quiet():  # in here, since the setting is the thread's own
                 for block, value in compute(task):
-                    target = y[reorder(block, order)]
-                    value = value.transpose(order)
-                    if bias is None:
-                        np.copyto(target, value, casting="unsafe")
-                    else:
-                        np.add(value, bias[block.channels].transpose(order), out=target, casting="unsafe")
+                    self.finish(value, block.channels, problem, bias, out=blocks[block])
 
         allowed = threads.get_num_threads()
         count = min(allowed, len(tasks)) if parallel else 1
         if products and not blas.can_limit():  # its own threads are all that there is to gain
             count = 1
         with blas.limited(1 if products and count > 1 else allowed):
-            threads.run(task_into_y, list(tasks), count)
+            if count > 1:
+                threads.run(task_into_y, list(tasks), count)
+            else:
+                for task in tasks:
+                    task_into_y(task)
         return y
+
+    def finish(self, value: Array, channels: slice, problem: Problem, bias: Any, *, out: Array | None = None) -> Array:
+        """As in `Steps`, and stored into `out` on the way, in its dtype."""
+        if problem.epilogue.bias:
+            return np.asarray(np.add(value, bias[channels], out=out, casting="unsafe"))
+        if out is None:
+            return value
+        np.copyto(out, value, casting="unsafe")
+        return out
 
 
 def _columns(view: Array, weight: Array, out: Array | None) -> Array:

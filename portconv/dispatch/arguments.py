@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..core import layout as layouts
 from ..core.dtypes import promote
+from ..core.epilogue import Epilogue
 from ..core.errors import choices, describe_shapes
 from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
@@ -28,6 +29,8 @@ MAX_ELEMENTS = 2**40  # of a result or a padded input: beyond it lies a mistake,
 
 
 def _padding(value: object) -> Padding:
+    if type(value) is int and 0 <= value <= MAX_SIZE:  # most calls
+        return value, value
     if isinstance(value, str):
         if value not in ("same", "valid"):
             raise ValueError(f"`padding` as a string must be 'same' or 'valid', but got {value!r}.")
@@ -120,11 +123,13 @@ class Conv2dSpec:
         strategy: object = "heuristic",
     ) -> Conv2dSpec:
         """Check every argument and bring it into normal form."""
+        strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        group_count = integer("groups", groups, 1)
         return cls(
-            pair("stride", stride, 1),
+            strides,
             _padding(padding),
-            pair("dilation", dilation, 1),
-            integer("groups", groups, 1),
+            dilations,
+            group_count,
             *_modes(conv_mode, compute_mode, padding_mode, layout),
             *_choices(engine, accuracy, strategy),
         )
@@ -230,7 +235,7 @@ def make_problem(
     _check_padding(spec, sides, height, width, shapes)
     problem = Problem(
         n, in_channels, height, width, out_channels, (kh, kw), spec.stride, sides, spec.dilation, spec.groups,
-        spec.padding_mode, bias_shape is not None, dtypes[0], promote(*dtypes), spec.layout,
+        spec.padding_mode, Epilogue(bias=bias_shape is not None), dtypes[0], promote(*dtypes), spec.layout,
         spec.accuracy, device, traced,
     )  # fmt: skip
     _check_sizes(problem, shapes)

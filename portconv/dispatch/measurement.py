@@ -118,7 +118,7 @@ def _measured(backend: Backend, problem: Problem, found: Sequence[Candidate]) ->
 
     x = array(rng.random(p.x_shape, np.float32) * 4, p.x_dtype if p.x_dtype != "bool_" else "bool")
     weight = array(rng.standard_normal(p.weight_shape, np.float32), p.dtype)
-    bias = array(np.zeros((1, p.out_channels, 1, 1), np.float32), p.dtype) if p.has_bias else None
+    bias = array(np.zeros((1, p.out_channels, 1, 1), np.float32), p.dtype) if p.epilogue.bias else None
     if backend.describe(x).traced:
         return None
     worth = _worth_measuring(found)

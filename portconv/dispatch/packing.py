@@ -20,7 +20,7 @@ class PackCache:
     Whoever asks says by a token whether the values are still the same: two tokens are equal only if they are.
     """
 
-    def __init__(self, *, limit_bytes: float = math.inf, limit: float = math.inf) -> None:
+    def __init__(self, limit_bytes: float = math.inf, limit: float = math.inf) -> None:
         self.limit_bytes, self.limit, self.nbytes = limit_bytes, limit, 0
         self._entries: OrderedDict[tuple[int, Hashable], tuple[weakref.ref[Any], Hashable, PackedWeight]] = (
             OrderedDict()

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..core.array_types import library_of
 from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
-from . import planner, registry
+from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
-from .packing import packs
 
 __all__ = ["described", "forget_plans", "plan_for", "plan_of", "prepared"]
 
@@ -20,7 +19,7 @@ def prepared(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = No
     library, plan = plan_for(spec, x, weight, bias, backend)
     # A pack made from, or among, traced values belongs to the trace and must not outlive it.
     token = None if plan.problem.traced else library.cache_token(weight)
-    return plan, plan.pack(weight) if token is None else packs.get(weight, token, plan)
+    return plan, plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
 
 
 def plan_for(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Backend, Plan]:

@@ -68,8 +68,9 @@ def least(
     chosen = min(among, key=lambda c: c.seconds)
     bound = _bound(backend, problem, candidates, chosen, by)
     for c in candidates:
-        if c.engine == "direct" and c.why_not is None and separable.worth_it(problem, chosen.seconds, c.seconds):
-            return separable.LowRankPlan.of(bound, backend.build(problem, "direct"))
+        two_passes = None if c.why_not is not None or c.if_separable is None else c.if_separable * c.seconds
+        if two_passes is not None and separable.worth_it(chosen.seconds, two_passes):
+            return separable.LowRankPlan.of(bound, backend.build(problem, c.engine))
     return bound
 
 

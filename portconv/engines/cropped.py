@@ -119,7 +119,8 @@ class CroppedPlan(Plan):
         return replace(packed, stamp=self.stamp, data=packed)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         rows, cols, every = self.crop.rows, self.crop.cols, slice(None)
         index = (every, rows, cols, every) if self.problem.layout == "NHWC" else (every, every, rows, cols)
         return self.inner.execute(self.inner.cut(x, index), weight.data, bias)

@@ -18,6 +18,7 @@ from ..core.problem import Problem
 from ..core.shapes import ranges
 from .costs import Costs
 from .engine import Engine
+from .separable import in_two_passes, may_be_separable, share
 from .steps import Block, Steps
 from .taps import group_window, halo, met, own_window, phase, phase_window, shared_window, taps
 
@@ -98,7 +99,7 @@ def candidate(p: Problem, _steps: Steps, costs: Costs) -> Candidate:
     if t.apart:
         passes *= 3.0  # every term is a copy
     seconds = passes * (elements * costs.element + costs.row) + tasks * (costs.task + terms * 2 * costs.call) / threads
-    return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p))
+    return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p), if_separable=share(p))
 
 
 def build(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
@@ -116,13 +117,6 @@ def build(p: Problem, steps: Steps, costs: Costs) -> DirectPlan:
     return DirectPlan(p, NAME, candidate(p, steps, costs).workspace_bytes, steps=steps, tasks=tasks, apart=t.apart)
 
 
-class Passes(NamedTuple):
-    """A separable kernel, packed: (G, O/G, 1, kh, 1) and (G, O/G, 1, 1, kw)."""
-
-    column: Any
-    row: Any
-
-
 @dataclass(frozen=True, kw_only=True)
 class DirectPlan(EnginePlan):
     """See the module."""
@@ -138,17 +132,18 @@ class DirectPlan(EnginePlan):
     def pack(self, weight: Any, /) -> PackedWeight:
         steps, p = self.steps, self.problem
         g, o, i, kh, kw = p.weight_shape
-        if i == 1 and p.stride == (1, 1) and kh * kw > kh + kw + 1 and not p.traced and not self.apart:
+        if may_be_separable(p) and kh * kw > kh + kw + 1 and not p.traced and not self.apart:
             kernels = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g * o, kh, kw))
             if (found := steps.factors(kernels)) is not None:
                 column, row = found
-                passes = Passes(steps.xp.reshape(column, (g, o, 1, kh, 1)), steps.xp.reshape(row, (g, o, 1, 1, kw)))
-                return PackedWeight(self.stamp, passes, p.itemsize * g * o * (kh + kw), separable=True)
+                column = steps.xp.reshape(column, (g, o, 1, kh, 1))
+                return in_two_passes(self.stamp, column, steps.xp.reshape(row, (g, o, 1, 1, kw)), p)
         data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh, kw))
         return PackedWeight(self.stamp, steps.keep(data), p.itemsize * g * o * i * kh * kw)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
 

@@ -154,7 +154,8 @@ class FftPlan(EnginePlan):
         return data.spectrum[:, :, task.groups, task.outputs, terms]
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         p, steps, t = self.problem, self.steps, self.tiling
         x = steps.cbhw(x, p.layout)
         data: _Data = weight.data

@@ -17,10 +17,10 @@ the shifted form.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.backend import Candidate, EnginePlan, PackedWeight
 from ..core.integers import Pair
@@ -29,10 +29,24 @@ from ..core.shapes import ranges
 from .accuracy import TERMS
 from .costs import Costs
 from .engine import Engine
-from .steps import Block, Steps
-from .taps import group_window, halo, input_block, met, own_window, phase, phase_window, phases, regions, taps
+from .steps import Block, Steps, Window
+from .taps import (
+    MAX_KEPT_TAPS,
+    Tap,
+    cut_phases,
+    group_window,
+    group_windows,
+    halo,
+    input_window,
+    met,
+    own_window,
+    phase_window,
+    phases,
+    regions,
+    taps,
+)
 
-__all__ = ["ENGINE", "NAME", "GemmPlan", "Tiling", "block_value", "pack", "values"]
+__all__ = ["ENGINE", "NAME", "GemmPlan", "Tiling", "pack", "values"]
 
 NAME = "gemm"
 
@@ -53,7 +67,7 @@ class Tiling:
     workspace_bytes: int
     apart: bool = False  # each tap has a window of its own
 
-    def tasks(self, problem: Problem) -> tuple[Block, ...]:
+    def blocks(self, problem: Problem) -> tuple[Block, ...]:
         """The blocks of the result."""
         everything, (oh, ow) = slice(0, problem.out_channels), problem.out_size
         parts = [(slice(0, oh), slice(0, ow))]
@@ -66,6 +80,93 @@ class Tiling:
             for rows in ranges(part_rows.stop, self.rows, part_rows.start)
             for cols in ranges(part_cols.stop, self.cols, part_cols.start)
         )
+
+
+class Stack(NamedTuple):
+    """Taps whose windows lie one after the other, and the products that they are factors of.
+
+    `factors` are columns of the packed weight, each with the elements of the stack that they are multiplied with.
+    """
+
+    position: Pair  # of the first tap in the kernel
+    taps: Sequence[Tap]
+    factors: tuple[tuple[slice, slice], ...]
+
+
+class Chunk(NamedTuple):
+    """Some input channels of every group: the window of them, by phases of the stride, and the stacks that read it.
+
+    There is no window where each tap has one of its own.
+    """
+
+    channels: slice
+    windows: tuple[Window, ...]
+    phases: tuple[Pair, ...]
+    stacks: Iterable[Stack]
+
+
+class Task(NamedTuple):
+    """A block of the result, and what its sum reads: all that can be known before there are arrays."""
+
+    block: Block
+    size: tuple[int, int, int]  # images, rows, columns of the products
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Stacks(Iterable[Stack]):
+    """The stacks of a part of the kernel. They are made when they are asked for, where there are many of them."""
+
+    problem: Problem
+    tiling: Tiling
+    channels: slice
+    rows: slice
+    cols: slice
+
+    def __iter__(self) -> Iterator[Stack]:
+        p, t, first_channel = self.problem, self.tiling, self.channels.start
+        inputs, count = p.in_channels // p.groups, self.channels.stop - first_channel
+        kernel = self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
+        every = taps(kernel, p.stride, p.dilation)
+        for some in ranges(len(every), t.stacked):
+            i, j = divmod(some.start, kernel[1])
+            position = self.rows.start + i, self.cols.start + j
+            first = (position[0] * p.kernel[1] + position[1]) * inputs + first_channel
+            terms = (some.stop - some.start) * count
+            parts = ranges(terms, _even(terms, TERMS[p.accuracy]))
+            factors = tuple([(slice(first + part.start, first + part.stop), part) for part in parts])
+            yield Stack(position, every[some], factors)
+
+
+def tasks(problem: Problem, tiling: Tiling) -> tuple[Task, ...]:
+    """The blocks of the result, and what they read."""
+    known: dict[tuple[int, ...], Iterable[Stack]] = {}  # most blocks meet the same taps
+    return tuple([_task(problem, tiling, block, known) for block in tiling.blocks(problem)])
+
+
+def _task(p: Problem, t: Tiling, block: Block, known: dict[tuple[int, ...], Iterable[Stack]]) -> Task:
+    b, h, w = (part.stop - part.start for part in block[1:])
+    shift, (halo_rows, halo_cols) = t.form == "shift", halo(p)
+    kernel_rows, kernel_cols = slice(0, p.kernel[0]), slice(0, p.kernel[1])
+    if shift:
+        w += halo_cols
+        # one row more than the taps read: the last tap's run ends `halo_cols` elements into it
+        rows, cols = phase_window(p, block, h + halo_rows + 1, w)
+    else:
+        if t.stacked == 1:
+            kernel_rows, kernel_cols = met(p, block)
+        rows, cols = input_window(p, block, kernel_rows, kernel_cols)
+    kernel = kernel_rows.stop - kernel_rows.start, kernel_cols.stop - kernel_cols.start
+    read = phases(kernel, p.stride, p.dilation)
+    chunks = []
+    for channels in ranges(p.in_channels // p.groups, t.channels):
+        key = (channels.start, kernel_rows.start, kernel_cols.start, *kernel)
+        if key not in known:
+            made = Stacks(p, t, channels, kernel_rows, kernel_cols)
+            known[key] = tuple(made) if kernel[0] * kernel[1] <= MAX_KEPT_TAPS else made
+        windows = () if t.apart else group_windows(slice(0, p.groups), channels, block.batch, rows, cols, p)
+        chunks.append(Chunk(channels, windows, read, known[key]))
+    return Task(block, (b, h, w), tuple(chunks))
 
 
 def _even(total: int, limit: int) -> int:
@@ -133,7 +234,7 @@ def candidate(problem: Problem, steps: Steps, costs: Costs) -> Candidate:
 def build(problem: Problem, steps: Steps, _costs: Costs) -> GemmPlan:
     """Bind the engine to a problem."""
     t = tiling(problem, steps.block_bytes)
-    return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=t.tasks(problem))
+    return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=tasks(problem, t))
 
 
 def stamp(problem: Problem, steps: Steps) -> Hashable:
@@ -144,10 +245,10 @@ def stamp(problem: Problem, steps: Steps) -> Hashable:
 def pack(weight: Any, problem: Problem, steps: Steps) -> PackedWeight:
     """`(G, O/G, kh kw I/G)`: a row holds the taps one after the other, each with all its channels."""
     g, o, i, kh, kw = problem.weight_shape
-    xp = steps.xp
+    xp, made_for = steps.xp, stamp(problem, steps)
     data = xp.reshape(steps.cast(weight, problem.compute_dtype), (g, o, i, kh * kw))
     data = xp.reshape(xp.permute_dims(data, (0, 1, 3, 2)), (g, o, kh * kw * i))
-    return PackedWeight(stamp(problem, steps), steps.keep(data), problem.itemsize * g * o * i * kh * kw)
+    return PackedWeight(made_for, steps.keep(data), problem.itemsize * g * o * i * kh * kw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +257,7 @@ class GemmPlan(EnginePlan):
 
     steps: Steps
     tiling: Tiling
-    tasks: tuple[Block, ...] = ()
+    tasks: tuple[Task, ...] = ()
 
     @cached_property  # every call compares it
     def stamp(self) -> Hashable:
@@ -166,12 +267,13 @@ class GemmPlan(EnginePlan):
         return pack(weight, self.problem, self.steps)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
 
-        def compute(block: Block) -> Iterator[tuple[Block, Any]]:
-            yield block, block_value(x, weight.data, block, p, self.tiling, steps)
+        def compute(task: Task) -> list[tuple[Block, Any]]:
+            return [(task.block, block_value(x, weight.data, task, p, self.tiling, steps))]
 
         # not in parallel: the products themselves use all threads
         return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=False)
@@ -180,6 +282,7 @@ class GemmPlan(EnginePlan):
 def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) -> Iterator[tuple[Block, Any]]:
     """The outputs `block`, of any size, for an engine that could not compute them; in blocks of this engine's."""
     t = tiling(problem, steps.block_bytes)
+    known: dict[tuple[int, ...], Iterable[Stack]] = {}
     for rows in ranges(block.rows.stop - block.rows.start, t.rows):
         for cols in ranges(block.cols.stop - block.cols.start, t.cols):
             part = Block(
@@ -190,77 +293,54 @@ def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) ->
             )
             for image in range(block.batch.start, block.batch.stop):
                 one = part._replace(batch=slice(image, image + 1))
-                value = block_value(x, weight, one, problem, t, steps)
+                value = block_value(x, weight, _task(problem, t, one, known), problem, t, steps)
                 yield one._replace(channels=block.channels), value[block.channels, ...]
 
 
-def block_value(x: Any, weight: Any, block: Block, problem: Problem, tiling: Tiling, steps: Steps) -> Any:
-    """The outputs `block`, (O, B, H, W), without the bias."""
-    p, xp = problem, steps.xp
-    b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
-    if tiling.form == "gather":
-        total = steps.sum_of_products(_gathered(x, weight, block, p, tiling, steps), "matmul")
-        return xp.reshape(total, (p.out_channels, b, h, w))
-    total = steps.sum_of_products(_shifted(x, weight, block, p, tiling.channels, steps), "matmul")
-    return xp.reshape(total, (p.out_channels, b, h, w + halo(p)[1]))[:, :, :, :w]
+def block_value(x: Any, weight: Any, task: Task, problem: Problem, tiling: Tiling, steps: Steps) -> Any:
+    """The outputs of a task's block, (O, B, H, W), without the bias."""
+    terms = _shifted if tiling.form == "shift" else _gathered
+    total = steps.sum_of_products(terms(x, weight, task, problem, tiling, steps), "matmul")
+    value = steps.xp.reshape(total, (problem.out_channels, *task.size))
+    cols = task.block.cols.stop - task.block.cols.start
+    return value if task.size[2] == cols else value[:, :, :, :cols]
 
 
-def _gathered(x: Any, weight: Any, block: Block, p: Problem, t: Tiling, steps: Steps) -> Iterator[tuple[Any, Any]]:
+def _gathered(x: Any, weight: Any, task: Task, p: Problem, t: Tiling, steps: Steps) -> Iterator[tuple[Any, Any]]:
     """Factors over stacks of shifted windows; a stack of several taps holds all channels of each."""
-    xp = steps.xp
-    b, h, w = (s.stop - s.start for s in (block.batch, block.rows, block.cols))
-    group_inputs = p.in_channels // p.groups
-    kernel_rows, kernel_cols = (slice(0, p.kernel[0]), slice(0, p.kernel[1])) if t.stacked > 1 else met(p, block)
-    i0, j0 = kernel_rows.start, kernel_cols.start
-    kernel = kernel_rows.stop - i0, kernel_cols.stop - j0
-    every, read = taps(kernel, p.stride, p.dilation), phases(kernel, p.stride, p.dilation)
-    for chunk in ranges(group_inputs, t.channels):
-        groups = slice(0, p.groups)
-        parts = {}
-        if not t.apart:
-            needed = input_block(p, block, chunk, kernel_rows, kernel_cols)
-            window = group_window(x, groups, chunk, needed.batch, needed.rows, needed.cols, p, steps)
-            parts = {which: phase(window, p.stride, which) for which in read}
+    b, h, w = task.size
+    for chunk in task.chunks:
+        parts = {} if t.apart else cut_phases(x, chunk.windows, chunk.phases, p, steps)
         if p.stride != (1, 1) and t.stacked > 1:  # a strided run is copied once here, not once for every tap
             parts = {which: steps.contiguous(part) for which, part in parts.items()}
-        for some in ranges(len(every), t.stacked):
-            i, j = divmod(some.start, kernel_cols.stop - j0)
+        for stack in chunk.stacks:
+            views = []
             if t.apart:
-                own = own_window(p, block, i0 + i, j0 + j)
-                views = [group_window(x, groups, chunk, block.batch, *own, p, steps)]
+                own = own_window(p, task.block, *stack.position)
+                views.append(group_window(x, slice(0, p.groups), chunk.channels, task.block.batch, *own, p, steps))
             else:
-                views = [parts[tap.phase][..., tap.row : tap.row + h, tap.col : tap.col + w] for tap in every[some]]
-            stack = views[0] if len(views) == 1 else steps.stack(views)
-            terms = len(views) * (chunk.stop - chunk.start)
-            stack = xp.reshape(stack, (p.groups, terms, b * h * w))
-            first = ((i0 + i) * p.kernel[1] + j0 + j) * group_inputs + chunk.start
-            for part in ranges(terms, _even(terms, TERMS[p.accuracy])):
-                yield weight[:, :, first + part.start : first + part.stop], stack[:, part, :]
-            del stack  # before the next one is made
+                for tap in stack.taps:
+                    view = parts[tap.phase][..., tap.row : tap.row + h, tap.col : tap.col + w]
+                    views.append(view)
+            values = views[0] if len(views) == 1 else steps.stack(views)
+            values = steps.xp.reshape(values, (p.groups, -1, b * h * w))
+            for columns, elements in stack.factors:
+                yield weight[:, :, columns], values[:, elements, :]
+            del values  # before the next stack is made
 
 
-def _shifted(x: Any, weight: Any, block: Block, p: Problem, channels: int, steps: Steps) -> Iterator[tuple[Any, Any]]:
+def _shifted(x: Any, weight: Any, task: Task, p: Problem, _t: Tiling, steps: Steps) -> Iterator[tuple[Any, Any]]:
     """Factors: each tap, and the flat window at the tap's offset."""
-    xp = steps.xp
-    group_inputs = p.in_channels // p.groups
-    halo_rows, halo_cols = halo(p)
-    h, w = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start + halo_cols
-    # one row more than the taps read: the last tap's run ends `halo_cols` elements into it
-    rows, cols = phase_window(p, block, h + halo_rows + 1, w)
-    for chunk in ranges(group_inputs, channels):
-        size = chunk.stop - chunk.start
-        window = group_window(x, slice(0, p.groups), chunk, block.batch, rows, cols, p, steps)
-        flat: dict[Pair, Any] = {}
-        for tap in taps(p.kernel, p.stride, p.dilation):
-            if tap.phase not in flat:
-                flat[tap.phase] = xp.reshape(
-                    phase(window, p.stride, tap.phase), (p.groups, size, (h + halo_rows + 1) * w)
-                )
+    _, h, w = task.size
+    for chunk in task.chunks:
+        parts = cut_phases(x, chunk.windows, chunk.phases, p, steps)
+        count = chunk.channels.stop - chunk.channels.start
+        flat = {which: steps.xp.reshape(part, (p.groups, count, -1)) for which, part in parts.items()}
+        for stack in chunk.stacks:
+            (tap,) = stack.taps
             offset = tap.row * w + tap.col
-            for part in ranges(size, _even(size, TERMS[p.accuracy])):
-                first = tap.position * group_inputs + chunk.start
-                columns = weight[:, :, first + part.start : first + part.stop]
-                yield columns, flat[tap.phase][:, part, offset : offset + h * w]
+            for columns, elements in stack.factors:
+                yield weight[:, :, columns], flat[tap.phase][:, elements, offset : offset + h * w]
 
 
 ENGINE = Engine(NAME, candidate, build)

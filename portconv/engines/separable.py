@@ -1,4 +1,4 @@
-"""Separable kernels under any engine: what the weight turns out to be decides when it is packed.
+"""Separable kernels, products of a column and a row: how they are packed in every tier, and which plan they get.
 
 A planner sees sizes, and a Gaussian has the same sizes as noise. So where two passes of `direct` would be cheaper than
 the engine chosen, the plan holds both, and packing the weight picks one.
@@ -8,22 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.backend import PackedWeight, Plan
 from ..core.problem import Problem
 
-__all__ = ["LowRankPlan", "worth_it"]
+__all__ = ["LowRankPlan", "Passes", "in_two_passes", "may_be_separable", "share", "worth_it"]
 
 # Looking at the weight takes some 50 us when a call packs it anew.
 MIN_SECONDS = 3e-4
 
 
-def worth_it(p: Problem, seconds: float, direct_seconds: float) -> bool:
-    """Whether two passes could gain on a plan that takes so long, where all taps take `direct` so long."""
+class Passes(NamedTuple):
+    """A separable kernel, packed: the columns and the rows of all output channels, each in the form of its tier."""
+
+    column: Any
+    row: Any
+
+
+def in_two_passes(stamp: Hashable, column: Any, row: Any, p: Problem) -> PackedWeight:
+    """The packed weight of a separable kernel."""
+    return PackedWeight(stamp, Passes(column, row), p.itemsize * p.out_channels * sum(p.kernel), separable=True)
+
+
+def may_be_separable(p: Problem) -> bool:
+    """Whether two passes could do what a kernel does: each output has one channel, and no stride leaves out rows."""
+    return p.groups == p.in_channels and p.stride == (1, 1)
+
+
+def share(p: Problem) -> float | None:
+    """The share of the taps that two passes have, where they could do what a kernel does."""
     kh, kw = p.kernel
-    two_passes = direct_seconds * (kh + kw) / (kh * kw)
-    return p.groups == p.in_channels and p.stride == (1, 1) and seconds > max(MIN_SECONDS, two_passes)
+    return (kh + kw) / (kh * kw) if may_be_separable(p) else None
+
+
+def worth_it(seconds: float, two_passes: float) -> bool:
+    """Whether two passes that take so long could gain on a plan's seconds."""
+    return seconds > max(MIN_SECONDS, two_passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +73,8 @@ class LowRankPlan(Plan):
         return replace(packed, stamp=self.stamp, data=packed)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         return (self.passes if weight.separable else self.general).execute(x, weight.data, bias)
 
     def explain(self) -> str:

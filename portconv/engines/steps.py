@@ -16,7 +16,7 @@ from ..core.layout import FROM_CBHW, TO_CBHW, reorder
 from ..core.problem import Problem
 from ..core.shapes import AxisSource, axis_source
 
-__all__ = ["Block", "Steps", "accumulate"]
+__all__ = ["Block", "Steps", "Window", "accumulate", "window_of"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,25 @@ class Block(NamedTuple):
     batch: slice
     rows: slice
     cols: slice
+
+
+class Window(NamedTuple):
+    """A part of the padded image, (C, B, H, W), and where its elements come from. Plans hold them: they are sizes."""
+
+    channels: slice
+    batch: slice
+    rows: AxisSource
+    cols: AxisSource
+
+
+def window_of(problem: Problem, block: Block) -> Window:
+    """The part `block` of the padded image.
+
+    Rows and columns count from the first pixel: padding has negative ones. Those of the block may have a step.
+    """
+    (top, bottom, left, right), mode = problem.padding, problem.padding_mode
+    rows = axis_source(block.rows, problem.height, top, bottom, mode)
+    return Window(block.channels, block.batch, rows, axis_source(block.cols, problem.width, left, right, mode))
 
 
 class Steps:
@@ -87,29 +106,26 @@ class Steps:
         """The image as (C, B, H, W)."""
         return self.xp.permute_dims(x, TO_CBHW[layout])
 
-    def window(self, x: Any, block: Block, problem: Problem, dtype: str | None = None) -> Any:
-        """The part `block` of the padded image, in the dtype of the computation unless another is named.
+    def window(self, x: Any, block: Block, problem: Problem) -> Any:
+        """The part `block` of the padded image, as `window_of` describes it, in the dtype of the computation.
 
-        `x` is the whole image as (C, B, H, W). Rows and columns count from the first pixel: padding has negative ones.
-        Those of the block may have a step.
+        `x` is the whole image as (C, B, H, W).
         """
-        p = problem
-        top, bottom, left, right = p.padding
-        rows = axis_source(block.rows, p.height, top, bottom, p.padding_mode)
-        cols = axis_source(block.cols, p.width, left, right, p.padding_mode)
-        return self._pad(x, block, rows, cols, p.padding_mode, dtype or p.compute_dtype)
+        return self.cut(x, window_of(problem, block), problem.padding_mode, problem.compute_dtype)
 
     def padded(self, x: Any, problem: Problem, dtype: str | None = None) -> Any:
-        """The whole padded image, as `window` gives parts of it."""
+        """The whole padded image, in the dtype of the computation unless another is named."""
         top, bottom, left, right = problem.padding
         rows, cols = slice(-top, problem.height + bottom), slice(-left, problem.width + right)
-        return self.window(x, Block(slice(None), slice(None), rows, cols), problem, dtype)
+        window = window_of(problem, Block(slice(None), slice(None), rows, cols))
+        return self.cut(x, window, problem.padding_mode, dtype or problem.compute_dtype)
 
-    def _pad(self, x: Any, block: Block, rows: AxisSource, cols: AxisSource, mode: str, dtype: str) -> Any:
+    def cut(self, x: Any, window: Window, mode: str, dtype: str) -> Any:
+        """The window of the image (C, B, H, W), in this dtype; `mode` is the padding's."""
         # cut before padding and casting: only the block of a photograph is copied and becomes float
-        needed, cols = _needed(cols)
-        x = x[block.channels, block.batch, :, needed]
-        for axis, source in ((2, rows), (3, cols)):
+        needed, cols = _needed(window.cols)
+        x = x[window.channels, window.batch, :, needed]
+        for axis, source in ((2, window.rows), (3, cols)):
             pieces = [
                 self._outside(x, source.lead, axis),
                 self._cut(x, source.inner, axis),
@@ -236,7 +252,11 @@ class Steps:
 
     def bias(self, bias: Any, dtype: str) -> Any:
         """The bias as (O, 1, 1, 1) in the dtype of the computation."""
-        return None if bias is None else self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
+        return self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
+
+    def finish(self, value: Any, channels: slice, problem: Problem, bias: Any) -> Any:
+        """A block of sums (O, B, H, W) of some output channels with the problem's epilogue; `bias` as `bias` has it."""
+        return value + bias[channels, ...] if problem.epilogue.bias else value
 
     def assemble(
         self,
@@ -249,7 +269,7 @@ class Steps:
         parallel: bool,
         products: bool = False,
     ) -> Any:
-        """The result, from `compute(task)` for every task, which gives blocks (O, B, H, W) of it; adds the bias.
+        """The result, from `compute(task)` for every task, which gives the sums of blocks (O, B, H, W) of it.
 
         It is written into `out`, if there is one and the library can write.
 
@@ -257,7 +277,9 @@ class Steps:
         that they call matrix products, too, which then have to use only one.
         """
         with self.quiet():
-            return self._assembled(problem, self.bias(bias, problem.compute_dtype), tasks, compute, out)
+            if bias is not None:
+                bias = self.bias(bias, problem.compute_dtype)
+            return self._assembled(problem, bias, tasks, compute, out)
 
     def _assembled(
         self,
@@ -272,7 +294,7 @@ class Steps:
         def finished() -> Iterator[tuple[tuple[slice, ...], Any]]:
             for task in tasks:
                 for block, value in compute(task):
-                    total = value if bias is None else value + bias[block.channels, ...]
+                    total = self.finish(value, block.channels, problem, bias)
                     yield reorder(block, order), xp.permute_dims(self.cast(total, problem.dtype), order)
 
         if 0 in problem.out_shape:

@@ -17,15 +17,18 @@ from typing import Any, NamedTuple, overload
 from ..core.integers import Pair
 from ..core.problem import Problem
 from ..core.shapes import dilated
-from .steps import Block, Steps
+from .steps import Block, Steps, Window, window_of
 
 __all__ = [
+    "MAX_KEPT_TAPS",
     "Region",
     "Tap",
     "axis_phases",
+    "cut_phases",
     "group_window",
+    "group_windows",
     "halo",
-    "input_block",
+    "input_window",
     "met",
     "own_window",
     "phase",
@@ -227,26 +230,54 @@ def phase_window(problem: Problem, block: Block, rows: int, cols: int) -> tuple[
     return slice(row, row + rows * sh), slice(col, col + cols * sw)
 
 
-def input_block(problem: Problem, block: Block, channels: slice, kernel_rows: slice, kernel_cols: slice) -> Block:
-    """The window of the image that some rows and columns of the kernel read for the outputs `block`."""
+def input_window(problem: Problem, block: Block, kernel_rows: slice, kernel_cols: slice) -> tuple[slice, slice]:
+    """What some rows and columns of the kernel read for the outputs `block`: rows and columns of the padded image."""
     top, _, left, _ = problem.padding
     (sh, sw), (dh, dw), i, j = problem.stride, problem.dilation, kernel_rows, kernel_cols
     row, col = i.start * dh - top, j.start * dw - left
     rows = slice(block.rows.start * sh + row, (block.rows.stop - 1) * sh + row + dilated(i.stop - i.start, dh))
     cols = slice(block.cols.start * sw + col, (block.cols.stop - 1) * sw + col + dilated(j.stop - j.start, dw))
-    return Block(channels, block.batch, rows, cols)
+    return rows, cols
+
+
+def group_windows(
+    groups: slice, inputs: slice, batch: slice, rows: slice, cols: slice, problem: Problem
+) -> tuple[Window, ...]:
+    """The window of some inputs of some groups; one for each group unless the channels follow each other.
+
+    `inputs` counts within a group.
+    """
+    size, count = problem.in_channels // problem.groups, groups.stop - groups.start
+    together = count == 1 or inputs.stop - inputs.start == size
+    runs = [groups] if together else [slice(group, group + 1) for group in range(groups.start, groups.stop)]
+    found = []
+    for run in runs:
+        channels = slice(run.start * size + inputs.start, (run.stop - 1) * size + inputs.stop)
+        found.append(window_of(problem, Block(channels, batch, rows, cols)))
+    return tuple(found)
+
+
+def cut_groups(x: Any, windows: tuple[Window, ...], groups: int, problem: Problem, steps: Steps) -> Any:
+    """The windows of so many groups as one array (g, i, B, H, W)."""
+    mode, dtype = problem.padding_mode, problem.compute_dtype
+    parts = [steps.cut(x, window, mode, dtype) for window in windows]
+    whole = parts[0] if len(parts) == 1 else steps.xp.concat(parts, axis=0)
+    return steps.xp.reshape(whole, (groups, whole.shape[0] // groups, *whole.shape[1:]))
 
 
 def group_window(
     x: Any, groups: slice, inputs: slice, batch: slice, rows: slice, cols: slice, problem: Problem, steps: Steps
 ) -> Any:
     """The window of some inputs of some groups, (g, i, B, H, W); `inputs` counts within a group."""
-    xp, size = steps.xp, problem.in_channels // problem.groups
-    count = groups.stop - groups.start
-    if count == 1 or inputs.stop - inputs.start == size:
-        first = groups.start * size + inputs.start
-        channels = slice(first, first + (count - 1) * size + inputs.stop - inputs.start)
-        window = steps.window(x, Block(channels, batch, rows, cols), problem)
-        return xp.reshape(window, (count, inputs.stop - inputs.start, *window.shape[1:]))
-    each = [slice(group, group + 1) for group in range(groups.start, groups.stop)]
-    return xp.concat([group_window(x, group, inputs, batch, rows, cols, problem, steps) for group in each], axis=0)
+    windows = group_windows(groups, inputs, batch, rows, cols, problem)
+    return cut_groups(x, windows, groups.stop - groups.start, problem, steps)
+
+
+def cut_phases(
+    x: Any, windows: tuple[Window, ...], which: tuple[Pair, ...], problem: Problem, steps: Steps
+) -> dict[Pair, Any]:
+    """The window of all groups, (G, i, B, H, W), as the phases of the stride that taps read."""
+    window = cut_groups(x, windows, problem.groups, problem, steps)
+    if problem.stride == (1, 1):
+        return {(0, 0): window}
+    return {one: phase(window, problem.stride, one) for one in which}

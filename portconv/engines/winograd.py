@@ -273,7 +273,8 @@ class WinogradPlan(EnginePlan):
         return PackedWeight(self.stamp, Data(products, forward, back, exact), nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         p, steps, t = self.problem, self.steps, self.tiling
         x = steps.cbhw(x, p.layout)
         data: Data = weight.data

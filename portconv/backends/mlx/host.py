@@ -88,7 +88,8 @@ class BridgePlan(Plan):
         return with_original(self.stamp, weight, lambda: self.inner.pack(_view(weight)))
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         data: Weight = weight.data
 
         def compute(x: Any, weight: Any, *bias: Any) -> Any:

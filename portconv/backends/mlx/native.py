@@ -106,7 +106,7 @@ class NativePlan(Plan):
         So must the gradients of pixels that are copied in the border, and of strips, which overlap.
         """
         p = self.problem
-        wide = p.has_bias or self._in_parts or p.padding_mode != "zeros" or self._strip[1] < p.out_size[0]
+        wide = p.epilogue.bias or self._in_parts or p.padding_mode != "zeros" or self._strip[1] < p.out_size[0]
         return p.compute_dtype if wide else p.dtype
 
     @property
@@ -134,7 +134,8 @@ class NativePlan(Plan):
         return PackedWeight(self.stamp, ohwi, ohwi.nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         p, ohwi = self.problem, weight.data
         dtype = dtype_named(self._work_dtype)
         if p.batch == 0:
@@ -158,12 +159,15 @@ class NativePlan(Plan):
                 found.append(mx.conv_general(image, ohwi, p.stride, sides, p.dilation, groups=p.groups))
             else:
                 found.append(_joined([self._sum(image, ohwi, part) for part in ranges(p.out_size[0], rows)], 1))
-        y = _joined(found, 0)
-        if bias is not None:
-            bias = bias.astype(dtype).reshape(-1)
-            y = y + (_everywhere(bias, y.shape) if p.device == "cpu" else bias)
-        y = y.astype(dtype_named(p.dtype))
+        y = self.finish(_joined(found, 0), bias).astype(dtype_named(p.dtype))
         return memory_order.note(mx.transpose(y, NCHW_FROM_NHWC), NHWC_FROM_NCHW) if p.layout == "NCHW" else y
+
+    def finish(self, sums: Any, bias: Any) -> Any:
+        """The sums, NHWC, with the problem's epilogue."""
+        if not self.problem.epilogue.bias:
+            return sums
+        bias = bias.astype(sums.dtype).reshape(-1)
+        return sums + (_everywhere(bias, sums.shape) if self.problem.device == "cpu" else bias)
 
     def _sum(self, x: Any, ohwi: Any, strip: slice) -> Any:
         """Some rows of the result; `x` is padded already."""

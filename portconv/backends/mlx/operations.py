@@ -95,7 +95,8 @@ class OpsPlan(Plan):
         return with_original(self.stamp, weight, lambda: self.inner.pack(_wide(weight, self.problem)))
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         data: Weight = weight.data
         if data.packed is not None:
             try:

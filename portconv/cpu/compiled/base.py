@@ -14,6 +14,7 @@ from ...core.shapes import axis_source
 from ..threads import ALIGNMENT
 from ..views import strided
 from .costs import CompiledCosts
+from .epilogue import records
 
 __all__ = [
     "CACHE_BYTES",
@@ -105,20 +106,23 @@ class CompiledPlan(EnginePlan):
         """For `explain`."""
         return "compiled"
 
+    @property
+    def if_separable(self) -> float | None:
+        """See `Candidate`."""
+        return None
+
     def seconds(self, costs: CompiledCosts) -> float:
         """The estimate."""
         raise NotImplementedError  # abstract: every engine has its own
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         p = self.problem
         y = out if _writable(out, p) else _aligned(p.out_shape, p.compute_dtype)
         if y.size:
             memory, strides = flat(x, p.compute_dtype, p.layout)
-            shift = np.zeros(p.out_channels, y.dtype) if bias is None else bias.reshape(-1).astype(y.dtype, copy=False)
-            shift = np.ascontiguousarray(shift)
-            shift.flags.writeable = False
-            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, shift)
+            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, records(bias, p))
         if y is out or (out is None and y.dtype == p.dtype):
             return y
         out = np.empty(p.out_shape, p.dtype) if out is None else out
@@ -126,7 +130,7 @@ class CompiledPlan(EnginePlan):
             np.copyto(out, y, casting="unsafe")
         return out
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
         """Compute the result into `y`."""
         raise NotImplementedError  # abstract: every engine has its own
 

@@ -9,13 +9,14 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from .vectors import I1, I64, VECTOR_BYTES, Vectors, intrinsic_of, loop
+from .epilogue import Finish
+from .vectors import I1, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
 __all__ = [
-    "add_to_vectors",
     "add_vectors",
     "copy_elements",
     "fence",
+    "finish_vectors",
     "move_vectors",
     "scatter_transposed",
     "tile_transform",
@@ -39,13 +40,13 @@ def add_vectors() -> Any:
 
 
 def put_line(*, add: bool) -> Any:
-    """`target[:n] = source[:n] + shift`, or `target[:n] += source[:n]` if `add`.
+    """`target[:n] = finish(source[:n])`, or `finish(target[:n] + source[:n])` if `add`, for sums of one channel.
 
-    Arguments: target, source, how many elements, address of the shift. Up to a vector beyond the source is read.
+    Arguments: target, source, how many elements, address of the record. Up to a vector beyond the source is read.
     """
 
-    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, shift: Any) -> None:
-        shifts = v.load_splat(shift)
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, record: Any) -> None:
+        finish = Finish(v, record, splat=True)
         lane_numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
 
         def body(i: Any, _state: list[Any]) -> list[Any]:
@@ -56,9 +57,10 @@ def put_line(*, add: bool) -> Any:
             value = v.load(v.at(source, offset))
             with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, partial):
                 with whole:
-                    v.store(b.fadd(value, v.load(place) if add else shifts), place)
+                    v.store(finish(b.fadd(v.load(place), value) if add else value), place)
                 with partial:
-                    v.masked_store(b.fadd(value, v.masked_load(place, inside) if add else shifts), place, inside)
+                    total = b.fadd(v.masked_load(place, inside), value) if add else value
+                    v.masked_store(finish(total), place, inside)
             return []
 
         loop(b, b.sdiv(b.add(count, I64(v.n - 1)), I64(v.n)), [], body)
@@ -112,10 +114,10 @@ def transpose_block() -> Any:
     return intrinsic_of(generate)
 
 
-def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[Fraction]]) -> Any:
+def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[Fraction]]) -> Generate:
     """`L d R^T` for a tile d of vectors, its elements at strides of their own; as many lanes as channels at a time.
 
-    Arguments of the intrinsic: source, bytes between its rows, between its columns; target, the same two; scratch for
+    Arguments: source, bytes between its rows, between its columns; target, the same two; scratch for
     as many vectors as L has rows and R columns.
     """
 
@@ -144,7 +146,7 @@ def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[
         loop(b, I64(len(right[0])), [], column)
         loop(b, I64(height), [], line)
 
-    return intrinsic_of(generate)
+    return generate
 
 
 def scatter_transposed() -> Any:
@@ -175,15 +177,18 @@ def move_vectors() -> Any:
     return intrinsic_of(generate)
 
 
-def add_to_vectors() -> Any:
-    """`target[n] = source[n] + shift` for vectors. Arguments: target, source, how many, address of the shift."""
+def finish_vectors() -> Any:
+    """`target[n] = finish(source[n])` for vectors of channels.
 
-    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, shift: Any) -> None:
-        shifts = v.load(shift)
+    Arguments: target, source, bytes between its vectors, how many, address of the channels' records.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, source_step: Any, count: Any, records: Any) -> None:
+        finish = Finish(v, records, splat=False)
 
         def body(i: Any, _state: list[Any]) -> list[Any]:
-            offset = b.mul(i, I64(VECTOR_BYTES))
-            v.store(b.fadd(v.load(v.at(source, offset)), shifts), v.at(target, offset))
+            value = v.load(v.at(source, b.mul(i, source_step)))
+            v.store(finish(value), v.at(target, b.mul(i, I64(VECTOR_BYTES))))
             return []
 
         loop(b, count, [], body)

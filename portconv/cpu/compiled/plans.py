@@ -8,10 +8,10 @@ from ...core.backend import Candidate
 from ...core.problem import Problem
 from .base import CompiledPlan
 from .costs import COMPILED, CompiledCosts
-from .depthwise.plan import DepthwisePlan
-from .direct.plan import DirectPlan
-from .gemm.plan import GemmPlan
-from .winograd.plan import WinogradPlan
+from .depthwise.plan import CompiledDepthwise
+from .direct.plan import CompiledDirect
+from .gemm.plan import CompiledGemm
+from .winograd.plan import CompiledWinograd
 
 __all__ = ["build", "candidates"]
 
@@ -21,9 +21,9 @@ MAX_TABLE = 1 << 17  # terms of an output: there is a table of them
 
 # The compiled forms of an engine; the one that takes least time is used.
 FORMS: dict[str, tuple[type[CompiledPlan], ...]] = {
-    "gemm": (GemmPlan,),
-    "winograd": (WinogradPlan,),
-    "direct": (DirectPlan, DepthwisePlan),
+    "gemm": (CompiledGemm,),
+    "winograd": (CompiledWinograd,),
+    "direct": (CompiledDirect, CompiledDepthwise),
 }
 
 
@@ -49,5 +49,7 @@ def candidates(problem: Problem, costs: CompiledCosts = COMPILED) -> dict[str, C
     found = {}
     for engine in FORMS:
         if (plan := build(problem, engine)) is not None:
-            found[engine] = Candidate(engine, plan.seconds(costs), plan.workspace_bytes, note=plan.note)
+            found[engine] = Candidate(
+                engine, plan.seconds(costs), plan.workspace_bytes, note=plan.note, if_separable=plan.if_separable
+            )
     return found

@@ -10,45 +10,46 @@ from typing import Any
 
 from llvmlite import ir
 
-from .vectors import I32, I64, OUTPUT_VECTORS, VECTOR_BYTES, Vectors, intrinsic_of, loop
+from .epilogue import RECORD, Finish
+from .vectors import I32, I64, OUTPUT_VECTORS, VECTOR_BYTES, Generate, Vectors, loop
 
 __all__ = ["broadcast_products", "channel_sums", "finished_products", "row_products", "shifted_products", "tap_sums"]
 
 
-def shifted_products(rows: int, vectors: int) -> Any:
+def shifted_products(rows: int, vectors: int) -> Generate:
     """`out[r, :] = sum over k of weight[k, r] * memory[base + table[k] + (0, 1, 2, ...)]`, ROWS by vectors x lanes.
 
-    Arguments of the intrinsic: base, table, weight, terms, out. Weight is (terms, rows), out (rows, vectors x lanes).
+    Arguments: base, table, weight, terms, out. Weight is (terms, rows), out (rows, vectors x lanes).
     """
 
     def generate(_b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
         for i, total in enumerate(v.products(base, table, weight, terms, rows, vectors)):
             v.store(total, v.at(out, i * v.n * v.size))
 
-    return intrinsic_of(generate)
+    return generate
 
 
-def finished_products(rows: int, vectors: int, *, streamed: bool) -> Any:
-    """`shifted_products` that writes results: `out[r, :] = sum + bias[r]`; past the caches if `streamed`.
+def finished_products(rows: int, vectors: int, *, streamed: bool) -> Generate:
+    """`shifted_products` that writes results, `out[r, :] = finish(sum)`; past the caches if `streamed`.
 
-    Arguments of the intrinsic: base, table, weight, terms, out, bytes between its rows, address of the bias. Streamed
-    results must be aligned to vectors.
+    Arguments: base, table, weight, terms, out, bytes between its rows, address of the first row's
+    record. Streamed results must be aligned to vectors.
     """
 
     def generate(
-        b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, bias: Any
+        b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, records: Any
     ) -> None:
         sums = v.products(base, table, weight, terms, rows, vectors)
         for r in range(rows):
-            shift, line = v.load_splat(v.at(bias, r * v.size)), v.at(out, b.mul(out_row, I64(r)))
+            finish = Finish(v, v.at(records, r * RECORD * v.size), splat=True)
+            line = v.at(out, b.mul(out_row, I64(r)))
             for j in range(vectors):
-                place, value = v.at(line, j * VECTOR_BYTES), b.fadd(sums[r * vectors + j], shift)
-                (v.stream if streamed else v.store)(value, place)
+                (v.stream if streamed else v.store)(finish(sums[r * vectors + j]), v.at(line, j * VECTOR_BYTES))
 
-    return intrinsic_of(generate)
+    return generate
 
 
-def broadcast_products(pixels: int) -> Any:
+def broadcast_products(pixels: int) -> Generate:
     """`out[n, :] = sum over k of weight[k, :] * memory[base + table[k] + n]`: the same with outputs in the lanes.
 
     Arguments as in `shifted_products`. Weight is (terms, OUTPUT_VECTORS x lanes), out (pixels, OUTPUT_VECTORS x lanes).
@@ -70,13 +71,13 @@ def broadcast_products(pixels: int) -> Any:
         for i, total in enumerate(sums):
             v.store(total, v.at(out, i * VECTOR_BYTES))
 
-    return intrinsic_of(generate)
+    return generate
 
 
-def row_products(rows: int, vectors: int) -> Any:
+def row_products(rows: int, vectors: int) -> Generate:
     """`out[r, :] (+)= sum over k of a[r, k] * panel[k, :]`: a tile of an ordinary matrix product.
 
-    Arguments of the intrinsic: a, bytes between its rows, panel (terms, vectors x lanes), terms, out, bytes between its
+    Arguments: a, bytes between its rows, panel (terms, vectors x lanes), terms, out, bytes between its
     rows, and whether to add to what is there.
     """
 
@@ -105,19 +106,19 @@ def row_products(rows: int, vectors: int) -> Any:
                 for total, place in zip(sums, places, strict=True):
                     v.store(total, place)
 
-    return intrinsic_of(generate)
+    return generate
 
 
-def channel_sums(width: int, step: int) -> Any:
-    """`out[n] = shift + sum over (i, j) of one[i, j] * other[i, j + n * step]`, all of them vectors of channels.
+def channel_sums(width: int, step: int) -> Generate:
+    """`out[n] = finish(sum over (i, j) of one[i, j] * other[i, j + n * step])`, all of them vectors of channels.
 
-    Arguments of the intrinsic: address of one[0, 0], bytes between its rows, between its columns; the same of other;
-    how many rows, columns; address of the shift; out (width vectors).
+    Arguments: address of one[0, 0], bytes between its rows, between its columns; the same of other;
+    how many rows, columns; address of the channels' records; out (width vectors).
     """
 
     def generate(
         b: Any, v: Vectors, one: Any, one_row: Any, one_col: Any, other: Any, other_row: Any, other_col: Any,
-        rows: Any, cols: Any, shift: Any, out: Any,
+        rows: Any, cols: Any, records: Any, out: Any,
     ) -> None:  # fmt: skip
 
         def row(i: Any, sums: list[Any]) -> list[Any]:
@@ -133,20 +134,20 @@ def channel_sums(width: int, step: int) -> Any:
             return loop(b, cols, sums, col)
 
         sums = loop(b, rows, [v.zero] * width, row)
-        shifts = v.load(shift)
+        finish = Finish(v, records, splat=False)
         for n, total in enumerate(sums):
-            v.store(b.fadd(total, shifts), v.at(out, n * VECTOR_BYTES))
+            v.store(finish(total), v.at(out, n * VECTOR_BYTES))
 
-    return intrinsic_of(generate)
+    return generate
 
 
-def tap_sums(rows: int, vectors: int, *, masked: bool) -> Any:
+def tap_sums(rows: int, vectors: int, *, masked: bool) -> Generate:
     """Sums over channels and taps for a patch: `rows` lines of `vectors` vectors each.
 
     `out[r, n] = sum over (c, i, j) of weight[c, i, j] * image[c, top + r + i * dh, left + n + j * dw]`. If `masked`,
     what lies outside `height` rows and `width` columns counts as zero and is not touched; otherwise nothing is checked.
 
-    Arguments of the intrinsic: channels, bytes between them in the image, in the weight; address of
+    Arguments: channels, bytes between them in the image, in the weight; address of
     image[0, top, left], bytes between rows; dh, dw; address of the weight, bytes between its rows, its height, its
     width; top, height, left, width; address of a row of zeros as long as a patch's; out (rows, vectors x lanes).
     """
@@ -200,4 +201,4 @@ def tap_sums(rows: int, vectors: int, *, masked: bool) -> Any:
         for i, total in enumerate(sums):
             v.store(total, v.at(out, i * v.n * v.size))
 
-    return intrinsic_of(generate)
+    return generate

@@ -7,9 +7,9 @@ nothing is checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -26,11 +26,16 @@ __all__ = [
     "PIXELS",
     "ROWS",
     "VECTOR_BYTES",
+    "Generate",
     "Vectors",
     "intrinsic_of",
     "lanes",
     "loop",
+    "one_of",
 ]
+
+# What writes the code of an intrinsic: of the builder, the vector operations, and the integers that it gets.
+Generate: TypeAlias = Callable[..., None]
 
 _features = llvm.get_host_cpu_features()
 VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
@@ -176,7 +181,7 @@ def loop(b: Any, count: Any, state: Sequence[Any], body: Callable[[Any, list[Any
     return results
 
 
-def intrinsic_of(generate: Callable[..., None]) -> Any:
+def intrinsic_of(generate: Generate) -> Any:
     """A Numba intrinsic `(like, integers)` without a result. The array `like` has the dtype; the rest are integers."""
 
     def typed(_context: Any, like: Any, integers: Any) -> Any:
@@ -186,5 +191,31 @@ def intrinsic_of(generate: Callable[..., None]) -> Any:
             return context.get_dummy_value()
 
         return types.void(like, types.UniTuple(types.intp, len(integers))), lower
+
+    return intrinsic(typed)
+
+
+def one_of(variants: Mapping[int, Generate]) -> Any:
+    """A Numba intrinsic `(like, which, integers)` that is the variant of this number, one of those given.
+
+    Each variant is straight-line code for sizes of its own, such as those of a register tile.
+    """
+
+    def typed(_context: Any, like: Any, _which: Any, integers: Any) -> Any:
+        def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            v = Vectors(builder, str(signature.args[0].dtype))
+            arguments = cgutils.unpack_tuple(builder, args[2])
+            blocks = [builder.append_basic_block(f"variant{number}") for number in variants]
+            after = builder.append_basic_block("chosen")
+            switch = builder.switch(args[1], blocks[-1])
+            for (number, generate), block in zip(variants.items(), blocks, strict=True):
+                switch.add_case(I64(number), block)
+                builder.position_at_end(block)
+                generate(builder, v, *arguments)
+                builder.branch(after)
+            builder.position_at_end(after)
+            return context.get_dummy_value()
+
+        return types.void(like, types.intp, types.UniTuple(types.intp, len(integers))), lower
 
     return intrinsic(typed)

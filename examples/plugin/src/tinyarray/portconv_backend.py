@@ -83,7 +83,8 @@ class LoopPlan(Plan):
         return PackedWeight(self.stamp, weight.data, len(weight.data) * weight.data.itemsize)
 
     def execute(self, x: Array, weight: PackedWeight, bias: Array | None = None, /) -> Array:
-        self.check_stamp(weight)
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
         values = (self._output(x.data, weight.data, bias, position) for position in np.ndindex(self.problem.out_shape))
         return Array(values, self.problem.out_shape, self.problem.dtype)
 

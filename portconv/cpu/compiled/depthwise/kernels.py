@@ -10,73 +10,36 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from ..epilogue import RECORD, gather_records
 from ..memory import add_in_pairs, transpose
-from ..moves import add_to_vectors, move_vectors, scatter_transposed
+from ..moves import finish_vectors, move_vectors, scatter_transposed
 from ..products import channel_sums
 from ..team import driver, kernel
-from ..vectors import VECTOR_BYTES
+from ..vectors import VECTOR_BYTES, one_of
 
 __all__ = ["WIDTHS", "depthwise_alone", "depthwise_team"]
 
 # Outputs of a row that are computed together: their sums, a weight and an image vector are in registers.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYTES != 32)
 
-_add_to = add_to_vectors()
+_finish = finish_vectors()
 _move = move_vectors()
 _scatter = scatter_transposed()
-_s14, _s12, _s10, _s8, _s7, _s6, _s4, _s2, _s1 = (channel_sums(n, 1) for n in (14, 12, 10, 8, 7, 6, 4, 2, 1))
-_t14, _t12, _t10, _t8, _t7, _t6, _t4, _t2, _t1 = (channel_sums(n, 2) for n in (14, 12, 10, 8, 7, 6, 4, 2, 1))
-
-
-@kernel
-def _sums(like, width, step, arguments):
-    if step == 2:
-        if width == 14:
-            _t14(like, arguments)
-        elif width == 12:
-            _t12(like, arguments)
-        elif width == 10:
-            _t10(like, arguments)
-        elif width == 8:
-            _t8(like, arguments)
-        elif width == 7:
-            _t7(like, arguments)
-        elif width == 6:
-            _t6(like, arguments)
-        elif width == 4:
-            _t4(like, arguments)
-        elif width == 2:
-            _t2(like, arguments)
-        else:
-            _t1(like, arguments)
-    elif width == 14:
-        _s14(like, arguments)
-    elif width == 12:
-        _s12(like, arguments)
-    elif width == 10:
-        _s10(like, arguments)
-    elif width == 8:
-        _s8(like, arguments)
-    elif width == 7:
-        _s7(like, arguments)
-    elif width == 6:
-        _s6(like, arguments)
-    elif width == 4:
-        _s4(like, arguments)
-    elif width == 2:
-        _s2(like, arguments)
-    else:
-        _s1(like, arguments)
+# By `16 * step + width`.
+_sums = one_of({16 * step + n: channel_sums(n, step) for step in (1, 2) for n in WIDTHS})
 
 
 @kernel
 def _run(
-    one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, shift, out, partial, zeros
+    one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, own, out, partial, unfinished
 ):
-    """The sums of a run of outputs: all terms at once, or in parts of about `chunk` that are added in pairs."""
+    """The sums of a run of outputs: all terms at once, or in parts of about `chunk` that are added in pairs.
+
+    `own` are the records of the channels, `unfinished` those for sums of a part of the terms.
+    """
     if rows * cols <= chunk:
-        _sums(partial, width, step,
-              (one, one_row, one_col, other, other_row, other_col, rows, cols, shift, out))  # fmt: skip
+        _sums(partial, 16 * step + width,
+              (one, one_row, one_col, other, other_row, other_col, rows, cols, own, out))  # fmt: skip
         return
     rows_at_once = max(1, chunk // cols)
     cols_at_once = cols if cols <= chunk else chunk
@@ -85,13 +48,13 @@ def _run(
     for i in range(0, rows, rows_at_once):
         for j in range(0, cols, cols_at_once):
             last = i + rows_at_once >= rows and j + cols_at_once >= cols
-            _sums(partial, width, step,
+            _sums(partial, 16 * step + width,
                   (one + i * one_row + j * one_col, one_row, one_col, other + i * other_row + j * other_col, other_row,
-                   other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j), zeros,
+                   other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j), unfinished,
                    partial.ctypes.data + depth * run_bytes))  # fmt: skip
             count += 1
             depth = add_in_pairs(partial, depth + 1, count, last, run_bytes)
-    _add_to(partial, (out, partial.ctypes.data, width, shift))
+    _finish(partial, (out, partial.ctypes.data, VECTOR_BYTES, width, own))
 
 
 @kernel
@@ -132,7 +95,7 @@ def _put(out, count, y, place, channel_step, pixel_step):
 
 
 @kernel
-def _depthwise(part, parts, x, x_strides, y, y_strides, weight, bias, table, geometry, scratch):
+def _depthwise(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
     """Tasks are (image, block of channels, strip of rows)."""
     (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,
      line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
@@ -140,10 +103,9 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, bias, table, geo
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
     stage, out = own[:stage_size], own[stage_size : stage_size + out_size]
-    shift, zeros = own[stage_size + out_size :][:lanes], own[stage_size + out_size :][lanes : 2 * lanes]
-    partial = own[stage_size + out_size + 2 * lanes :]
-    for i in range(lanes):
-        zeros[i] = 0
+    rest = own[stage_size + out_size :]
+    records, zeros, partial = rest[: RECORD * lanes], rest[RECORD * lanes :], rest[2 * RECORD * lanes :]
+    gather_records(epilogue, channels * multiplier, 0, lanes, zeros)
     for row in range(stage_size // (line * lanes)):  # the padding, which no block overwrites
         for col in range(line):
             if col < lead or col >= lead + width:
@@ -162,8 +124,7 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, bias, table, geo
             _stage(x, b * x_strides[0] + c0 * x_strides[1], x_strides[1], x_strides[3], first, after - first, width,
                    table, stage, line, lead)  # fmt: skip
         for m in range(multiplier):
-            for lane in range(lanes):
-                shift[lane] = bias[(c0 + lane) * multiplier + m]
+            gather_records(epilogue, c0 * multiplier + m, multiplier, lanes, records)
             factors = weight.ctypes.data + (block * multiplier + m) * kh * kw * VECTOR_BYTES
             for r in range(r0, r1):
                 row = r * sh - top
@@ -172,19 +133,19 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, bias, table, geo
                 for c in range(0, out_cols, run):
                     place = out.ctypes.data + ((r - r0) * out_cols + c) * VECTOR_BYTES
                     if i1 <= i0:
-                        _move(out, (place, VECTOR_BYTES, shift.ctypes.data, 0, min(run, out_cols - c)))
+                        _finish(out, (place, zeros.ctypes.data, 0, min(run, out_cols - c), records.ctypes.data))
                         continue
                     kernel_row = factors + i0 * kw * VECTOR_BYTES
                     image_row = stage.ctypes.data + (row + i0 * dh - first) * line * VECTOR_BYTES
                     if exchanged:
                         _run(image_row, line * VECTOR_BYTES, VECTOR_BYTES,
                              kernel_row + (kw - 1 - left + c) * VECTOR_BYTES, kw * VECTOR_BYTES, -VECTOR_BYTES,
-                             i1 - i0, width, chunk, run, 1, shift.ctypes.data, place, partial,
+                             i1 - i0, width, chunk, run, 1, records.ctypes.data, place, partial,
                              zeros.ctypes.data)  # fmt: skip
                     else:
                         _run(kernel_row, kw * VECTOR_BYTES, VECTOR_BYTES, image_row + c * sw * VECTOR_BYTES,
                              dh * line * VECTOR_BYTES, dw * VECTOR_BYTES, i1 - i0, kw, chunk, run, sw,
-                             shift.ctypes.data, place, partial, zeros.ctypes.data)  # fmt: skip
+                             records.ctypes.data, place, partial, zeros.ctypes.data)  # fmt: skip
             _put(out, (r1 - r0) * out_cols, y,
                  b * y_strides[0] + (c0 * multiplier + m) * y_strides[1] + r0 * y_strides[2], multiplier * y_strides[1],
                  y_strides[3])  # fmt: skip
@@ -197,7 +158,7 @@ def depthwise_alone(*arguments):
 
 
 @driver
-def depthwise_team(parts, x, x_strides, y, y_strides, weight, bias, table, geometry, scratch):
+def depthwise_team(parts, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
     """The whole convolution on `parts` threads."""
     for part in prange(parts):
-        _depthwise(np.int64(part), parts, x, x_strides, y, y_strides, weight, bias, table, geometry, scratch)
+        _depthwise(np.int64(part), parts, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch)

@@ -11,29 +11,31 @@ import numpy as np
 from ....core.backend import PackedWeight
 from ....core.problem import Problem
 from ....engines.accuracy import TERMS
+from ....engines.separable import Passes, share
 from ... import threads
 from ..base import Array, CompiledPlan, Ints, contiguous, even_width, per_thread, read_only, round_up
 from ..costs import CompiledCosts
-from ..direct.plan import DirectPlan
+from ..direct.plan import CompiledDirect
+from ..epilogue import RECORD
 from ..gemm.kernels import LEVELS
 from ..vectors import VECTOR_BYTES, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["DepthwisePlan"]
+__all__ = ["CompiledDepthwise"]
 
 STRIP_BYTES = 512 << 10  # of one core's second cache, for a block of channels and its results
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthwisePlan(CompiledPlan):
+class CompiledDepthwise(CompiledPlan):
     """`direct` with channels in the lanes: see `kernels.py`. Zero padding, as many channels as lanes."""
 
     geometry: Geometry
-    other: DirectPlan | None = None  # for separable kernels
+    other: CompiledDirect | None = None  # for separable kernels
 
     @classmethod
-    def make(cls, p: Problem) -> DepthwisePlan | None:
+    def make(cls, p: Problem) -> CompiledDepthwise | None:
         """Choose the strips, or say None where this form is not for the problem."""
         lane = lanes(p.compute_dtype)
         channels, multiplier = p.in_channels, p.out_channels // p.groups
@@ -63,7 +65,7 @@ class DepthwisePlan(CompiledPlan):
         stage = (stage_rows * line + (run + 1) * sw) * lane
         out = (rows * ow + run) * lane
         partial = run * lane * LEVELS
-        scratch = round_up(stage + out + 2 * lane + partial, 16)
+        scratch = round_up(stage + out + 2 * RECORD * lane + partial, 16)
         pixels = np.arange(stage_rows * p.width + lane)
         table = np.array((pixels // p.width * line + lead + pixels % p.width) * VECTOR_BYTES, np.int64)
         geometry = Geometry(
@@ -71,7 +73,7 @@ class DepthwisePlan(CompiledPlan):
             left, line, lead, int(exchanged), run, TERMS[p.accuracy], least_rows, scratch, stage, out,
         )  # fmt: skip
         tasks = p.batch * blocks * strips
-        other = DirectPlan.make(p)
+        other = CompiledDirect.make(p)
         other = other if other is not None and other.splits else None
         workspace = parts * scratch * p.itemsize
         return cls(
@@ -83,6 +85,10 @@ class DepthwisePlan(CompiledPlan):
     def stamp(self) -> Hashable:
         p = self.problem
         return ("direct", "jit", p.weight_shape, p.compute_dtype, "channels", self.exchanged, self.geometry.run)
+
+    @property
+    def if_separable(self) -> float | None:
+        return share(self.problem)
 
     @property
     def exchanged(self) -> bool:
@@ -124,16 +130,16 @@ class DepthwisePlan(CompiledPlan):
         data = read_only(np.ascontiguousarray(np.concatenate([*blocks, beyond])))
         return PackedWeight(self.stamp, data, data.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         p = self.problem
-        if self.other is not None and data.size == p.out_channels * sum(p.kernel):
-            self.other.fill(x, x_strides, y, y_strides, data, bias)
+        if self.other is not None and isinstance(data, Passes):
+            self.other.fill(x, x_strides, y, y_strides, data, epilogue)
             return
         expected = (p.width, 1) if p.layout == "NCHW" else (p.width * p.in_channels, p.in_channels)
         if x_strides[2:] != expected or (p.layout == "NHWC" and x_strides[1] != 1):
             x, x_strides = contiguous(x, x_strides, p)
         threads.launch(
-            kernels.depthwise_alone, kernels.depthwise_team, self.parts, x, x_strides, y, y_strides, data, bias,
+            kernels.depthwise_alone, kernels.depthwise_team, self.parts, x, x_strides, y, y_strides, data, epilogue,
             *self.tables, tuple(self.geometry), threads.scratch(self.parts * self.scratch, y.dtype),
         )  # fmt: skip

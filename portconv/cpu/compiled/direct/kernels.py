@@ -10,35 +10,20 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from ..epilogue import finish, record
 from ..memory import add_in_pairs, fill_plane, put
 from ..products import tap_sums
 from ..team import driver, kernel
-from ..vectors import VECTOR_BYTES
+from ..vectors import VECTOR_BYTES, one_of
 
 __all__ = ["SHAPES", "direct_alone", "direct_team"]
 
 # Rows and vectors of a patch; their sums fill half of the registers.
 SHAPES = ((8, 1), (4, 2), (2, 4)) if VECTOR_BYTES == 32 else ((8, 1), (8, 2), (4, 4))
 
-_masked1, _masked2, _masked4 = (tap_sums(*shape, masked=True) for shape in SHAPES)
-_whole1, _whole2, _whole4 = (tap_sums(*shape, masked=False) for shape in SHAPES)
-
-
-@kernel
-def _taps(like, vectors, masked, arguments):
-    if masked:
-        if vectors == 1:
-            _masked1(like, arguments)
-        elif vectors == 2:
-            _masked2(like, arguments)
-        else:
-            _masked4(like, arguments)
-    elif vectors == 1:
-        _whole1(like, arguments)
-    elif vectors == 2:
-        _whole2(like, arguments)
-    else:
-        _whole4(like, arguments)
+# By the vectors of the patch.
+_masked_taps = one_of({shape[1]: tap_sums(*shape, masked=True) for shape in SHAPES})
+_taps = one_of({shape[1]: tap_sums(*shape, masked=False) for shape in SHAPES})
 
 
 @kernel
@@ -71,42 +56,45 @@ def _patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilati
             last = c + together >= channels and j + cols >= kw
             place = base + c * channel_bytes + (top + i0 * dh) * row_bytes + (left + j * dw) * size
             factors = weight + ((c * kh + i0) * kw + j) * size
-            _taps(sums, vectors, masked,
-                  (min(together, channels - c), channel_bytes, kh * kw * size, place, row_bytes, dh, dw, factors,
-                   kw * size, i1 - i0, min(cols, kw - j), top + i0 * dh, height, left + j * dw, width, zeros,
-                   sums.ctypes.data + depth * tile_bytes))  # fmt: skip
+            arguments = (min(together, channels - c), channel_bytes, kh * kw * size, place, row_bytes, dh, dw, factors,
+                         kw * size, i1 - i0, min(cols, kw - j), top + i0 * dh, height, left + j * dw, width, zeros,
+                         sums.ctypes.data + depth * tile_bytes)  # fmt: skip
+            if masked:
+                _masked_taps(sums, vectors, arguments)
+            else:
+                _taps(sums, vectors, arguments)
             count += 1
             depth = add_in_pairs(sums, depth + 1, count, last, tile_bytes)
 
 
 @kernel
-def _store(sums, pitch, rows, cols, bias, output, y, start, row_step, col_step):
+def _store(sums, pitch, rows, cols, epilogue, channel, y, start, row_step, col_step):
     size = sums.itemsize
-    shift = bias.ctypes.data + output * size
+    own = record(epilogue, channel)
     for r in range(rows):
         place, source = start + r * row_step, r * pitch
         if col_step == 1:
-            put(sums, (y.ctypes.data + place * size, sums.ctypes.data + source * size, cols, shift))
+            put(sums, (y.ctypes.data + place * size, sums.ctypes.data + source * size, cols, own))
         else:
             for j in range(cols):
-                y[place + j * col_step] = sums[source + j] + bias[output]
+                y[place + j * col_step] = finish(sums[source + j], epilogue, channel)
 
 
 @kernel
-def _two_passes(window, line, weight, o, outputs, kernel_size, dilation, rows, cols, patch_rows, vectors, chunk,
-                between, sums, bias, y, start, row_step, col_step):  # fmt: skip
+def _two_passes(window, line, columns, row_weights, o, outputs, kernel_size, dilation, rows, cols, patch_rows, vectors,
+                chunk, between, sums, epilogue, y, start, row_step, col_step):  # fmt: skip
     """A separable kernel on a padded window: all columns' sums first, `between`, then their rows' sums.
 
-    `weight` has the columns of all outputs, then their rows.
+    `columns` and `row_weights` are the factors of the kernels, of all outputs.
     """
     kh, kw = kernel_size
     dh, dw = dilation
     size = sums.itemsize
     lanes = VECTOR_BYTES // size
     width = vectors * lanes
-    zeros = sums.ctypes.data + (len(sums) - width) * size
-    column = weight.ctypes.data + o * kh * size
-    row = weight.ctypes.data + (outputs * kh + o * kw) * size
+    unfinished = record(epilogue, outputs)
+    column = columns.ctypes.data + o * kh * size
+    row = row_weights.ctypes.data + o * kw * size
     for r in range(0, rows, patch_rows):
         for col in range(0, cols + (kw - 1) * dw, width):
             _patch(window.ctypes.data, line * size, 0, 1, column, (kh, 1), (dh, 1), r, col, 0, 0, patch_rows, vectors,
@@ -114,20 +102,22 @@ def _two_passes(window, line, weight, o, outputs, kernel_size, dilation, rows, c
             for i in range(min(patch_rows, rows - r)):
                 target = between.ctypes.data + ((r + i) * line + col) * size
                 count = min(width, line - col)
-                put(sums, (target, sums.ctypes.data + i * width * size, count, zeros))
+                put(sums, (target, sums.ctypes.data + i * width * size, count, unfinished))
     for r in range(0, rows, patch_rows):
         for col in range(0, cols, width):
             _patch(between.ctypes.data, line * size, 0, 1, row, (1, kw), (1, dw), r, col, 0, 0, patch_rows, vectors,
                    False, chunk, sums)  # fmt: skip
-            _store(sums, width, min(patch_rows, rows - r), min(width, cols - col), bias, o, y,
+            _store(sums, width, min(patch_rows, rows - r), min(width, cols - col), epilogue, o, y,
                    start + r * row_step + col * col_step, row_step, col_step)  # fmt: skip
 
 
 @kernel
-def _direct(
-    part, parts, x, x_strides, y, y_strides, weight, bias, source_rows, source_cols, geometry, separable, scratch
-):
-    """Tasks are (image, group, strip of rows, strip of columns, output of the group)."""
+def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
+            separable, scratch):  # fmt: skip
+    """Tasks are (image, group, strip of rows, strip of columns, output of the group).
+
+    `weight` are whole kernels, or the columns of separable ones, whose rows are `row_weights`.
+    """
     (batch, inputs, outputs, group_outputs, kh, kw, dh, dw, top, left, height, width, out_rows, out_cols, strips,
      col_strips, copied, rows, vectors, chunk, part_size, window_size, window_rows, window_cols) = geometry  # fmt: skip
     xb, xc, xh, xw = x_strides
@@ -158,8 +148,8 @@ def _direct(
                            window_cols, left, width, window, c * window_rows * window_cols)  # fmt: skip
         start = b * yb + o * yc + r0 * yh + c0 * yw
         if separable:
-            _two_passes(window, window_cols, weight, o, outputs, (kh, kw), (dh, dw), r1 - r0, c1 - c0, rows, vectors,
-                        chunk, between, sums, bias, y, start, yh, yw)  # fmt: skip
+            _two_passes(window, window_cols, weight, row_weights, o, outputs, (kh, kw), (dh, dw), r1 - r0, c1 - c0,
+                        rows, vectors, chunk, between, sums, epilogue, y, start, yh, yw)  # fmt: skip
             continue
         factors = weight.ctypes.data + o * inputs * kh * kw * size
         for r in range(r0, r1, rows):
@@ -173,7 +163,7 @@ def _direct(
                     inside = inside and column + vectors * lanes + reach_cols <= width
                     _patch(x.ctypes.data + first * size, xh * size, xc * size, inputs, factors, (kh, kw), (dh, dw), row,
                            column, height, width, rows, vectors, not inside, chunk, sums)  # fmt: skip
-                _store(sums, vectors * lanes, min(rows, r1 - r), min(vectors * lanes, c1 - col), bias, o, y,
+                _store(sums, vectors * lanes, min(rows, r1 - r), min(vectors * lanes, c1 - col), epilogue, o, y,
                        start + (r - r0) * yh + (col - c0) * yw, yh, yw)  # fmt: skip
 
 
@@ -184,10 +174,9 @@ def direct_alone(*arguments):
 
 
 @driver
-def direct_team(
-    parts, x, x_strides, y, y_strides, weight, bias, source_rows, source_cols, geometry, separable, scratch
-):
+def direct_team(parts, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
+                separable, scratch):  # fmt: skip
     """The whole convolution on `parts` threads."""
     for part in prange(parts):
-        _direct(np.int64(part), parts, x, x_strides, y, y_strides, weight, bias, source_rows, source_cols, geometry,
-                separable, scratch)  # fmt: skip
+        _direct(np.int64(part), parts, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows,
+                source_cols, geometry, separable, scratch)  # fmt: skip

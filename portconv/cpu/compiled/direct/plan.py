@@ -11,6 +11,7 @@ import numpy as np
 from ....core.backend import PackedWeight
 from ....core.problem import Problem
 from ....engines.accuracy import TERMS
+from ....engines.separable import Passes, in_two_passes, may_be_separable, share
 from ... import separable, threads
 from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, contiguous, per_thread, read_only, round_up, sources
 from ..costs import CompiledCosts
@@ -19,13 +20,13 @@ from ..vectors import VECTOR_BYTES, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["DirectPlan"]
+__all__ = ["CompiledDirect"]
 
 MAX_STRIP_BYTES = 12 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectPlan(CompiledPlan):
+class CompiledDirect(CompiledPlan):
     """`direct`: see `kernels.py`. Strides are left to the plain engine."""
 
     geometry: Geometry
@@ -33,7 +34,7 @@ class DirectPlan(CompiledPlan):
     copied: bool = False
 
     @classmethod
-    def make(cls, p: Problem) -> DirectPlan | None:
+    def make(cls, p: Problem) -> CompiledDirect | None:
         """Choose the patch and the strips."""
         if p.stride != (1, 1):
             return None
@@ -56,10 +57,14 @@ class DirectPlan(CompiledPlan):
         return ("direct", "jit", p.weight_shape, p.compute_dtype, self.splits)
 
     @property
+    def if_separable(self) -> float | None:
+        return share(self.problem)
+
+    @property
     def splits(self) -> bool:
         """Whether two passes over a separable kernel would pay."""
-        (kh, kw), p = self.problem.kernel, self.problem
-        return p.in_channels == p.groups and kh * kw >= 2 * (kh + kw)
+        kh, kw = self.problem.kernel
+        return may_be_separable(self.problem) and kh * kw >= 2 * (kh + kw)
 
     def seconds(self, costs: CompiledCosts) -> float:
         """The estimate, from what the kernels do with a problem of this geometry."""
@@ -92,18 +97,20 @@ class DirectPlan(CompiledPlan):
         g, o, _, kh, kw = self.problem.weight_shape
         packed = np.array(weight, self.problem.compute_dtype, order="C")
         if self.splits and (found := separable.factors(packed.reshape(g * o, kh, kw), packed.dtype.name)) is not None:
-            packed = np.concatenate([factor.reshape(-1) for factor in found])
+            column, row = (read_only(np.ascontiguousarray(factor).reshape(-1)) for factor in found)
+            return in_two_passes(self.stamp, column, row, self.problem)
         data = read_only(packed.reshape(-1))
-        return PackedWeight(self.stamp, data, data.nbytes, separable=data.size != weight.size)
+        return PackedWeight(self.stamp, data, data.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         p = self.problem
-        two = data.size != p.out_channels * (p.in_channels // p.groups) * p.kernel[0] * p.kernel[1]
+        two = isinstance(data, Passes)
+        taps, rows = data if two else (data, data)  # a whole kernel has no rows of its own
         if not self.copied and not two and x_strides[3] != 1:
             x, x_strides = contiguous(x, x_strides, p)
         threads.launch(
-            kernels.direct_alone, kernels.direct_team, self.parts, x, x_strides, y, y_strides, data, bias,
+            kernels.direct_alone, kernels.direct_team, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,
             *self.tables, tuple(self.passes if two else self.geometry), two,
             threads.scratch(self.parts * self.scratch, y.dtype),
         )  # fmt: skip

@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from ..epilogue import finish, record
 from ..memory import add_in_pairs, copy, fill_plane, put, put_more, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..team import driver, kernel
-from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES
+from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
 
 __all__ = ["FEW", "LEVELS", "WIDTHS", "gemm_alone", "gemm_team", "tile_shape"]
 
@@ -22,14 +23,18 @@ FEW = ROWS // 2
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 
 _fence = fence()
-_p1, _p2, _p3 = (shifted_products(ROWS, n) for n in (1, 2, 3))
-_d1, _d2, _d3 = (finished_products(ROWS, n, streamed=False) for n in (1, 2, 3))
-_s1, _s2, _s3 = (finished_products(ROWS, n, streamed=True) for n in (1, 2, 3))
-_f1, _f2, _f3, _f4, _f5, _f6 = (shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6))
-_o1, _o2, _o3, _o4, _o6, _o8 = (shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8))
+# Register tiles, by `16 * rows + vectors`.
+_SHAPES = {
+    **{16 * ROWS + n: (ROWS, n) for n in (1, 2, 3)},
+    **{16 * FEW + n: (FEW, n) for n in (1, 2, 3, 4, 5, 6)},
+    **{16 + n: (1, n) for n in (1, 2, 3, 4, 6, 8)},
+}
+_product = one_of({number: shifted_products(*shape) for number, shape in _SHAPES.items()})
+_finished = one_of({n: finished_products(ROWS, n, streamed=False) for n in (1, 2, 3)})
+_streamed = one_of({n: finished_products(ROWS, n, streamed=True) for n in (1, 2, 3)})
 # Columns of a tile that has outputs in its lanes.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 6, 5, 4, 2, 1) if n <= PIXELS)
-_w14, _w12, _w10, _w8, _w6, _w5, _w4, _w2, _w1 = (broadcast_products(n) for n in (14, 12, 10, 8, 6, 5, 4, 2, 1))
+_wide_product = one_of({n: broadcast_products(n) for n in WIDTHS})
 
 
 def tile_shape(outputs: int) -> tuple[int, int]:
@@ -37,81 +42,6 @@ def tile_shape(outputs: int) -> tuple[int, int]:
     if outputs == 1:
         return 1, 8
     return (FEW, 2 * MAX_VECTORS) if outputs <= FEW else (ROWS, MAX_VECTORS)
-
-
-@kernel
-def _product(like, rows, vectors, arguments):
-    if rows == ROWS:
-        if vectors == 3:
-            _p3(like, arguments)
-        elif vectors == 2:
-            _p2(like, arguments)
-        else:
-            _p1(like, arguments)
-    elif rows == 1:
-        if vectors == 8:
-            _o8(like, arguments)
-        elif vectors >= 6:
-            _o6(like, arguments)
-        elif vectors >= 4:
-            _o4(like, arguments)
-        elif vectors == 3:
-            _o3(like, arguments)
-        elif vectors == 2:
-            _o2(like, arguments)
-        else:
-            _o1(like, arguments)
-    elif vectors == 6:
-        _f6(like, arguments)
-    elif vectors == 5:
-        _f5(like, arguments)
-    elif vectors == 4:
-        _f4(like, arguments)
-    elif vectors == 3:
-        _f3(like, arguments)
-    elif vectors == 2:
-        _f2(like, arguments)
-    else:
-        _f1(like, arguments)
-
-
-@kernel
-def _wide_product(like, pixels, arguments):
-    if pixels == 14:
-        _w14(like, arguments)
-    elif pixels == 12:
-        _w12(like, arguments)
-    elif pixels == 10:
-        _w10(like, arguments)
-    elif pixels == 8:
-        _w8(like, arguments)
-    elif pixels == 6:
-        _w6(like, arguments)
-    elif pixels == 5:
-        _w5(like, arguments)
-    elif pixels == 4:
-        _w4(like, arguments)
-    elif pixels == 2:
-        _w2(like, arguments)
-    else:
-        _w1(like, arguments)
-
-
-@kernel
-def _finished(like, vectors, streamed, arguments):
-    if streamed:
-        if vectors == 3:
-            _s3(like, arguments)
-        elif vectors == 2:
-            _s2(like, arguments)
-        else:
-            _s1(like, arguments)
-    elif vectors == 3:
-        _d3(like, arguments)
-    elif vectors == 2:
-        _d2(like, arguments)
-    else:
-        _d1(like, arguments)
 
 
 @kernel
@@ -132,7 +62,7 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
             if wide:
                 _wide_product(sums, width, arguments)
             else:
-                _product(sums, rows, width, arguments)
+                _product(sums, 16 * rows + width, arguments)
             count += 1
             top = add_in_pairs(sums, top + 1, count, n == runs - 1 and done + chunk >= run, tile_bytes)
 
@@ -151,14 +81,15 @@ def _turn(sums, rows, width, pitch):
 
 
 @kernel
-def _store(sums, source, pitch, rows, first, last, line, cols, bias, output, y, start, o_step, row_step, col_step, add):
+def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel, y, start, o_step, row_step, col_step,
+           add):  # fmt: skip
     """Columns `first` to `last` of the flat window, from `sums[source]` on.
 
     `line` of them make a row, of which `cols` are results.
     """
     size = sums.itemsize
     for r in range(rows):
-        shift = bias.ctypes.data + (output + r) * size
+        own = record(epilogue, channel + r)
         target = start + r * o_step
         row, col = first // line, first % line
         p = first
@@ -168,15 +99,15 @@ def _store(sums, source, pitch, rows, first, last, line, cols, bias, output, y, 
             value = source + r * pitch + p - first
             count = min(run, cols - col)
             if col_step == 1 and count > 0:
-                arguments = (y.ctypes.data + place * size, sums.ctypes.data + value * size, count, shift)
+                arguments = (y.ctypes.data + place * size, sums.ctypes.data + value * size, count, own)
                 if add:
                     put_more(sums, arguments)
                 else:
                     put(sums, arguments)
             else:
                 for j in range(count):
-                    old = y[place + j * col_step] if add else bias[output + r]
-                    y[place + j * col_step] = old + sums[value + j]
+                    total = y[place + j * col_step] + sums[value + j] if add else sums[value + j]
+                    y[place + j * col_step] = finish(total, epilogue, channel + r)
             p += run
             row, col = row + 1, 0
 
@@ -191,12 +122,14 @@ def _width(left, widest, rows):
 
 @kernel
 def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
-              widest, start_column, columns, block, line, cols, bias, output, y, start, y_strides, add, streamed, sums,
-              tail):  # fmt: skip
+              widest, start_column, columns, block, line, cols, epilogue, output, unfinished, y, start, y_strides,
+              add, streamed, sums, tail):  # fmt: skip
     """Outputs m0 to m1 of one group on some columns of a window, which starts at the address `base`.
 
     `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
     `end`, its columns are copied. Tiles that are whole, and all of whose terms are one product, write results at once.
+    `output` is the group's first output; `unfinished` is the record for sums that further terms will be added to, and
+    -1 where these are the last terms.
     """
     size = sums.itemsize
     lanes = VECTOR_BYTES // size
@@ -209,6 +142,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
         v1 = min(v0 + block, total)
         for m in range(m0, m1, rows):
             factors = weight + m // rows * weight_pitch * size
+            channel = output + m if unfinished < 0 else unfinished
             v = v0
             while v < v1:
                 width = widest if wide else _width(v1 - v, widest, rows)
@@ -219,9 +153,13 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 whole = last - first == width * unit and m + rows <= outputs
                 if at_once and fits and whole and (run_on or first % line + last - first <= cols):
                     target = start + m * y_strides[1] + first // line * y_strides[2] + first % line
-                    _finished(sums, width, streamed, (place, table.ctypes.data + terms[2] * 8,
-                              factors + terms[2] * rows * size, terms[1], y.ctypes.data + target * size,
-                              y_strides[1] * size, bias.ctypes.data + (output + m) * size))  # fmt: skip
+                    arguments = (place, table.ctypes.data + terms[2] * 8, factors + terms[2] * rows * size, terms[1],
+                                 y.ctypes.data + target * size, y_strides[1] * size,
+                                 record(epilogue, channel))  # fmt: skip
+                    if streamed:
+                        _streamed(sums, width, arguments)
+                    else:
+                        _finished(sums, width, arguments)
                     v += width
                     continue
                 if fits:
@@ -234,13 +172,13 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 if wide:
                     step = (width + lanes - 1) // lanes * lanes
                     source = _turn(sums, rows, width, step)
-                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, bias, output + m, y,
+                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, epilogue, channel, y,
                        start + m * y_strides[1], y_strides[1], y_strides[2], y_strides[3], add)  # fmt: skip
                 v += width
 
 
 @kernel
-def _gemm(part, parts, x, x_strides, y, y_strides, weight, bias, table, tail_table, planes, regions, source_rows,
+def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions, source_rows,
           source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
@@ -292,10 +230,11 @@ def _gemm(part, parts, x, x_strides, y, y_strides, weight, bias, table, tail_tab
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             place = b * yb + g * outputs * yc + r0 * yh + q0 * yw
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
+            unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
                 _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
-                          tile_rows, wide, widest, column, columns, block, line, cols, bias, g * outputs, y, place,
-                          y_strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+                          tile_rows, wide, widest, column, columns, block, line, cols, epilogue, g * outputs,
+                          unfinished, y, place, y_strides, c0 > 0, streamed, sums, tail)  # fmt: skip
     if streamed:
         _fence(sums, ())
 
@@ -307,9 +246,9 @@ def gemm_alone(*arguments):
 
 
 @driver
-def gemm_team(parts, x, x_strides, y, y_strides, weight, bias, table, tail_table, planes, regions,
+def gemm_team(parts, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
               source_rows, source_cols, geometry, scratch):  # fmt: skip
     """The whole convolution on `parts` threads."""
     for part in prange(parts):
-        _gemm(np.int64(part), parts, x, x_strides, y, y_strides, weight, bias, table, tail_table, planes, regions,
+        _gemm(np.int64(part), parts, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
               source_rows, source_cols, geometry, scratch)  # fmt: skip

@@ -30,7 +30,7 @@ from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["GemmPlan"]
+__all__ = ["CompiledGemm"]
 
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
@@ -41,7 +41,7 @@ MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 
 @dataclass(frozen=True, kw_only=True)
-class GemmPlan(CompiledPlan):
+class CompiledGemm(CompiledPlan):
     """`gemm`: see `kernels.py`. The window of a strip fits a core's cache, channel by channel if need be."""
 
     geometry: Geometry
@@ -50,13 +50,13 @@ class GemmPlan(CompiledPlan):
     by_tap: int = 0  # channels at a time whose terms come tap by tap; 0 where they come channel by channel
 
     @classmethod
-    def make(cls, p: Problem) -> GemmPlan:
+    def make(cls, p: Problem) -> CompiledGemm:
         """Choose the lanes of the register tiles: columns, or outputs where columns would leave lanes empty."""
         plans = [cls.with_lanes(p, wide) for wide in (False, True)]
         return min(plans, key=lambda plan: plan.seconds(COMPILED))
 
     @classmethod
-    def with_lanes(cls, p: Problem, wide: bool) -> GemmPlan:
+    def with_lanes(cls, p: Problem, wide: bool) -> CompiledGemm:
         """Choose the form and the sizes of strips; `wide` tiles have outputs in their lanes."""
         oh, ow = p.out_size
         inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups
@@ -204,7 +204,7 @@ class GemmPlan(CompiledPlan):
         data = read_only(np.ascontiguousarray(packed).reshape(-1))
         return PackedWeight(self.stamp, data, data.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         p, tables = self.problem, self.tables
         if self.in_place and x_strides[1:] != (p.height * p.width, p.width, 1):
@@ -212,7 +212,7 @@ class GemmPlan(CompiledPlan):
         scratch = threads.scratch(self.parts * self.scratch, y.dtype)
         threads.launch(
             kernels.gemm_alone, kernels.gemm_team, self.parts,
-            x, x_strides, y, y_strides, data, bias, *tables, tuple(self.geometry), scratch,
+            x, x_strides, y, y_strides, data, epilogue, *tables, tuple(self.geometry), scratch,
         )  # fmt: skip
 
 

@@ -7,74 +7,37 @@ the weights are read once.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import prange
 
-from ....engines.winograd import TILES, matrices
+from ....engines.winograd import TILES, Tile, matrices
+from ..epilogue import finish, record
 from ..memory import put, stage_rows, transpose
 from ..moves import mark_nonfinite, tile_transform
 from ..products import row_products
 from ..team import driver, kernel
-from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES
+from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, Generate, one_of
 
 __all__ = ["winograd_alone", "winograd_team"]
 
 _mark = mark_nonfinite()
-_p1, _p2, _p3 = (row_products(ROWS, n) for n in (1, 2, 3))
+_products_of = one_of({n: row_products(ROWS, n) for n in (1, 2, 3)})
 
 
-def _forward(size: tuple[int, int]) -> Any:
+def _forward(size: tuple[int, int]) -> Generate:
     """`B^T d B`. The matrix depends on nothing but its size: on how many points there are."""
     return tile_transform(matrices(1, size[0])[2], matrices(1, size[1])[2])
 
 
-def _back(number: int) -> Any:
-    """`A^T M A` of a tile in TILES."""
-    tile = TILES[number]
+def _back(tile: Tile) -> Generate:
+    """`A^T M A` of a tile."""
     left, right = (matrices(m, r)[0] for m, r in zip(tile.outputs, tile.kernel, strict=True))
     return tile_transform(left, right)
 
 
-_forward4, _forward6 = _forward((4, 4)), _forward((6, 6))
-_forward18, _forward81 = _forward((1, 8)), _forward((8, 1))
-_back0, _back1, _back2, _back3, _back4 = _back(0), _back(1), _back(2), _back(3), _back(4)
-_back5, _back6, _back7, _back8 = _back(5), _back(6), _back(7), _back(8)
-
-
-@kernel
-def _transform_inputs(like, nh, nw, arguments):
-    if nh == 1:
-        _forward18(like, arguments)
-    elif nw == 1:
-        _forward81(like, arguments)
-    elif nh == 6:
-        _forward6(like, arguments)
-    else:
-        _forward4(like, arguments)
-
-
-@kernel
-def _transform_products(like, number, arguments):
-    if number == 0:
-        _back0(like, arguments)
-    elif number == 1:
-        _back1(like, arguments)
-    elif number == 2:
-        _back2(like, arguments)
-    elif number == 3:
-        _back3(like, arguments)
-    elif number == 4:
-        _back4(like, arguments)
-    elif number == 5:
-        _back5(like, arguments)
-    elif number == 6:
-        _back6(like, arguments)
-    elif number == 7:
-        _back7(like, arguments)
-    else:
-        _back8(like, arguments)
+# By `16 * nh + nw`, and by the place in TILES.
+_transform_inputs = one_of({16 * nh + nw: _forward((nh, nw)) for nh, nw in dict.fromkeys(tile.size for tile in TILES)})
+_transform_products = one_of({number: _back(tile) for number, tile in enumerate(TILES)})
 
 
 @kernel
@@ -104,9 +67,8 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
                 source = stage.ctypes.data + i * mw * VECTOR_BYTES
                 target = v.ctypes.data + (at + tile * c_pad + c) * size
                 step = padded * c_pad * size
-                _transform_inputs(
-                    v, nh, nw, (source, cols * VECTOR_BYTES, VECTOR_BYTES, target, nw * step, step, square.ctypes.data)
-                )
+                arguments = (source, cols * VECTOR_BYTES, VECTOR_BYTES, target, nw * step, step, square.ctypes.data)
+                _transform_inputs(v, 16 * nh + nw, arguments)
 
 
 @kernel
@@ -129,16 +91,11 @@ def _products(q0, q1, tiles, padded, weight, geometry, v, m):
                 rows = v.ctypes.data + ((f * padded + t) * c_pad + c) * size
                 out = m.ctypes.data + ((f * padded + t) * o_pad + o) * size
                 arguments = (rows, c_pad * size, factors, n, out, o_pad * size, c)
-                if vectors == 3:
-                    _p3(v, arguments)
-                elif vectors == 2:
-                    _p2(v, arguments)
-                else:
-                    _p1(v, arguments)
+                _products_of(v, vectors, arguments)
 
 
 @kernel
-def _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, at, stage, square, mark):
+def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, square, mark):
     """Lines l0 to l1 of the result, from m[product, tile, output]; `mark` becomes NaN if some of it is not finite."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
@@ -167,7 +124,8 @@ def _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, at, stage, square,
                 if yw != 1:
                     for j in range(out_cols):
                         for lane in range(count):
-                            y[place + j * yw + lane * yc] = stage[line_start + j * lanes + lane] + bias[o + lane]
+                            value = stage[line_start + j * lanes + lane]
+                            y[place + j * yw + lane * yc] = finish(value, epilogue, o + lane)
                     continue
                 for j in range(0, out_cols, lanes):
                     n = min(lanes, out_cols - j)
@@ -175,13 +133,13 @@ def _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, at, stage, square,
                     transpose(m, (square.ctypes.data, VECTOR_BYTES, source, VECTOR_BYTES))
                     for lane in range(count):
                         target = y.ctypes.data + (place + lane * yc + j) * size
-                        shift = bias.ctypes.data + (o + lane) * size
-                        put(m, (target, square.ctypes.data + lane * VECTOR_BYTES, n, shift))
+                        source = square.ctypes.data + lane * VECTOR_BYTES
+                        put(m, (target, source, n, record(epilogue, o + lane)))
 
 
 @kernel
-def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, weight, bias, source_rows, source_cols,
-          geometry, scratch, sizes, marks):  # fmt: skip
+def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
+          source_cols, geometry, scratch, sizes, marks):  # fmt: skip
     """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs."""
     own_size, v_size, m_size, stage_size = sizes
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
@@ -201,7 +159,7 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, we
             l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
             _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, b0 - b0, stage, square)
             _products(0, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
-            _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, 0, stage, square, mark)
+            _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, 0, stage, square, mark)
         return
     v, m = scratch[:v_size], scratch[v_size : v_size + m_size]
     own = scratch[v_size + m_size + part * own_size : v_size + m_size + (part + 1) * own_size]
@@ -214,7 +172,7 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, we
         q0, q1 = part * pairs // parts, (part + 1) * pairs // parts
         _products(q0, q1, lines * across, padded, weight, geometry, v, m)
     else:
-        _outputs(l0, l1, padded, y, y_strides, bias, geometry, m, tile * o_pad, stage, square, mark)
+        _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, tile * o_pad, stage, square, mark)
 
 
 @kernel
@@ -227,7 +185,7 @@ def winograd_alone(together, lines, block_lines, *arguments):
 
 
 @driver
-def winograd_team(parts, together, lines, block_lines, x, x_strides, y, y_strides, weight, bias, source_rows,
+def winograd_team(parts, together, lines, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
                   source_cols, geometry, scratch, sizes, marks):  # fmt: skip
     """The whole convolution on `parts` threads; `together` they do one step after the other."""
     first, last, stretch = (1, 3, block_lines) if together else (0, 0, lines)
@@ -235,4 +193,5 @@ def winograd_team(parts, together, lines, block_lines, x, x_strides, y, y_stride
         for step in range(first, last + 1):
             for part in prange(parts):
                 _step(step, np.int64(part), parts, b0, min(b0 + stretch, lines), block_lines, x, x_strides, y,
-                      y_strides, weight, bias, source_rows, source_cols, geometry, scratch, sizes, marks)  # fmt: skip
+                      y_strides, weight, epilogue, source_rows, source_cols, geometry, scratch, sizes,
+                      marks)  # fmt: skip

@@ -19,12 +19,12 @@ from ... import threads
 from ...steps import NumpySteps
 from ..base import Array, CompiledPlan, Ints, per_thread, read_only, round_up, sources
 from ..costs import COMPILED, CompiledCosts
-from ..gemm.plan import GemmPlan
+from ..gemm.plan import CompiledGemm
 from ..vectors import MAX_VECTORS, ROWS, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["WinogradPlan"]
+__all__ = ["CompiledWinograd"]
 
 BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
 JOINED_BYTES = 24 << 20  # of a block that all threads share
@@ -32,7 +32,7 @@ JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them
 
 
 @dataclass(frozen=True, kw_only=True)
-class WinogradPlan(CompiledPlan):
+class CompiledWinograd(CompiledPlan):
     """`winograd`: see `kernels.py`."""
 
     geometry: Geometry
@@ -41,19 +41,19 @@ class WinogradPlan(CompiledPlan):
     together: bool = False
     lines: int = 0
     block_lines: int = 0
-    exact: GemmPlan
+    exact: CompiledGemm
 
     @classmethod
-    def make(cls, p: Problem) -> WinogradPlan | None:
+    def make(cls, p: Problem) -> CompiledWinograd | None:
         """Choose the tile and the blocks."""
         if winograd.why_not(p) is not None:
             return None
-        exact = GemmPlan.make(p)
+        exact = CompiledGemm.make(p)
         plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
         return min(plans, key=lambda plan: plan.seconds(COMPILED))
 
     @classmethod
-    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: GemmPlan) -> WinogradPlan:
+    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: CompiledGemm) -> CompiledWinograd:
         """Bind a tile to a problem."""
         oh, ow = p.out_size
         (mh, mw), (nh, nw) = tile.outputs, tile.size
@@ -139,20 +139,20 @@ class WinogradPlan(CompiledPlan):
         data = read_only(np.ascontiguousarray(np.concatenate(parts, axis=1)).reshape(-1))
         return PackedWeight(self.stamp, (data, exact.data), data.nbytes + exact.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, bias: Array) -> None:
+    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         if data[0] is None:
-            self.exact.fill(x, x_strides, y, y_strides, data[1], bias)
+            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue)
             return
         marks = np.zeros(self.parts * lanes(y.dtype.name), y.dtype)
         threads.launch(
             kernels.winograd_alone, kernels.winograd_team, self.parts,
-            self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], bias, *self.tables,
+            self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], epilogue, *self.tables,
             tuple(self.geometry), threads.scratch(self.scratch, y.dtype), self.sizes, marks,
         )  # fmt: skip
         # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
         if marks.any():
-            self.exact.fill(x, x_strides, y, y_strides, data[1], bias)
+            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue)
 
 
 def joined(p: Problem, tile: winograd.Tile) -> bool:

@@ -1,0 +1,73 @@
+"""The epilogue in the compiled tier: what is applied to a sum where a kernel stores it.
+
+A kernel gets an array of records, one for each output channel and some neutral ones behind them, and hands a record's
+address to what stores its sums. So the kernels know neither what a record holds nor what is done with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...core.problem import Problem
+from .team import kernel
+from .vectors import OUTPUT_VECTORS, ROWS, Vectors, lanes
+
+__all__ = ["RECORD", "Finish", "finish", "gather_records", "record", "records"]
+
+RECORD = 1  # elements of a record: the bias
+
+
+def records(bias: Any, p: Problem) -> np.ndarray[Any, Any]:
+    """The records of a call, read-only like all that kernels only read.
+
+    Behind the last channel's follow zeros, for as many more as a register tile has outputs. They change nothing, and
+    are for sums that are not complete yet.
+    """
+    found = np.zeros((p.out_channels + max(ROWS, OUTPUT_VECTORS * lanes(p.compute_dtype))) * RECORD, p.compute_dtype)
+    if bias is not None:
+        found[: p.out_channels] = bias.reshape(-1)
+    found.flags.writeable = False
+    return found
+
+
+class Finish:
+    """For intrinsics: `finish(sums)` is a vector of sums with its epilogue.
+
+    Parameters
+    ----------
+    v
+        The vector operations.
+    record
+        Address of a record, or of vectors that have the record of a channel in each lane.
+    splat
+        Whether all lanes are of one channel, whose record it is.
+    """
+
+    def __init__(self, v: Vectors, record: Any, *, splat: bool) -> None:
+        self._v = v
+        self._bias = v.load_splat(record) if splat else v.load(record)
+
+    def __call__(self, sums: Any) -> Any:
+        return self._v.b.fadd(sums, self._bias)
+
+
+@kernel
+def finish(value, epilogue, channel):
+    """One sum with the epilogue of its channel."""
+    return value + epilogue[channel * RECORD]
+
+
+@kernel
+def record(epilogue, channel):
+    """The address of a channel's record."""
+    return epilogue.ctypes.data + channel * RECORD * epilogue.itemsize
+
+
+@kernel
+def gather_records(epilogue, first, step, lanes, out):
+    """The records of every `step`-th channel from the first, as `Finish` reads them from vectors."""
+    for part in range(RECORD):
+        for lane in range(lanes):
+            out[part * lanes + lane] = epilogue[(first + lane * step) * RECORD + part]
