@@ -186,7 +186,7 @@ def test_other_versions_and_machines_are_kept_and_not_used(cache, measured, monk
         "blas": (host, "_blas", lambda: "another"),
         "processor": (host, "processor", lambda: "another"),
         "threads": (host, "get_num_threads", lambda: 99),
-        "tier": (host, "jit_enabled", lambda: True),
+        "tier": (host, "_tier", lambda: "another"),
     }[what]
     with monkeypatch.context() as patch:
         patch.setattr(place, name, value)

@@ -33,6 +33,7 @@ class Candidate:
     workspace_bytes: int = 0
     why_not: str | None = None
     note: str = ""
+    measured: bool = False  # whether `seconds` is what the clock said, now or in an earlier process
 
 
 @dataclass(frozen=True, slots=True)

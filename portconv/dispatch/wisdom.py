@@ -81,7 +81,7 @@ def path() -> Path:
 
     Examples
     --------
-    >>> from portconv.dispatch import wisdom
+    >>> from portconv import wisdom
     >>> wisdom.path().name
     'wisdom.json'
     """
@@ -167,7 +167,7 @@ def load() -> dict[Key, Record]:
 
     Examples
     --------
-    >>> from portconv.dispatch import wisdom
+    >>> from portconv import wisdom
     >>> for (environment, problem), record in wisdom.load().items():
     ...     fastest = min(record.seconds, key=record.seconds.get)
     """
@@ -192,7 +192,7 @@ def save(records: Mapping[Key, Record]) -> None:
     Examples
     --------
     >>> import os, tempfile
-    >>> from portconv.dispatch import wisdom
+    >>> from portconv import wisdom
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     before, os.environ["PORTCONV_CACHE_DIR"] = os.environ.get("PORTCONV_CACHE_DIR"), folder
     ...     wisdom.save({("portconv=0.1.0", "batch=1"): wisdom.Record({"gemm": 0.5}, "2026-01-01T00:00:00+00:00")})
