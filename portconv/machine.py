@@ -70,8 +70,7 @@ def environment(x_or_name: Any = None, /, *, device: str | None = None) -> dict[
         place = backend.describe(x).device
         one = (1, 1, 1, 1)
         problem = make_problem(Conv2dSpec.normalise(), one, one, None, ("float32", "float32", None), place)
-        said = backend.environment(problem) if hasattr(backend, "environment") else {}
-        here |= {"backend": backend.name, "device": place, **said}
+        here |= {"backend": backend.name, "device": place, **backend.environment(problem)}
     return {**here, "threads": int(here["threads"])}
 
 

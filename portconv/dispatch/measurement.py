@@ -60,17 +60,14 @@ def measure(backend: Backend, problem: Problem, *, recall: bool = False, remembe
         return planner.cheapest(backend, problem)
     candidates = tuple(backend.candidates(problem))
     found = able(backend, problem, candidates)
-    # what the times depend on beyond the problem; a backend that cannot tell is measured anew in every process
-    environment = None
-    if hasattr(backend, "environment"):
-        environment = {"backend": backend.name, **backend.environment(problem)}
+    environment = {"backend": backend.name, **backend.environment(problem)}
     chosen_by = "wisdom"
-    timed = _recalled(found, wisdom.recall(environment, problem)) if recall and environment is not None else None
+    timed = _recalled(found, wisdom.recall(environment, problem)) if recall else None
     if timed is None:
-        timed, chosen_by = _measured_in_quiet(backend, problem, found, int((environment or {}).get("threads", 1)))
+        timed, chosen_by = _measured_in_quiet(backend, problem, found, int(environment.get("threads", 1)))
         if timed is None:
             return least(backend, problem, candidates, found, chosen_by)
-        if remember and environment is not None:
+        if remember:
             wisdom.remember(environment, problem, {c.engine: c.seconds for c in timed if c.measured})
     unable = [c for c in candidates if c.why_not is not None]
     return least(backend, problem, (*timed, *unable), [c for c in timed if c.measured], chosen_by)
