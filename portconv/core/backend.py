@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from .explain import table
+from .explain import line, table
 from .problem import Problem
 
 __all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan", "lacking"]
@@ -59,6 +59,15 @@ class Plan:
     workspace_bytes: int = 0
     candidates: tuple[Candidate, ...] = field(default=(), compare=False)
     chosen_by: str = field(default="", compare=False)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # `dataclass` gives a class that has no `__repr__` of its own one with all fields, tables of indices among them
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]  # the inherited one
+
+    def __repr__(self) -> str:
+        return line(self)
 
     @property
     def stamp(self) -> Hashable:
