@@ -5,7 +5,8 @@ from .core.errors import UnsupportedError
 from .core.version import __version__ as __version__
 from .cpu.threads import get_num_threads, set_num_threads
 from .dispatch.registry import available_backends, get_backend, register_backend, use_backend
-from .functional import conv2d, conv2d_output_shape, plan_conv2d
+from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune
+from .machine import environment
 from .module import Conv2d
 
 __all__ = [
@@ -16,11 +17,13 @@ __all__ = [
     "conv2d",
     "conv2d_output_shape",
     "device",
+    "environment",
     "get_backend",
     "get_num_threads",
     "plan_conv2d",
     "register_backend",
     "set_num_threads",
     "to_device",
+    "tune",
     "use_backend",
 ]

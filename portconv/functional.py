@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .core.array_types import library_of
-from .core.backend import ArrayInfo, Plan
+from .core.backend import ArrayInfo, Backend, Plan
 from .core.dtypes import dtype_name
 from .core.integers import integer
-from .dispatch import path, registry
+from .dispatch import path, planner, registry
 from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem
 from .dispatch.path import described, prepared
 
-__all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d"]
+__all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "tune"]
 
 
 def conv2d(
@@ -79,7 +80,7 @@ def conv2d(
         that cannot.
     strategy
         ``"heuristic"`` picks the engine by estimates, ``"measure"`` by timing the candidates once on this machine, for
-        this and later processes (see `portconv.dispatch.wisdom`).
+        this and later processes (see `portconv.wisdom`).
     backend
         Name or `Backend` that computes, instead of the one of `x`'s library.
 
@@ -169,6 +170,75 @@ def plan_conv2d(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
     )  # fmt: skip
+    library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
+    return path.plan_of(spec, library, *infos)
+
+
+def tune(
+    x_or_shape: Any,
+    weight_or_shape: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    compute_mode: str = "default",
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    accuracy: str = "normwise",
+    dtype: str | None = None,
+    backend: Any = None,
+    device: str | None = None,
+    remember: bool = True,
+) -> Plan:
+    """Time the engines on this machine, anew, and keep which is fastest, where ``strategy="measure"`` finds it.
+
+    It takes about a quarter of a second for each engine that is worth its time, on random data. Run it while nothing
+    else does: times that were taken while something else used a core are not kept.
+
+    Parameters
+    ----------
+    remember
+        Whether the result is kept, for this and later processes: see `portconv.wisdom`. Layers that have convolved
+        images of this size already keep their engine.
+
+    The other arguments are those of `plan_conv2d`, without `engine` and `strategy`, and so are the errors.
+
+    Returns
+    -------
+    Plan
+        That of the fastest engine. Its ``chosen_by`` is ``"measurement"``, or begins with ``"heuristic"`` and says what
+        was in the way: then it is the plan by estimates, and nothing is kept. Of its ``candidates``, those that were
+        timed are ``measured``, and have their ``seconds``.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> plan = portconv.tune((1, 8, 20, 20), (8, 8, 3, 3), padding=1, remember=False)
+    >>> plan.output_shape
+    (1, 8, 20, 20)
+    >>> seconds = {c.engine: c.seconds for c in plan.candidates if c.measured}
+    """
+    from .dispatch import measurement  # only who measures needs it
+
+    spec = Conv2dSpec.normalise(
+        stride, padding, dilation, groups, conv_mode, compute_mode,
+        padding_mode=padding_mode, layout=layout, accuracy=accuracy,
+    )  # fmt: skip
+    library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
+    problem = path.plan_of(spec, library, *infos).problem
+    plan = planner.plan(library, problem, choose=partial(measurement.measure, remember=flag("remember", remember)))
+    if remember and plan.chosen_by == measurement.MEASURED:
+        path.forget_plans()  # this process, too, has another engine from now on
+    return plan
+
+
+def _described(
+    x_or_shape: Any, weight_or_shape: Any, bias: Any, dtype: str | None, backend: Any, device: str | None
+) -> tuple[Backend, list[ArrayInfo]]:
+    """The backend, and what it would say of the arrays: x, the weight, and the bias if there is one."""
     library = registry.resolve(_first_array(x_or_shape, weight_or_shape), backend)
     name, device = dtype_name(dtype), device_name(device)
     given = (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape), ("bias", bias))
@@ -185,7 +255,7 @@ def plan_conv2d(
         infos.append(known["bias"])
     elif flag("bias", bias):
         infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, place))
-    return path.plan_of(spec, library, *infos)
+    return library, infos
 
 
 def _first_array(*values: Any) -> Any:

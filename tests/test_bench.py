@@ -16,6 +16,7 @@ import portconv
 from portconv.bench import chart, reference, report, runner, suites, survey, timing, worker
 from portconv.bench.layers import Layer, LayerError, distinct, load, parse_sizes
 from portconv.bench.runner import Task, Timed
+from portconv.cpu import busy
 from portconv.processes import files, session
 from portconv.processes.session import Settings, Target
 from portconv.testing import reference_conv2d
@@ -411,7 +412,7 @@ def test_chart(tmp_path, results):
 def test_what_was_disturbed_says_so(monkeypatch, tmp_path):
     prepare = worker.prepare("numpy", "direct", "cpu")
     probes = [False, True]
-    monkeypatch.setattr(timing.busy, "disturbed", lambda threads: probes.pop(0))
+    monkeypatch.setattr(busy, "disturbed", lambda threads: probes.pop(0))
     found = timing.answer(prepare, TINY, 0.01)
     assert found["disturbed"] is True and timing.describe(found).endswith(", disturbed")
     probes += [False, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import inspect
 import re
 import sys
@@ -26,11 +27,15 @@ LIBRARIES = {"mlx": {"mlx"}, "processes.devices": {"mlx", "torch", "jax"}, "test
 ARCHITECTURE = Path(__file__).parent.parent / "docs" / "architecture.md"
 
 
+def block(name):
+    """The lines of a block of docs/architecture.md."""
+    return re.search(rf"```{name}\n(.*?)```", ARCHITECTURE.read_text("utf-8"), re.DOTALL).group(1).splitlines()
+
+
 def floors():
     """The rooms, lowest first, as docs/architecture.md lists them: a module's rank is its floor and its place there."""
-    listed = re.search(r"```floors\n(.*?)```", ARCHITECTURE.read_text("utf-8"), re.DOTALL).group(1)
     ranks = {}
-    for floor, line in enumerate(listed.splitlines()):
+    for floor, line in enumerate(block("floors")):
         name, *rooms = line.split()
         outer = ranks.get(name, (floor,))  # a room that has rooms of its own
         ranks["" if name == "portconv" else name] = (*outer, len(rooms))  # the floor's own file comes last
@@ -40,6 +45,7 @@ def floors():
 
 
 RANK = floors()
+PUBLIC_MODULES = " ".join(block("public")).split()
 PROGRAMS = {"processes", "bench", "check", "cli", "__main__"}  # above the library: they use it as its users do
 
 
@@ -59,6 +65,7 @@ class Imports(ast.NodeVisitor):
         self.name, self.is_package = module_name(file), file.name == "__init__.py"
         self.own, self.own_at_once, self.others, self.others_at_once = set(), set(), set(), set()
         self.dynamic = set()  # imported by a function of importlib
+        self.named = set()  # names of portconv's: `functional.conv2d` of `from portconv.functional import conv2d`
         self._inside = 0
         self.visit(ast.parse(file.read_text("utf-8")))
 
@@ -90,7 +97,14 @@ class Imports(ast.NodeVisitor):
             base = node.module
         for alias in node.names:
             inner = f"{base}.{alias.name}".removeprefix("portconv").lstrip(".")
+            if base.partition(".")[0] == "portconv":
+                self.named.add(inner)
             self._add(f"{base}.{alias.name}" if base.startswith("portconv") and inner in NAMES else base)
+
+    def visit_Attribute(self, node):
+        if isinstance(node.value, ast.Name) and node.value.id == "portconv":
+            self.named.add(node.attr)
+        self.generic_visit(node)
 
     def visit_Call(self, node):
         """`importlib.import_module("...")` with a name that stands there."""
@@ -133,6 +147,20 @@ def test_import_loads_no_array_library(run_python):
     """)
     assert "numpy" in out.split()
     assert not (OPTIONAL | TOOLS) & set(out.split())
+
+
+def test_import_loads_nothing_that_measures(run_python):
+    out = run_python("""
+        import sys
+        import numpy
+        before = set(sys.modules)
+        import portconv
+        print(*sorted(set(sys.modules) - before))
+    """)
+    loaded = set(out.split())
+    assert "portconv.machine" in loaded
+    assert not {"json", "tempfile", "subprocess", "importlib.metadata", "pathlib"} & loaded
+    assert not {f"portconv.{name}" for name in ("dispatch.wisdom", "dispatch.measurement", "cpu.bridge")} & loaded
 
 
 @pytest.mark.parametrize("jit", ["0", "1"])
@@ -209,10 +237,13 @@ def test_directions(name):
 
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.partition(".")[0] in PROGRAMS))
 def test_programs_use_public_names(name):
-    own = {other for other in IMPORTS[name].own if other.partition(".")[0] not in PROGRAMS}
-    # tuning is measuring anew, and a benchmark asks whether the machine is busy, which no public function does
-    more = {"cli.tune": {"dispatch"}, "bench.timing": {"cpu"}}
-    assert {other.partition(".")[0] for other in own} <= {"", "testing"} | more.get(name, set())
+    imported = IMPORTS[name].own | (IMPORTS[name].dynamic & NAMES)
+    assert {other.partition(".")[0] for other in imported} <= {"", *PUBLIC_MODULES} | PROGRAMS
+    named = {found for found in IMPORTS[name].named if found not in NAMES and found.partition(".")[0] not in PROGRAMS}
+    for module, _, public in (found.rpartition(".") for found in named):
+        if module.partition(".")[0] != "testing":  # whose files are public, too
+            found = importlib.import_module(f"portconv.{module}".rstrip("."))
+            assert public in found.__all__ or public.startswith("__"), f"{module}.{public}"
 
 
 def test_no_cycles():
@@ -293,8 +324,8 @@ def test_testing_uses_what_third_parties_may_use():
 def test_public_names():
     assert set(portconv.__all__) >= {
         "Conv2d", "UnsupportedError", "array_namespace", "available_backends", "conv2d", "conv2d_output_shape",
-        "get_backend",
-        "plan_conv2d", "register_backend", "use_backend",
+        "environment", "get_backend",
+        "plan_conv2d", "register_backend", "tune", "use_backend",
     }  # fmt: skip
     for name in portconv.__all__:
         assert getattr(portconv, name) is not None
@@ -323,6 +354,8 @@ def test_functions_show_how_they_are_called():
         "conv2d",
         "Conv2d",
         "plan_conv2d",
+        "tune",
+        "environment",
         "conv2d_output_shape",
         "array_namespace",
         "device",
@@ -353,6 +386,23 @@ def test_positional_order_is_megengines():
         assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == [*first, *order, *rest]
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         assert keywords >= {"layout", "engine", "accuracy", "strategy", "backend"}
+
+
+def test_tuning_takes_the_arguments_of_planning():
+    planning, tuning = (inspect.signature(f).parameters for f in (portconv.plan_conv2d, portconv.tune))
+    expected = {name: (p.kind, p.default) for name, p in planning.items() if name not in ("engine", "strategy")}
+    assert {name: (p.kind, p.default) for name, p in tuning.items() if name != "remember"} == expected
+    assert [name for name in tuning if name != "remember"] == list(expected)
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_public_modules_are_there(name):
+    if name == "mlx":
+        pytest.importorskip("mlx.nn", reason="MLX is not installed")
+    module = importlib.import_module(f"portconv.{name}")
+    assert module.__all__
+    for public in module.__all__:
+        assert getattr(module, public) is not None
 
 
 def test_version():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
-from types import ModuleType
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import portconv
+from portconv import wisdom
 from portconv.check import installation
 from portconv.check.runner import Library
 from portconv.cli import main
@@ -73,16 +73,27 @@ def test_mlx(mx, libraries):
     assert "cpu" in found["devices"] and all("native" in here["able"] for here in found["devices"].values())
 
 
-def test_wisdom_where_there_is_such_a_module(libraries, capsys, monkeypatch, tmp_path):
+def test_wisdom(libraries, cache, capsys, monkeypatch):
     libraries()
-    monkeypatch.setitem(sys.modules, "portconv.dispatch.wisdom", None)  # as if it were not there
     assert main(["info"]) == 0
-    assert "wisdom" not in capsys.readouterr().out
-    module = ModuleType("portconv.dispatch.wisdom")
-    module.path = lambda: tmp_path / "wisdom.json"
-    monkeypatch.setitem(sys.modules, "portconv.dispatch.wisdom", module)
+    assert f"{cache}/wisdom.json (not written yet)" in capsys.readouterr().out
+    wisdom.save({})
     assert main(["info"]) == 0
-    assert f"{tmp_path}/wisdom.json (not written yet)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{cache}/wisdom.json\n" in out and "not written yet" not in out
+
+
+def test_no_home_for_wisdom(libraries, capsys, monkeypatch):
+    libraries()
+
+    def homeless():
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for variable in ("PORTCONV_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    assert main(["info"]) == 0
+    assert "wisdom: " in (out := capsys.readouterr().out) and "There is no home folder" in out
 
 
 def test_wrong_thread_counts_are_shown(run_python):
@@ -96,17 +107,6 @@ def test_wrong_thread_counts_are_shown(run_python):
         PORTCONV_NUM_THREADS="many",
     )
     assert "must be a positive integer, but got 'many'" in out
-
-
-@pytest.mark.parametrize(
-    ("names", "bits"),
-    [(["X86_V2", "X86_V3"], 256), (["SSE3", "AVX512F"], 512), (["NEON", "ASIMD"], 128), ([], None)],
-)
-def test_vectors(monkeypatch, names, bits):
-    monkeypatch.setattr(
-        np, "show_config", lambda mode: {"SIMD Extensions": {"baseline": names[:1], "found": names[1:]}}
-    )
-    assert installation.vector_bits() == bits
 
 
 def test_bad_input(capsys):

@@ -54,6 +54,9 @@ class Wrapper:
     def synchronize(self, x, /):
         pass
 
+    def environment(self, problem, /):
+        return self.inner.environment(problem)
+
     @staticmethod
     def unwrap(x):
         if not isinstance(x, np.ndarray):
@@ -219,6 +222,23 @@ def test_what_cannot_be_registered():
             portconv.register_backend("mylib", backend)
     with pytest.raises(TypeError, match=r"candidates.*build"):
         portconv.register_backend("mylib", Half())
+
+
+@pytest.mark.parametrize("member", ["name", "describe", "build", "synchronize", "environment"])
+def test_a_member_that_is_missing_is_named(member, plugins):
+    numpy = portconv.get_backend("numpy")
+    members = ("name", "describe", "candidates", "build", "cache_token", "from_numpy", "to_numpy", "synchronize")
+    had = {name: getattr(numpy, name) for name in (*members, "environment") if name != member}
+    bare = type("Bare", (), had)()
+    with pytest.raises(TypeError, match=rf"`backend` must have .*; Bare lacks {member}\.$"):
+        portconv.register_backend("mylib", bare)
+    with pytest.raises(TypeError, match=rf"`backend` Bare lacks {member}\.$"):
+        portconv.conv2d(X, WEIGHT, backend=bare)
+    with pytest.raises(TypeError, match=rf"`backend` Bare lacks {member}\.$"):
+        testing.check_backend(bare)
+    plugins(otherlib=bare)
+    with pytest.raises(TypeError, match=rf"'otherlib' .* is no portconv backend: it lacks {member}\.$"):
+        portconv.get_backend("otherlib")
 
 
 # --- backend=, use_backend --------------------------------------------------------------------------------------------

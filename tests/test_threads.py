@@ -180,6 +180,19 @@ def test_a_convolution_uses_that_many(engine, tier, monkeypatch, needs):
         assert max(parts) == count or (tier == "plain" and engine not in PLAIN_THREADS and max(parts) == 1)
 
 
+def test_limits_that_overlap_without_nesting(monkeypatch):
+    """Of two threads the first to come leaves first: the limit stays for the second, and ends with it."""
+    now = [8]
+    setting = blas._Setting(lambda: now[0], lambda count: now.__setitem__(0, count))
+    monkeypatch.setattr(blas, "_setting", lambda: setting)
+    first, second = blas.limited(1), blas.limited(1)
+    with first:
+        second.__enter__()
+    assert now == [1]
+    second.__exit__(None, None, None)
+    assert now == [8]
+
+
 @two_cores
 @pytest.mark.parametrize("engine", ["gemm", "winograd"])
 def test_blas_keeps_to_the_setting(engine, plain_tier, monkeypatch):

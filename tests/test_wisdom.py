@@ -11,7 +11,6 @@ import sys
 import textwrap
 import threading
 import time
-import types
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -186,7 +185,7 @@ def test_other_versions_and_machines_are_kept_and_not_used(cache, measured, monk
         "blas": (host, "_blas", lambda: "another"),
         "processor": (host, "processor", lambda: "another"),
         "threads": (host, "get_num_threads", lambda: 99),
-        "tier": (host, "jit_enabled", lambda: True),
+        "tier": (host, "_tier", lambda: "another"),
     }[what]
     with monkeypatch.context() as patch:
         patch.setattr(place, name, value)
@@ -208,23 +207,15 @@ def test_every_field_of_a_problem_counts(cache):
         assert wisdom.recall(ENVIRONMENT, other) is None, field.name
 
 
-def test_a_backend_that_does_not_tell_its_environment_is_measured_anew(cache, measured):
-    numpy = portconv.get_backend("numpy")
-    members = ("name", "describe", "candidates", "build", "cache_token", "from_numpy", "to_numpy", "synchronize")
-    bare = types.SimpleNamespace(**{member: getattr(numpy, member) for member in members})
-    kind = type("Bare", (types.SimpleNamespace,), {"__hash__": object.__hash__})
-    bare = kind(**vars(bare))
-    for _ in range(2):
-        assert plan(backend=bare).chosen_by == "measurement"
-    assert len(measured) == 2 and not cache.exists()
-
-
 def test_the_check_of_backends_knows_environments(cache):
     kind = type(portconv.get_backend("numpy"))
     assert check_backend(type("Right", (kind,), {"name": "right"})())
     wrong = type("Wrong", (kind,), {"name": "wrong", "environment": lambda self, problem: {"threads": 2}})
     with pytest.raises(AssertionError, match=r"environment\(\).*'threads': 2"):
         check_backend(wrong())
+    wordy = type("Wordy", (kind,), {"name": "wordy", "environment": lambda self, problem: {"threads": "two"}})
+    with pytest.raises(AssertionError, match=r"environment\(\).*in digits, but gave 'two'"):
+        check_backend(wordy())
 
 
 def test_backends_of_different_names_share_nothing(cache, measured):

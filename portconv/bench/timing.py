@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import portconv
-from portconv.cpu import busy
+from portconv import machine
 
 from . import reference
 from .layers import Layer
@@ -67,8 +66,7 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
     start = time.perf_counter()
     prepared = prepare(layer, x, weight, bias)
     built = time.perf_counter()
-    threads = portconv.get_num_threads()
-    disturbed = busy.disturbed(threads)
+    disturbed = machine.disturbed()
     begun = time.perf_counter()
     y = prepared.call()
     first = time.perf_counter() - begun
@@ -79,7 +77,7 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
     # a slow first call may have compiled something; if the second is as slow, that must do
     again = first if first < SLOW else seconds(prepared.call)
     rounds = sorted(_steady_state(prepared.call, budget)) if again < SLOW else [min(first, again)]
-    disturbed = busy.disturbed(threads) or disturbed
+    disturbed = machine.disturbed() or disturbed
     return {
         "best_ms": 1e3 * rounds[0],
         "median_ms": 1e3 * rounds[len(rounds) // 2],

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import platform
 import sys
 from typing import Any
 
-import numpy as np
-
 import portconv
+from portconv import wisdom
 
+from ..machine import vector_bits
 from ..processes.machine import machine
 from ..processes.session import THREAD_VARIABLES
 from .runner import Checks, libraries
@@ -20,18 +18,6 @@ from .runner import Checks, libraries
 __all__ = ["installation"]
 
 START_LIMIT = 120.0  # seconds for the devices of a library
-
-# The names that NumPy gives to instruction sets, and the bits of their vectors.
-_VECTORS = {"X86_V4": 512, "AVX512": 512, "X86_V3": 256, "AVX2": 256, "AVX": 256, "X86_V2": 128, "SSE": 128}
-_VECTORS |= {"NEON": 128, "ASIMD": 128, "VSX": 128, "VX": 128}
-
-
-def vector_bits() -> int | None:
-    """Bits of the processor's widest vectors as NumPy found them, None where it does not say."""
-    configuration: Any = np.show_config(mode="dicts")
-    sets = configuration.get("SIMD Extensions", {})
-    names = [*sets.get("baseline", ()), *sets.get("found", ())]
-    return max((bits for name in names for start, bits in _VECTORS.items() if name.startswith(start)), default=None)
 
 
 def _threads() -> dict[str, Any]:
@@ -42,12 +28,13 @@ def _threads() -> dict[str, Any]:
         return {"threads": None, "error": str(error), "environment": variables}
 
 
-def _wisdom() -> dict[str, Any] | None:
-    """The file of saved measurements, if this version has one."""
-    with contextlib.suppress(ImportError, AttributeError):
-        path = importlib.import_module("portconv.dispatch.wisdom").path()
-        return {"path": str(path), "exists": path is not None and os.path.exists(path)}  # noqa: PTH110  str or Path
-    return None
+def _wisdom() -> dict[str, Any]:
+    """The file of kept measurements."""
+    try:
+        path = wisdom.path()
+    except wisdom.WisdomError as error:  # nothing says where the user's home is
+        return {"path": None, "exists": False, "error": str(error)}
+    return {"path": str(path), "exists": path.exists()}
 
 
 def installation() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any
 
-from ..processes.machine import usable_cores
+from ..machine import usable_cores
 from ..processes.session import Session, Settings, Target
 from ..testing.problems import Problem
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import portconv
-from portconv import testing
+from portconv import machine, testing
 
 from ..processes.devices import devices, hardware, placement
 from ..testing.problems import Problem
@@ -39,9 +38,7 @@ def _compiled_tier() -> Message:
     """The state of the compiled tier in this process, and where it keeps its code."""
     if not any(c.note.startswith("compiled") for c in portconv.plan_conv2d((1, 1, 8, 8), (1, 1, 3, 3)).candidates):
         return {"state": "off"}
-    # the one place that knows: what Numba says of a kernel
-    kernels = importlib.import_module("portconv.cpu.compiled.memory")
-    folder = kernels.fill_plane.stats.cache_path
+    folder = machine.code_folder()
     files = list(Path(folder).glob("*.nbc")) if folder else []
     size = sum(file.stat().st_size for file in files)
     version = sys.modules["numba"].__version__

@@ -18,8 +18,9 @@ from ..bench.layers import LayerError
 from ..bench.runner import Task, Timed, run_all
 from ..bench.survey import Choice, SurveyError, choose, survey, target_of
 from ..bench.timing import describe
+from ..machine import usable_cores
 from ..processes.files import write_json
-from ..processes.machine import machine, usable_cores
+from ..processes.machine import machine
 from ..processes.session import Settings, Target
 from .options import layer_options, layers_of, output
 

@@ -57,8 +57,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("compiled tier", _tier(found["compiled_tier"])),
         ("threads", f"{threads}" + (f" ({variables})" if variables else "")),
     ]
-    if wisdom := found["wisdom"]:
-        lines.append(("wisdom", wisdom["path"] + ("" if wisdom["exists"] else " (not written yet)")))
+    kept = found["wisdom"]
+    lines.append(("wisdom", kept.get("error") or kept["path"] + ("" if kept["exists"] else " (not written yet)")))
     return lines
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import portconv
-from portconv.dispatch import measurement, wisdom
+from portconv import wisdom
 
 from ..bench.layers import Layer, LayerError
 from ..bench.timing import milliseconds
@@ -170,25 +170,17 @@ class _Tuner:
     def row(self, layer: Layer) -> _Row:
         """The layer with its times."""
         n, c, h, w = layer.x_shape
+        shapes = (n, c, h, w) if self.options["layout"] == "NCHW" else (n, h, w, c), layer.weight_shape
+        options = {"backend": self.backend, "device": self.place, **layer.options, **self.options}
         try:
-            estimated = portconv.plan_conv2d(
-                (n, c, h, w) if self.options["layout"] == "NCHW" else (n, h, w, c),
-                layer.weight_shape,
-                layer.bias,
-                backend=self.backend,
-                device=self.place,
-                **layer.options,
-                **self.options,
-            )
+            estimated = portconv.plan_conv2d(*shapes, layer.bias, **options)
             problem = estimated.problem
             if problem not in self.plans:
-                self.plans[problem] = measurement.measure(self.backend, problem, remember=self.remember)
+                self.plans[problem] = portconv.tune(*shapes, layer.bias, **options, remember=self.remember)
         except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
             return _Row(layer, error=f"{type(error).__name__}: {error}"[:300])
-        if self.plans[problem].chosen_by == measurement.DISTURBED:
-            return _Row(layer, estimated.engine, disturbed=True)
-        timed = [c for c in self.plans[problem].candidates if c.why_not is None and c.note != measurement.NOT_MEASURED]
-        return _Row(layer, estimated.engine, {c.engine: c.seconds for c in timed})
+        seconds = {c.engine: c.seconds for c in self.plans[problem].candidates if c.measured}
+        return _Row(layer, estimated.engine, seconds, disturbed=not seconds)
 
 
 def _timed(tuner: _Tuner, layers: list[Layer]) -> list[_Row]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from .explain import table
+from .explain import line, table
 from .problem import Problem
 
-__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan"]
+__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan", "lacking"]
 
 
 class ArrayInfo(NamedTuple):
@@ -34,6 +34,7 @@ class Candidate:
     why_not: str | None = None
     note: str = ""
     if_separable: float | None = None  # the share of the seconds that a separable kernel takes, in two passes
+    measured: bool = False  # whether `seconds` is what the clock said, now or in an earlier process
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,15 @@ class Plan:
     workspace_bytes: int = 0
     candidates: tuple[Candidate, ...] = field(default=(), compare=False)
     chosen_by: str = field(default="", compare=False)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # `dataclass` gives a class that has no `__repr__` of its own one with all fields, tables of indices among them
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]  # the inherited one
+
+    def __repr__(self) -> str:
+        return line(self)
 
     @property
     def stamp(self) -> Hashable:
@@ -105,11 +115,7 @@ class EnginePlan(Plan):
 
 @runtime_checkable
 class Backend(Protocol):
-    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing.
-
-    A backend may also have `environment(problem) -> Mapping[str, str]`: what the times of its engines depend on beyond
-    the problem, such as versions, processor and threads. Measurements outlive the process only where it has.
-    """
+    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing."""
 
     def __hash__(self) -> int: ...
 
@@ -137,3 +143,22 @@ class Backend(Protocol):
 
     def synchronize(self, x: Any, /) -> None:
         """Wait until the values of `x` exist: for clocks."""
+
+    def environment(self, problem: Problem, /) -> Mapping[str, str]:
+        """What the times of its engines depend on beyond the problem: while it is equal, what was measured counts.
+
+        The library's version at least, and the processor or GPU behind `problem.device`. An engine on the CPU says by
+        ``threads``, in digits, on how many: measurements wait until so many cores are free. For NumPy's engines
+        `portconv.extending.host_environment` says it all.
+        """
+
+
+_MEMBERS = (
+    *("name", "describe", "candidates", "build", "cache_token", "from_numpy", "to_numpy", "synchronize"),
+    "environment",
+)
+
+
+def lacking(backend: object) -> list[str]:
+    """The members of `Backend` that an object has not, for the message of an error."""
+    return [member for member in _MEMBERS if not hasattr(backend, member)]

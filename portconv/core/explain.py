@@ -1,16 +1,60 @@
-"""A plan as a table of its candidates."""
+"""A plan in words: one line, or a table of its candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from .epilogue import Epilogue
 
 if TYPE_CHECKING:
     from .backend import Candidate, Plan
+    from .problem import Problem
 
-__all__ = ["table"]
+__all__ = ["line", "table"]
 
 MEASURED = ("measurement", "wisdom")  # how a plan was chosen by the clock: in this process, or before
+
+
+def line(plan: Plan) -> str:
+    """The engine and its tier, the sizes, and what differs from the defaults."""
+    p = plan.problem
+    note = next((c.note for c in plan.candidates if c.engine == plan.engine), "")
+    weight = (p.out_channels, p.in_channels // p.groups, *p.kernel)
+    sizes = f"{p.x_dtype} {_times(p.x_shape)} by {'' if p.x_dtype == p.dtype else p.dtype + ' '}{_times(weight)}"
+    chosen = f", chosen by {plan.chosen_by}" if plan.chosen_by else ""
+    engine = f"{plan.engine} ({note})" if note else plan.engine
+    return f"<{type(plan).__name__} {engine}: {', '.join([sizes, *_options(p)])}, on {p.device}{chosen}>"
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _options(p: Problem) -> Iterator[str]:
+    """What differs from the defaults; of a pair of equal sizes one."""
+    top, bottom, left, right = p.padding
+    if p.stride != (1, 1):
+        yield f"stride {_pair(p.stride)}"
+    if any(p.padding):
+        even = (top, left) == (bottom, right)
+        yield f"padding {_pair((top, left))}" if even else f"padding (({top}, {bottom}), ({left}, {right}))"
+    if p.padding_mode != "zeros":
+        yield p.padding_mode
+    if p.dilation != (1, 1):
+        yield f"dilation {_pair(p.dilation)}"
+    if p.groups > 1:
+        yield f"groups {p.groups}"
+    if p.epilogue != Epilogue():
+        yield str(p.epilogue)
+    if p.layout != "NCHW":
+        yield p.layout
+    if p.accuracy != "normwise":
+        yield p.accuracy
+
+
+def _pair(sizes: tuple[int, int]) -> str:
+    return _times(dict.fromkeys(sizes))
 
 
 def table(plan: Plan) -> str:

@@ -2,6 +2,10 @@
 
 OpenBLAS splits a product over all its threads, which small products lose by, and two callers at a time fight for them.
 Its setting is one for the whole process: callers lower it to what they need, and the last of them puts it back.
+
+The package `threadpoolctl` sets the same number, as fast if its controller is kept, some eighty times slower if not.
+But each of its users puts back what it found: of two threads whose limits overlap, the first to leave lifts that of the
+second, and the second leaves the process limited for ever. Nor does it know of forks. So this file counts the users.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ A backend, a third party's too, gets all of portconv's engines from here in two 
     def build(self, problem, engine):
         return host_plan(problem, engine, view=self.to_numpy, take=self._from_result)
 
-`machine.host_environment` is what its `environment` returns, so that measurements are kept for later processes.
+`machine.host_environment` is what its `environment` returns: what the times of these engines depend on.
 """
 
 from __future__ import annotations

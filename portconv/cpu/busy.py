@@ -12,7 +12,6 @@ import contextlib
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +52,8 @@ def least_share(threads: int) -> float:
 
 def _granted(threads: int) -> int:
     """The threads that can compute at the same time at all: a container may have fewer cores than it sees."""
+    from pathlib import Path  # `import portconv` loads this file, and needs no paths
+
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         threads = min(threads, int(quota) // int(period))  # "max", without a limit, is no number

@@ -1,19 +1,24 @@
-"""What times on this machine's processor depend on, for measurements that are kept."""
+"""The processor and what was installed for it: what times depend on, for measurements that are kept.
+
+`import portconv` loads this file, so what is needed to ask is imported where it is asked.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .bridge import jit_enabled
 from .threads import get_num_threads
 
-__all__ = ["host_environment", "processor", "version"]
+__all__ = ["code_folder", "host_environment", "processor", "vector_bits", "version"]
+
+# The names that NumPy gives to instruction sets, and the bits of their vectors.
+_VECTORS = {"X86_V4": 512, "AVX512": 512, "X86_V3": 256, "AVX2": 256, "AVX": 256, "X86_V2": 128, "SSE": 128}
+_VECTORS |= {"NEON": 128, "ASIMD": 128, "VSX": 128, "VX": 128}
 
 
 def host_environment() -> dict[str, str]:
@@ -22,9 +27,15 @@ def host_environment() -> dict[str, str]:
         "cpu": processor(),
         "numpy": np.__version__,
         "blas": _blas(),
-        "tier": f"numba {version('numba')}" if jit_enabled() else "plain",
+        "tier": _tier(),
         "threads": str(get_num_threads()),
     }
+
+
+def _tier() -> str:
+    from .bridge import jit_enabled
+
+    return f"numba {version('numba')}" if jit_enabled() else "plain"
 
 
 def version(library: str) -> str:
@@ -40,9 +51,17 @@ def version(library: str) -> str:
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The processor's name."""
-    import platform  # neither is needed by those who do not measure
+    """The processor's name.
+
+    Examples
+    --------
+    >>> from portconv import machine
+    >>> len(machine.processor()) > 0
+    True
+    """
+    import platform
     import subprocess
+    from pathlib import Path
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "linux":
@@ -56,8 +75,47 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def vector_bits() -> int | None:
+    """Bits of the processor's widest vectors as NumPy found them, None where it does not say.
+
+    Examples
+    --------
+    >>> from portconv import machine
+    >>> machine.vector_bits() in (None, 128, 256, 512)
+    True
+    """
+    sets = _configuration().get("SIMD Extensions", {})
+    names = [*sets.get("baseline", ()), *sets.get("found", ())]
+    return max((bits for name in names for start, bits in _VECTORS.items() if name.startswith(start)), default=None)
+
+
+def code_folder() -> str | None:
+    """The folder where compiled code is kept; None in the plain tier, and where no folder can be written.
+
+    It imports Numba.
+
+    Examples
+    --------
+    >>> from portconv import machine
+    >>> folder = machine.code_folder()
+    """
+    from .bridge import jit_enabled
+
+    if not jit_enabled():
+        return None
+    from .compiled import memory
+
+    folder: str | None = memory.fill_plane.stats.cache_path  # Numba says it of every function, and it is one for all
+    return folder
+
+
 @lru_cache(maxsize=1)
 def _blas() -> str:
-    configuration: Any = np.show_config(mode="dicts")
-    blas = configuration.get("Build Dependencies", {}).get("blas", {})
+    blas = _configuration().get("Build Dependencies", {}).get("blas", {})
     return f"{blas.get('name')} {blas.get('version')}"
+
+
+def _configuration() -> dict[str, Any]:
+    """How NumPy was built, and what it found here."""
+    configuration: Any = np.show_config(mode="dicts")
+    return dict(configuration)

@@ -25,32 +25,29 @@ MEASURED_SECONDS = 0.25  # to time one candidate, in so many turns of at most so
 TURNS, CALLS = 3, 10
 NOT_MEASURED = "not measured: its estimate is too high"
 ATTEMPTS, PAUSE = 3, 0.1  # to measure while nothing else uses a core; seconds between them
-DISTURBED = "heuristic, since something else used a core whenever the engines were timed"  # as `chosen_by`
+MEASURED = "measurement"  # as `chosen_by`, or else why the estimates decided:
+DISTURBED = "heuristic, since something else used a core whenever the engines were timed"
 
 
 @lru_cache(maxsize=4096)  # a problem is measured once
 def fastest(backend: Backend, problem: Problem) -> Plan:
-    """The plan of the candidate that takes least time, as measured here, now or before; a `Choice` of the planner.
-
-    Where there is nothing to time, in a trace or without any image, the estimates decide.
-    """
-    if problem.traced or not problem.batch:
-        return planner.cheapest(backend, problem)
+    """The plan of the candidate that takes least time, as measured here, now or before; a `Choice` of the planner."""
     return measure(backend, problem, recall=True)
 
 
 def measure(backend: Backend, problem: Problem, *, recall: bool = False, remember: bool = True) -> Plan:
     """The plan of the candidate that takes least time on this machine, by the clock or by what was measured before.
 
-    Times that were taken while something else used a core are not believed, and not kept: after some attempts the plan
-    is the one by estimates, and `chosen_by` is `DISTURBED`.
+    Where there is nothing to time, in a trace or without any image, the estimates decide. Times that were taken while
+    something else used a core are not believed, and not kept: after some attempts the estimates decide, and `chosen_by`
+    is `DISTURBED`.
 
     Parameters
     ----------
     backend, problem
-        As in `planner.plan`. The problem must have a batch, and must not be traced.
+        As in `planner.plan`.
     recall
-        Whether times of an earlier process will do: see `portconv.dispatch.wisdom`.
+        Whether times of an earlier process will do: see `portconv.wisdom`.
     remember
         Whether later processes may use what is measured now.
 
@@ -59,22 +56,21 @@ def measure(backend: Backend, problem: Problem, *, recall: bool = False, remembe
     UnsupportedError
         If no engine can run the problem. The message gives the reasons.
     """
+    if problem.traced or not problem.batch:
+        return planner.cheapest(backend, problem)
     candidates = tuple(backend.candidates(problem))
     found = able(backend, problem, candidates)
-    # what the times depend on beyond the problem; a backend that cannot tell is measured anew in every process
-    environment = None
-    if hasattr(backend, "environment"):
-        environment = {"backend": backend.name, **backend.environment(problem)}
+    environment = {"backend": backend.name, **backend.environment(problem)}
     chosen_by = "wisdom"
-    timed = _recalled(found, wisdom.recall(environment, problem)) if recall and environment is not None else None
+    timed = _recalled(found, wisdom.recall(environment, problem)) if recall else None
     if timed is None:
-        timed, chosen_by = _measured_in_quiet(backend, problem, found, int((environment or {}).get("threads", 1)))
+        timed, chosen_by = _measured_in_quiet(backend, problem, found, int(environment.get("threads", 1)))
         if timed is None:
             return least(backend, problem, candidates, found, chosen_by)
-        if remember and environment is not None:
-            wisdom.remember(environment, problem, {c.engine: c.seconds for c in timed if c.note != NOT_MEASURED})
+        if remember:
+            wisdom.remember(environment, problem, {c.engine: c.seconds for c in timed if c.measured})
     unable = [c for c in candidates if c.why_not is not None]
-    return least(backend, problem, (*timed, *unable), [c for c in timed if c.note != NOT_MEASURED], chosen_by)
+    return least(backend, problem, (*timed, *unable), [c for c in timed if c.measured], chosen_by)
 
 
 def _worth_measuring(found: Sequence[Candidate]) -> set[str]:
@@ -86,8 +82,13 @@ def _recalled(found: Sequence[Candidate], seconds: Mapping[str, float] | None) -
     """The candidates with the times remembered; None unless these cover what would be measured, and no more."""
     if seconds is None or not _worth_measuring(found) <= set(seconds) <= {c.engine for c in found}:
         return None
+    return _with_times(found, seconds)
+
+
+def _with_times(found: Sequence[Candidate], seconds: Mapping[str, float]) -> list[Candidate]:
     return [
-        replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in found
+        replace(c, seconds=seconds[c.engine], measured=True) if c.engine in seconds else replace(c, note=NOT_MEASURED)
+        for c in found
     ]
 
 
@@ -104,7 +105,7 @@ def _measured_in_quiet(
         if timed is None:
             return None, "heuristic"
         if not busy.disturbed(threads):
-            return timed, "measurement"
+            return timed, MEASURED
     return None, DISTURBED
 
 
@@ -127,10 +128,7 @@ def _measured(backend: Backend, problem: Problem, found: Sequence[Candidate]) ->
         if c.engine in worth:
             bound = backend.build(p, c.engine)
             calls[c.engine] = partial(_finish, backend, bound, (x, bound.pack(weight), bias))
-    seconds = _fastest(calls, min(found, key=lambda c: c.seconds).engine)
-    return [
-        replace(c, seconds=seconds[c.engine]) if c.engine in seconds else replace(c, note=NOT_MEASURED) for c in found
-    ]
+    return _with_times(found, _fastest(calls, min(found, key=lambda c: c.seconds).engine))
 
 
 def _finish(backend: Backend, bound: Plan, arguments: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ..core.array_types import ENTRY_POINT_GROUP, extend, library_of, plugins
-from ..core.backend import Backend
+from ..core.backend import Backend, lacking
 from ..core.errors import missing_library
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _from_entry_point(entry: EntryPoint) -> Backend:
     backend = found() if isinstance(found, type) else found
     if not isinstance(backend, Backend):
         raise TypeError(
-            f"The entry point {entry.name!r} of {ENTRY_POINT_GROUP!r} ({entry.value}) is no portconv backend."
+            f"The entry point {entry.name!r} of {ENTRY_POINT_GROUP!r} ({entry.value}) is no portconv backend: "
+            f"it lacks {', '.join(lacking(backend))}."
         )
     return backend
 
@@ -124,6 +125,8 @@ def get_backend(x_or_name: Any, /) -> Backend:
         return _load(library, x_or_name)
     if isinstance(x_or_name, Backend):
         return x_or_name
+    if hasattr(x_or_name, "candidates") and not isinstance(x_or_name, type):  # meant as a backend
+        raise TypeError(f"`backend` {type(x_or_name).__name__} lacks {', '.join(lacking(x_or_name))}.")
     raise TypeError(
         f"`backend` must be a backend, its name or an array of its library, but got {type(x_or_name).__name__}. "
         f"Lists and numbers become arrays by `numpy.asarray`."
@@ -176,11 +179,9 @@ def register_backend(name: str, backend: Backend, /) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise TypeError(f"`name` must be the name of a top-level package, but got {name!r}.")
     if not isinstance(backend, Backend):
-        members = ("name", "describe", "candidates", "build", "cache_token", "from_numpy", "to_numpy", "synchronize")
-        missing = [member for member in members if not hasattr(backend, member)]
         raise TypeError(
             f"`backend` must have the members of portconv.extending.Backend; "
-            f"{type(backend).__name__} lacks {', '.join(missing)}."
+            f"{type(backend).__name__} lacks {', '.join(lacking(backend))}."
         )
     if name in _KNOWN or name in _registered:
         raise ValueError(

@@ -7,6 +7,9 @@ can make a result wrong. What stands there for another version, library or proce
 Times that are taken while other programs are at work say little, and are not kept: see `busy.py`. ``portconv tune``
 takes them anew, ``portconv tune --clear`` forgets them. ``PORTCONV_CACHE_DIR`` names another folder;
 ``PORTCONV_WISDOM=0`` switches reading and writing off.
+
+The package `platformdirs` would say the same folder on Linux and macOS, and on Windows a folder `Cache` inside it. It
+would replace ten lines here, and everyone would install it for those who measure.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def path() -> Path:
 
     Examples
     --------
-    >>> from portconv.dispatch import wisdom
+    >>> from portconv import wisdom
     >>> wisdom.path().name
     'wisdom.json'
     """
@@ -167,7 +170,7 @@ def load() -> dict[Key, Record]:
 
     Examples
     --------
-    >>> from portconv.dispatch import wisdom
+    >>> from portconv import wisdom
     >>> for (environment, problem), record in wisdom.load().items():
     ...     fastest = min(record.seconds, key=record.seconds.get)
     """
@@ -192,7 +195,7 @@ def save(records: Mapping[Key, Record]) -> None:
     Examples
     --------
     >>> import os, tempfile
-    >>> from portconv.dispatch import wisdom
+    >>> from portconv import wisdom
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     before, os.environ["PORTCONV_CACHE_DIR"] = os.environ.get("PORTCONV_CACHE_DIR"), folder
     ...     wisdom.save({("portconv=0.1.0", "batch=1"): wisdom.Record({"gemm": 0.5}, "2026-01-01T00:00:00+00:00")})

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import subprocess
-import sys
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "usable_cores"]
+from ..machine import processor, usable_cores
 
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        if sys.platform == "linux":
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-        if sys.platform == "darwin":
-            return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
-    return platform.processor() or platform.machine()
+__all__ = ["machine"]
 
 
 def _memory() -> float | None:
@@ -40,7 +22,7 @@ def _memory() -> float | None:
 def machine() -> dict[str, Any]:
     """A description of this machine, as JSON has it."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "memory_gib": _memory(),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import portconv
 
 __all__ = ["serve", "versions"]
 
@@ -40,6 +40,4 @@ def serve(hello: Callable[[], Message], handle: Callable[[Message], Message]) ->
 def versions() -> dict[str, str]:
     """Versions of the libraries that this process has loaded, and the BLAS that NumPy was built with."""
     found = {name: str(getattr(sys.modules[name], "__version__", "?")) for name in _LIBRARIES if name in sys.modules}
-    configuration: Any = np.show_config(mode="dicts")
-    blas = configuration["Build Dependencies"]["blas"]
-    return {**found, "blas": f"{blas.get('name')} {blas.get('version')}"}
+    return {**found, "blas": str(portconv.environment()["blas"])}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import plan_conv2d
-from ..core.backend import Backend
+from ..core.backend import Backend, lacking
 from ..dispatch import registry
 from .designed import PROTOCOL_PROBLEMS
 from .problems import Problem
@@ -67,7 +67,7 @@ def check_backend(backend: Backend | str, *, dtypes: tuple[str, ...] = ("float32
 
 def _check_protocol(library: Backend) -> None:
     if not isinstance(library, Backend):
-        raise AssertionError(f"{type(library).__name__} lacks members of portconv.extending.Backend")
+        raise AssertionError(f"{type(library).__name__} lacks {', '.join(lacking(library))}")
     values = np.arange(6, dtype="float32").reshape(2, 3)
     array = library.from_numpy(values, dtype="float32")
     info = library.describe(array)
@@ -85,10 +85,11 @@ def _check_protocol(library: Backend) -> None:
 def _check_problem(library: Backend, p: Problem) -> list[CheckResult]:
     arrays = _arrays(p, library, None)
     plan = plan_conv2d(*arrays, **p.keywords(), backend=library)
-    if hasattr(library, "environment"):
-        environment = library.environment(plan.problem)
-        if not all(isinstance(word, str) for item in environment.items() for word in item):
-            raise AssertionError(f"environment() must give strings by strings, but gave {environment!r}")
+    environment = library.environment(plan.problem)
+    if not all(isinstance(word, str) for item in environment.items() for word in item):
+        raise AssertionError(f"environment() must give strings by strings, but gave {environment!r}")
+    if not environment.get("threads", "1").isdecimal():
+        raise AssertionError(f"environment() must give `threads` in digits, but gave {environment['threads']!r}")
     results = []
     for candidate in plan.candidates:
         if candidate.why_not is None:

@@ -29,7 +29,7 @@ SECONDS_PER_PRODUCT = 3e-7  # a Python loop; the planner compares it with the es
 
 
 class TinyBackend:
-    """The eight members of `portconv.extending.Backend`, and `environment`, which it may have besides."""
+    """The nine members of `portconv.extending.Backend`."""
 
     name = "tinyarray"
 
@@ -65,7 +65,7 @@ class TinyBackend:
         """Everything is computed at once."""
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
-        """What times depend on beyond the problem, so that `strategy="measure"` is remembered by later processes."""
+        """What times depend on beyond the problem: by this `strategy="measure"` finds what an earlier process kept."""
         return {"tinyarray": "0.1.0", **host_environment()}
 
     def _from_result(self, y: np.ndarray, problem: Problem) -> Array:
