@@ -88,7 +88,7 @@ class EitherPlan(Plan):
         except ValueError as error:
             check_tracing(error)
             return PackedWeight(self.stamp, Weight(None, weight), 0)
-        return PackedWeight(self.stamp, Weight(packed, weight), packed.nbytes)
+        return PackedWeight(self.stamp, Weight(packed, weight), packed.nbytes, packed.separable)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         self.check_stamp(weight)
