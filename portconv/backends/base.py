@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..cpu.machine import host_environment, version
 from ..engines.costs import GENERIC
 from ..engines.steps import Steps
 
-__all__ = ["ArrayApiBackend", "QuietSteps", "name_of"]
+__all__ = ["ArrayApiBackend", "OuterPlan", "QuietSteps", "name_of"]
 
 
 class QuietSteps(Steps):
@@ -31,6 +32,22 @@ class QuietSteps(Steps):
 
     def quiet(self) -> AbstractContextManager[object]:
         return np.errstate(all="ignore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterPlan(Plan):
+    """A plan around another one, which packs and computes as that one does, with what a library needs besides."""
+
+    inner: Plan
+
+    @classmethod
+    def of(cls, inner: Plan, **own: Any) -> OuterPlan:
+        """The plan around `inner`; `own` are the fields that a library adds."""
+        return cls(inner.problem, inner.engine, inner.workspace_bytes, inner=inner, **own)
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
 
 
 class ArrayApiBackend:
@@ -89,7 +106,10 @@ class ArrayApiBackend:
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         native = Candidate("native", why_not=f"portconv does not call a convolution of {self.name}'s own yet")
-        return [*engines.candidates(problem, self._steps_on(problem.device), GENERIC), native]
+        return [*self._engines(problem), native]
+
+    def _engines(self, problem: Problem) -> list[Candidate]:
+        return engines.candidates(problem, self._steps_on(problem.device), GENERIC)
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         return engines.build(problem, engine, self._steps_on(problem.device), GENERIC)
@@ -116,9 +136,10 @@ class ArrayApiBackend:
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         try:
-            return np.asarray(x)
+            y = np.asarray(x)
         except RuntimeError:  # on a device from which nothing is copied unasked
-            return np.from_dlpack(x, device="cpu")
+            y = np.from_dlpack(x, device="cpu")
+        return y.astype(np.float32) if y.dtype.name == "bfloat16" else y
 
     def synchronize(self, x: Any, /) -> None:
         """Libraries that compute at once have nothing to wait for."""

@@ -18,7 +18,7 @@ import numpy as np
 from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..core.problem import Problem
 from ..engines.steps import Steps, Window
-from .base import ArrayApiBackend, QuietSteps
+from .base import ArrayApiBackend, OuterPlan, QuietSteps
 
 __all__ = ["backend"]
 
@@ -101,15 +101,8 @@ class _DaskSteps(QuietSteps):
         return bool(_quietened(self.xp.isfinite(self.xp.sum(x))))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DaskPlan(Plan):
+class _DaskPlan(OuterPlan):
     """An engine whose tasks are quiet."""
-
-    inner: Plan
-
-    @property
-    def stamp(self) -> Hashable:
-        return self.inner.stamp
 
     def pack(self, weight: Any, /) -> PackedWeight:
         return self.inner.pack(_entered(weight))
@@ -125,8 +118,7 @@ class DaskBackend(ArrayApiBackend):
     writable = False
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
-        inner = super().build(problem, engine)
-        return _DaskPlan(problem, engine, inner.workspace_bytes, inner=inner)
+        return _DaskPlan.of(super().build(problem, engine))
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         terms = problem.kernel[0] * problem.kernel[1] * (problem.in_channels // problem.groups)

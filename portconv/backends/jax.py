@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan
 from ..core.problem import Problem
 from ..cpu.bridge import host_candidates, host_plan
 from ..cpu.machine import host_environment, version
-from .base import ArrayApiBackend, name_of
+from .base import ArrayApiBackend, OuterPlan, name_of
 
 __all__ = ["backend"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _JaxPlan(Plan):
+class _JaxPlan(OuterPlan):
     """An engine whose products of float32 are products of float32.
 
     On GPUs and TPUs JAX rounds their factors to TF32 or bfloat16 unless it is asked for more; whoever has set
@@ -32,12 +30,6 @@ class _JaxPlan(Plan):
     Arrays that have values give arrays that have values, also while a function around the call is traced: their packed
     weight is kept for other calls, and some engines look at values.
     """
-
-    inner: Plan
-
-    @property
-    def stamp(self) -> Hashable:
-        return self.inner.stamp
 
     def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
         with self._values():
@@ -58,14 +50,18 @@ class _JaxPlan(Plan):
         return nullcontext() if self.problem.traced else _with_values()
 
 
+def _jax() -> Any:
+    return importlib.import_module("jax")
+
+
 def _with_values() -> AbstractContextManager[object]:
     """JAX computes what it can at once, instead of leaving it to the function that it is tracing."""
-    at_once: AbstractContextManager[object] = importlib.import_module("jax").ensure_compile_time_eval()
+    at_once: AbstractContextManager[object] = _jax().ensure_compile_time_eval()
     return at_once
 
 
 def _full_precision() -> AbstractContextManager[object]:
-    jax = importlib.import_module("jax")
+    jax = _jax()
     if jax.config.jax_default_matmul_precision is not None:
         return nullcontext()
     precise: AbstractContextManager[object] = jax.default_matmul_precision("highest")
@@ -92,26 +88,22 @@ class JaxBackend(ArrayApiBackend):
         if not name:  # traced: wherever the compiled function will run
             return None
         kind, _, index = name.partition(":")
-        return importlib.import_module("jax").devices(kind)[int(index or 0)]
+        return _jax().devices(kind)[int(index or 0)]
 
     def _on_host(self, problem: Problem) -> bool:
         return not problem.traced and getattr(self._device(problem.device), "platform", "") == "cpu"
 
-    def candidates(self, problem: Problem, /) -> list[Candidate]:
-        if self._on_host(problem):
-            native = Candidate("native", why_not="portconv does not call a convolution of jax's own yet")
-            return [*host_candidates(problem), native]
-        return super().candidates(problem)
+    def _engines(self, problem: Problem) -> list[Candidate]:
+        return host_candidates(problem) if self._on_host(problem) else super()._engines(problem)
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         if not self._on_host(problem):
-            inner = super().build(problem, engine)
-            return _JaxPlan(problem, engine, inner.workspace_bytes, inner=inner)
+            return _JaxPlan.of(super().build(problem, engine))
         return host_plan(problem, engine, view=self.to_numpy, take=self._take)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
         # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
-        taken = importlib.import_module("jax").device_put(y, self._device(problem.device))
+        taken = _jax().device_put(y, self._device(problem.device))
         if _is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
             with _with_values():
                 return self._take(y, problem)
@@ -122,17 +114,13 @@ class JaxBackend(ArrayApiBackend):
 
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         wide = {"float64", "int64", "uint64"}
-        if (dtype or np.asarray(x).dtype.name) in wide and not importlib.import_module("jax").config.jax_enable_x64:
+        if (dtype or np.asarray(x).dtype.name) in wide and not _jax().config.jax_enable_x64:
             raise TypeError(
                 f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. "
                 f"Set `jax_enable_x64` for 64-bit ones."
             )
         with _with_values():  # a layer keeps the converted weight beyond a trace
             return super().from_numpy(x, dtype=dtype, device=device)
-
-    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
-        y = np.asarray(x)
-        return y.astype(np.float32) if y.dtype.name == "bfloat16" else y
 
     def synchronize(self, x: Any, /) -> None:
         x.block_until_ready()

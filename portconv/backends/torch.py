@@ -13,7 +13,7 @@ from ..core.backend import PackedWeight, Plan
 from ..core.problem import Problem
 from ..core.shapes import met_taps
 from ..cpu.machine import processor
-from .base import ArrayApiBackend, name_of
+from .base import ArrayApiBackend, OuterPlan, name_of
 
 __all__ = ["backend"]
 
@@ -30,7 +30,7 @@ class _TorchWeight(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TorchPlan(Plan):
+class _TorchPlan(OuterPlan):
     """An engine whose gradients are summed in the dtype of the computation, and reach every argument.
 
     Autograd adds in the dtype that an array has where it is used: an image of bfloat16 whose windows overlap, or whose
@@ -38,12 +38,7 @@ class _TorchPlan(Plan):
     whole; of all other images only the block at hand becomes float32.
     """
 
-    inner: Plan
     apart: bool = False  # whether the engine may leave an argument out of the arithmetic
-
-    @property
-    def stamp(self) -> Hashable:
-        return self.inner.stamp
 
     def pack(self, weight: Any, /) -> PackedWeight:
         recorded = _records(weight)
@@ -79,8 +74,7 @@ class TorchBackend(ArrayApiBackend):
     namespace = "array_api_compat.torch"
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
-        inner = super().build(problem, engine)
-        return _TorchPlan(problem, engine, inner.workspace_bytes, inner=inner, apart=_apart(problem))
+        return _TorchPlan.of(super().build(problem, engine), apart=_apart(problem))
 
     def _new_device(self, name: str) -> Any:
         return self._xp.device(name)

@@ -9,6 +9,8 @@ A backend, a third party's too, gets all of portconv's engines from here in two 
         return host_plan(problem, engine, view=self.to_numpy, take=self._from_result)
 
 `machine.host_environment` is what its `environment` returns: what the times of these engines depend on.
+
+MLX's room builds on the same plan, and adds derivatives.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .. import engines
@@ -81,7 +83,12 @@ def compiled(problem: Problem) -> bool:
 
 
 def host_plan(
-    problem: Problem, engine: str, *, view: Callable[[Any], Any], take: Callable[[Any, Problem], Any]
+    problem: Problem,
+    engine: str,
+    *,
+    view: Callable[[Any], Any],
+    take: Callable[[Any, Problem], Any],
+    new: Callable[[Problem], tuple[Any, Any] | None] | None = None,
 ) -> HostPlan:
     """A plan for another library's arrays.
 
@@ -93,20 +100,24 @@ def host_plan(
         Shows one of the library's arrays to NumPy; bfloat16 as float32. NumPy's own it leaves as they are.
     take
         Makes the library's array, of ``problem.dtype`` on ``problem.device``, of NumPy's result.
+    new
+        Makes an array of the library's for the result, of any values, and NumPy's view of it, which the engine then
+        writes into; or None for problems whose result `take` is to take.
     """
     inner = numpy_plan(bridged(problem), engine)
-    return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
+    return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take, new=new)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostPlan(Plan):
-    """A NumPy plan between two conversions."""
+    """A NumPy plan between two conversions; see `host_plan`."""
 
     inner: EnginePlan
     view: Callable[[Any], Any]
     take: Callable[[Any, Problem], Any]
+    new: Callable[[Problem], tuple[Any, Any] | None] | None = None
 
-    @property
+    @cached_property
     def stamp(self) -> Hashable:
         return ("host", self.inner.stamp)
 
@@ -114,11 +125,16 @@ class HostPlan(Plan):
         return self.view(array)[index]
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        return replace(self.inner.pack(self.view(weight)), stamp=self.stamp)
+        packed = self.inner.pack(self.view(weight))
+        return PackedWeight(self.stamp, packed, packed.nbytes, packed.separable)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        inner = replace(weight, stamp=self.inner.stamp)
-        y = self.inner.execute(self.view(x), inner, None if bias is None else self.view(bias))
-        return self.take(y, self.problem)
+        image, shift = self.view(x), None if bias is None else self.view(bias)
+        made = None if self.new is None else self.new(self.problem)
+        if made is None:
+            return self.take(self.inner.execute(image, weight.data, shift), self.problem)
+        y, memory = made
+        self.inner.execute(image, weight.data, shift, out=memory)
+        return y

@@ -1,9 +1,6 @@
 """Gradients of a convolution, on NumPy arrays: of the image by convolutions, of the weight by matrix products.
 
-With ``y = conv2d(x, w)`` and the cotangent ``dy``, the gradient of the image is a convolution of `dy` with the weight,
-whose taps are turned around and whose channels change places (Dumoulin & Visin, "A guide to convolution arithmetic for
-deep learning", arXiv 1603.07285). A stride leaves out results: row ``u`` of the padded image met only those taps whose
-distance from ``u`` it divides, so each phase of the stride is a convolution of its own with some of the taps.
+Which convolutions the gradient of the image is made of says `engines.transposed`.
 """
 
 from __future__ import annotations
@@ -11,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..core.backend import Plan
-from ..core.epilogue import Epilogue
 from ..core.problem import Problem
 from ..core.shapes import axis_source, ranges
 from ..engines.accuracy import TERMS
 from ..engines.cropped import CroppedPlan, cropped
 from ..engines.steps import accumulate
+from ..engines.transposed import Phase, gradient_size, image_gradient_phases
 from .bridge import host_candidates, numpy_plan, numpy_steps
 
 __all__ = ["bias_gradient", "image_gradient", "in_pairs", "weight_gradient"]
@@ -29,39 +26,6 @@ __all__ = ["bias_gradient", "image_gradient", "in_pairs", "weight_gradient"]
 Array = np.ndarray[Any, Any]
 
 BLOCK_ELEMENTS = 1 << 19  # of the windows that are multiplied at a time
-
-
-class Phase(NamedTuple):
-    """Every `stride`-th row of the image's gradient: some rows of `dy` convolved with some rows of the kernel."""
-
-    target: slice
-    taps: slice
-    dilation: int
-    source: slice
-    before: int
-    after: int
-
-
-@lru_cache(maxsize=1024)
-def _phases(size: int, kernel: int, stride: int, dilation: int, before: int, out: int) -> tuple[Phase, ...]:
-    """Of one axis; `size` elements from the one `before` on, counted in the padded image, are wanted."""
-    found = []
-    for phase in range(stride):
-        taps = [r for r in range(kernel) if (r * dilation - phase) % stride == 0]
-        first, last = -(-(before - phase) // stride), -(-(before + size - phase) // stride)
-        if not taps or first >= last:
-            continue
-        step = taps[1] - taps[0] if len(taps) > 1 else 1
-        apart = step * dilation // stride if len(taps) > 1 else 1
-        reach = apart * (len(taps) - 1)
-        lead = (taps[0] * dilation - phase) // stride + reach - first
-        trail = last - first - out - lead + reach
-        source = slice(max(0, -lead), out - max(0, -trail))
-        if source.start < source.stop:
-            target = slice(phase + first * stride - before, size, stride)
-            rows = slice(taps[0], taps[-1] + 1, step)
-            found.append(Phase(target, rows, apart, source, max(0, lead), max(0, trail)))
-    return tuple(found)
 
 
 def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
@@ -76,40 +40,30 @@ def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
     dy
         The cotangent of the result, in the problem's layout.
     """
-    top, bottom, left, right = p.padding
-    folded = p.padding_mode != "zeros" and any(p.padding)
-    # of copies in the border everything is needed, of zeros nothing
-    size = (p.height + top + bottom, p.width + left + right) if folded else (p.height, p.width)
-    start = (0, 0) if folded else (top, left)
-    axes = [_phases(*of_axis) for of_axis in zip(size, p.kernel, p.stride, p.dilation, start, p.out_size, strict=True)]
-    weight = weight.reshape(p.weight_shape)
+    folded = p.padding_mode != "zeros" and any(p.padding)  # of copies in the border everything counts, of zeros nothing
+    whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype)
     dy = dy if p.layout == "NCHW" else dy.transpose(0, 3, 1, 2)
-    dtype = p.compute_dtype if folded else p.dtype
-    whole = len(axes[0]) == len(axes[1]) == 1 and p.stride == (1, 1)
-    dx = None if whole else np.zeros((p.batch, p.in_channels, *size), dtype)
-    for rows in axes[0]:
-        for cols in axes[1]:
-            part = dy[:, :, rows.source, cols.source]
-            taps = weight[..., rows.taps, cols.taps][..., ::-1, ::-1].swapaxes(1, 2)
-            plan = _plan(
-                replace(
-                    p, in_channels=p.out_channels, out_channels=p.in_channels, height=part.shape[2],
-                    width=part.shape[3], kernel=taps.shape[3:], stride=(1, 1), dilation=(rows.dilation, cols.dilation),
-                    padding=(rows.before, rows.after, cols.before, cols.after), padding_mode="zeros",
-                    epilogue=Epilogue(), x_dtype=dy.dtype.name, dtype=dtype, layout="NCHW",
-                )
-            )  # fmt: skip
-            value = plan.execute(part, plan.pack(taps))
-            if dx is None:
-                dx = value
-            else:
-                dx[:, :, rows.target, cols.target] = value
-    if dx is None:  # no tap meets the image
-        dx = np.zeros((p.batch, p.in_channels, *size), dtype)
+    weight = weight.reshape(p.weight_shape)
+    phases = list(image_gradient_phases(whole, dy.dtype.name, folded))
+    if phases and p.stride == (1, 1):
+        dx = _of_phase(phases[0], weight, dy)
+    else:
+        dx = np.zeros((p.batch, p.in_channels, *gradient_size(p, folded)), whole.dtype)
+        for phase in phases:
+            dx[:, :, phase.rows.target, phase.cols.target] = _of_phase(phase, weight, dy)
     if folded:
+        top, bottom, left, right = p.padding
         dx = _fold(_fold(dx, p.height, top, bottom, p.padding_mode, 2), p.width, left, right, p.padding_mode, 3)
         dx = dx.astype(p.dtype, copy=False)
     return dx if p.layout == "NCHW" else dx.transpose(0, 2, 3, 1)
+
+
+def _of_phase(phase: Phase, weight: Array, dy: Array) -> Array:
+    """The part of the image's gradient that a phase fills; all in NCHW."""
+    plan = _plan(phase.problem)
+    taps = weight[..., phase.rows.taps, phase.cols.taps][..., ::-1, ::-1].swapaxes(1, 2)
+    value: Array = plan.execute(dy[:, :, phase.rows.source, phase.cols.source], plan.pack(taps))
+    return value
 
 
 def _fold(dx: Array, size: int, before: int, after: int, mode: str, axis: int) -> Array:

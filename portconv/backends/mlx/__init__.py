@@ -15,10 +15,10 @@ import numpy as np
 from ... import engines
 from ...core.backend import ArrayInfo, Candidate, Plan
 from ...core.problem import Problem
-from ...cpu.bridge import bridged, host_candidates, numpy_plan
+from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, version
-from .arrays import STEPS, default_device, dtype_named
-from .host import BridgePlan
+from .arrays import STEPS, default_device, dtype_named, view
+from .host import host_plan_with_derivatives
 from .native import NativePlan, native_candidate
 from .operations import GPU_COSTS, OpsPlan, gpu_candidates, traced_plan
 
@@ -47,8 +47,7 @@ class MlxBackend:
         if problem.device != "cpu":
             inner = engines.build(problem, engine, STEPS, GPU_COSTS)
             return OpsPlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
-        inner = numpy_plan(bridged(problem), engine)
-        return BridgePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
+        return host_plan_with_derivatives(problem, engine)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None  # `weight[...] = value` shows nowhere
@@ -61,7 +60,7 @@ class MlxBackend:
         return mx.array(x, dtype=dtype_named(name))  # without a dtype MLX makes float32 of float64
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
-        return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
+        return np.array(view(x))
 
     def synchronize(self, x: Any, /) -> None:
         mx.eval(x)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ...engines.steps import Steps
 
-__all__ = ["STEPS", "check_tracing", "default_device", "dtype_named", "evaluated"]
+__all__ = ["STEPS", "check_tracing", "default_device", "dtype_named", "evaluated", "view"]
 
 
 def default_device() -> str:
@@ -19,6 +20,11 @@ def default_device() -> str:
 def dtype_named(name: str) -> Any:
     """The dtype of this name."""
     return mx.bool_ if name == "bool" else getattr(mx, name)
+
+
+def view(x: Any) -> np.ndarray[Any, Any]:
+    """MLX's memory as a NumPy array, without a copy; evaluates `x`. bfloat16 has no NumPy dtype and is cast."""
+    return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, copy=False)
 
 
 def evaluated(x: Any) -> Any:

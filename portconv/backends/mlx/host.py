@@ -9,31 +9,44 @@ are ``W(u, dy)`` and ``F(u, w)``, and those of ``sum(v * W(x, dy))`` are ``X(v, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ...core.backend import EnginePlan, PackedWeight, Plan
+from ...core.backend import PackedWeight, Plan
 from ...core.layout import NHWC_FROM_NCHW
 from ...core.problem import Problem
 from ...cpu import gradient
-from ...cpu.bridge import bridged
+from ...cpu.bridge import bridged, host_plan
 from ...cpu.threads import ALIGNMENT
-from .arrays import check_tracing, dtype_named
-from .native import MAX_ELEMENTS, elements
-from .operations import Weight, execute_traced, with_original
+from .arrays import check_tracing, dtype_named, view
+from .native import MAX_ELEMENTS
+from .operations import EitherPlan, traced_plan
 
-__all__ = ["BridgePlan"]
+__all__ = ["host_plan_with_derivatives"]
 
 WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smaller ones are copied sooner
 
 
-def _view(x: Any) -> np.ndarray[Any, Any]:
-    """MLX's memory as a NumPy array, without a copy; evaluates `x`. bfloat16 has no NumPy dtype and is cast."""
-    return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, copy=False)
+def host_plan_with_derivatives(problem: Problem, engine: str) -> Plan:
+    """One of portconv's engines on NumPy, on a CPU device."""
+    inner = host_plan(problem, engine, view=view, take=_take, new=_memory)
+    return _DifferentiablePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
+
+
+def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
+    return mx.array(y, dtype=dtype_named(p.dtype))
+
+
+def _memory(p: Problem) -> tuple[Any, np.ndarray[Any, Any]] | None:
+    """New memory for a large result in a dtype of NumPy's."""
+    count = math.prod(p.out_shape)
+    if p.dtype == "bfloat16" or count * dtype_named(p.dtype).size < WRITTEN_BYTES or count > MAX_ELEMENTS - ALIGNMENT:
+        return None
+    return _new(p)
 
 
 def _new(p: Problem) -> tuple[Any, np.ndarray[Any, Any]]:
@@ -41,15 +54,15 @@ def _new(p: Problem) -> tuple[Any, np.ndarray[Any, Any]]:
     dtype = dtype_named(p.dtype)
     count = math.prod(p.out_shape)
     memory = mx.zeros(count + ALIGNMENT // dtype.size, dtype)
-    view = np.array(memory, copy=False)
-    some = slice(start := -view.ctypes.data % ALIGNMENT // dtype.size, start + count)
-    return memory[some].reshape(p.out_shape), view[some].reshape(p.out_shape)
+    shown = np.array(memory, copy=False)
+    some = slice(start := -shown.ctypes.data % ALIGNMENT // dtype.size, start + count)
+    return memory[some].reshape(p.out_shape), shown[some].reshape(p.out_shape)
 
 
 def _views(*arrays: Any) -> list[np.ndarray[Any, Any]] | None:
     """NumPy's views of them, or None where they have no values yet."""
     try:
-        return [_view(x) for x in arrays]
+        return [view(x) for x in arrays]
     except ValueError as error:
         check_tracing(error)
         return None
@@ -73,48 +86,17 @@ def _total(terms: list[Any]) -> Any:
     return sum(terms[1:], terms[0])
 
 
-@dataclass(frozen=True, kw_only=True)
-class BridgePlan(Plan):
-    """One of portconv's engines on NumPy, behind an `mx.custom_function`; another plan where arrays have no values."""
-
-    inner: EnginePlan
-    traced: Plan | None = None
-
-    @property
-    def stamp(self) -> Hashable:
-        return ("mlx", self.inner.stamp, self.problem.dtype)
-
-    def pack(self, weight: Any, /) -> PackedWeight:
-        return with_original(self.stamp, weight, lambda: self.inner.pack(_view(weight)))
+class _DifferentiablePlan(EitherPlan):
+    """A plan behind an `mx.custom_function`, which has the derivatives."""
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        data: Weight = weight.data
-
-        def compute(x: Any, weight: Any, *bias: Any) -> Any:
-            views = None if data.packed is None else _views(x, *bias)
-            if views is None:
-                return self._traced(x, weight, *bias)
-            return self._on_host(data.packed, *views)
-
-        convolve = mx.custom_function(compute)
+        packed, original = weight.data
+        convolve = mx.custom_function(partial(self._convolved, packed))
         convolve.vjp(self._vjp)
         convolve.jvp(self._jvp)
-        return convolve(x, data.weight) if bias is None else convolve(x, data.weight, bias)
-
-    def _on_host(self, packed: Any, image: Any, bias: Any = None) -> Any:
-        p, count = self.problem, elements(self.problem)[1]
-        large = count * dtype_named(p.dtype).size >= WRITTEN_BYTES and count <= MAX_ELEMENTS - ALIGNMENT
-        if p.dtype == "bfloat16" or not large:
-            return mx.array(self.inner.execute(image, packed, bias), dtype=dtype_named(p.dtype))
-        y, memory = _new(p)
-        self.inner.execute(image, packed, bias, out=memory)
-        return y
-
-    def _traced(self, x: Any, weight: Any, bias: Any = None) -> Any:
-        """The same convolution in MLX's operations, for transformations of functions."""
-        return execute_traced(self.traced, x, weight, bias)
+        return convolve(x, original) if bias is None else convolve(x, original, bias)
 
     def _vjp(self, primals: Any, dy: Any, _output: Any) -> Any:
         p, (x, weight, *bias) = self.problem, primals
@@ -145,13 +127,12 @@ class BridgePlan(Plan):
         return self.execute(x, self.pack(weight))
 
     def _image_gradient(self, weight: Any, dy: Any) -> Any:
-        dtype = dtype_named(self.problem.dtype)
-
         def compute(weight: Any, dy: Any) -> Any:
             views = _views(weight, dy)
             if views is not None:
-                return mx.array(gradient.image_gradient(bridged(self.problem), *views), dtype=dtype)
-            anywhere = mx.zeros(self.problem.x_shape, dtype)  # a linear function has the same gradient everywhere
+                return _take(gradient.image_gradient(bridged(self.problem), *views), self.problem)
+            # a linear function has the same gradient everywhere
+            anywhere = mx.zeros(self.problem.x_shape, dtype_named(self.problem.dtype))
             return mx.vjp(lambda x: self._traced(x, weight), [anywhere], [dy])[1][0]
 
         def vjp(primals: Any, u: Any, _output: Any) -> Any:

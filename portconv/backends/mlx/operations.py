@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from ...engines.costs import Costs
 from .arrays import STEPS, check_tracing, dtype_named
 from .native import MAX_ELEMENTS, TF32, TOO_LARGE, NativePlan, elements, may_use_tf32, native_candidate
 
-__all__ = ["GPU_COSTS", "OpsPlan", "Weight", "execute_traced", "gpu_candidates", "traced_plan", "with_original"]
+__all__ = ["GPU_COSTS", "EitherPlan", "OpsPlan", "Weight", "gpu_candidates", "traced_plan"]
 
 MAX_TRACED_TAPS = 4096  # each is an operation that MLX has to compile
 # What MLX's operations cost, to rank them. Its CPU build for Linux has a reference BLAS, measured on two cores of an
@@ -70,50 +71,59 @@ class Weight(NamedTuple):
     weight: Any
 
 
-def with_original(stamp: Hashable, weight: Any, pack: Callable[[], PackedWeight]) -> PackedWeight:
-    """The packed weight, if there are values to pack, and the weight itself for plans of traced arrays."""
-    try:
-        packed = pack()
-    except ValueError as error:
-        check_tracing(error)
-        return PackedWeight(stamp, Weight(None, weight), 0)
-    return PackedWeight(stamp, Weight(packed, weight), packed.nbytes)
-
-
 @dataclass(frozen=True, kw_only=True)
-class OpsPlan(Plan):
-    """One of portconv's engines in MLX's operations. Those that look at values leave traced arrays to another plan."""
+class EitherPlan(Plan):
+    """A plan for arrays that have values, and another one, if there is any, for those that have none yet."""
 
     inner: Plan
     traced: Plan | None = None
 
-    @property
+    @cached_property
     def stamp(self) -> Hashable:
-        return ("mlx operations", self.inner.stamp)
+        return ("mlx", self.inner.stamp)
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        return with_original(self.stamp, weight, lambda: self.inner.pack(_wide(weight, self.problem)))
+        try:
+            packed = self.inner.pack(self._entering(weight))
+        except ValueError as error:
+            check_tracing(error)
+            return PackedWeight(self.stamp, Weight(None, weight), 0)
+        return PackedWeight(self.stamp, Weight(packed, weight), packed.nbytes, packed.separable)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        data: Weight = weight.data
-        if data.packed is not None:
+        packed, original = weight.data
+        return self._convolved(packed, x, original, bias)
+
+    def _convolved(self, packed: PackedWeight | None, x: Any, original: Any, bias: Any = None) -> Any:
+        if packed is not None:
             try:
-                return self.inner.execute(_wide(x, self.problem), data.packed, bias)
+                return self.inner.execute(self._entering(x), packed, bias)
             except ValueError as error:
                 check_tracing(error)
-        return execute_traced(self.traced, x, data.weight, bias)
+        return self._traced(x, original, bias)
+
+    def _traced(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        """The convolution of arrays that have no values, for transformations of functions."""
+        if self.traced is None:
+            raise UnsupportedError(
+                f"`weight` has more than {MAX_TRACED_TAPS} taps, too many for mx.compile and mx.vmap, where the fft "
+                f"engine cannot look at values. Convolve outside of them."
+            )
+        packed = self.traced.pack(_wide(weight, self.problem))
+        return self.traced.execute(_wide(x, self.problem), packed, bias)
+
+    def _entering(self, array: Any) -> Any:
+        """An image or a weight in the form that `inner` is to get."""
+        return array
 
 
-def execute_traced(plan: Plan | None, x: Any, weight: Any, bias: Any) -> Any:
-    """Convolve arrays that have no values by what `traced_plan` found."""
-    if plan is None:
-        raise UnsupportedError(
-            f"`weight` has more than {MAX_TRACED_TAPS} taps, too many for mx.compile and mx.vmap, where the fft "
-            f"engine cannot look at values. Convolve outside of them."
-        )
-    return plan.execute(_wide(x, plan.problem), plan.pack(_wide(weight, plan.problem)), bias)
+class OpsPlan(EitherPlan):
+    """One of portconv's engines in MLX's operations. Those that look at values leave traced arrays to another plan."""
+
+    def _entering(self, array: Any) -> Any:
+        return _wide(array, self.problem)
 
 
 def _wide(array: Any, p: Problem) -> Any:
