@@ -269,12 +269,12 @@ def test_a_separable_depthwise_kernel_takes_two_passes():
 def test_columns_or_outputs_in_the_lanes(monkeypatch, plain_tier, wide, layout, dtype):
     """Both kinds of register tiles, for every width, many and few outputs, long sums, strips, parts of the channels."""
     from portconv.cpu.compiled import plans
-    from portconv.cpu.compiled.gemm.plan import CompiledGemm
+    from portconv.cpu.compiled.gemm.plan import CompiledGemmPlan
 
     with plain_tier():
         pass  # forgets every plan
     plans.build.cache_clear()
-    monkeypatch.setattr(CompiledGemm, "make", classmethod(lambda cls, p: cls.with_lanes(p, wide)))
+    monkeypatch.setattr(CompiledGemmPlan, "make", classmethod(lambda cls, p: cls.with_lanes(p, wide)))
     try:
         for seed, (inputs, outputs, size, kernel, options) in enumerate(
             [

@@ -8,10 +8,10 @@ from ...core.backend import Candidate
 from ...core.problem import Problem
 from .base import CompiledPlan
 from .costs import COMPILED, CompiledCosts
-from .depthwise.plan import CompiledDepthwise
-from .direct.plan import CompiledDirect
-from .gemm.plan import CompiledGemm
-from .winograd.plan import CompiledWinograd
+from .depthwise.plan import CompiledDepthwisePlan
+from .direct.plan import CompiledDirectPlan
+from .gemm.plan import CompiledGemmPlan
+from .winograd.plan import CompiledWinogradPlan
 
 __all__ = ["build", "candidates"]
 
@@ -21,9 +21,9 @@ MAX_TABLE = 1 << 17  # terms of an output: there is a table of them
 
 # The compiled forms of an engine; the one that takes least time is used.
 FORMS: dict[str, tuple[type[CompiledPlan], ...]] = {
-    "gemm": (CompiledGemm,),
-    "winograd": (CompiledWinograd,),
-    "direct": (CompiledDirect, CompiledDepthwise),
+    "gemm": (CompiledGemmPlan,),
+    "winograd": (CompiledWinogradPlan,),
+    "direct": (CompiledDirectPlan, CompiledDepthwisePlan),
 }
 
 

@@ -15,27 +15,27 @@ from ....engines.separable import Passes, share
 from ... import threads
 from ..base import Array, CompiledPlan, Ints, contiguous, even_width, per_thread, read_only, round_up
 from ..costs import CompiledCosts
-from ..direct.plan import CompiledDirect
+from ..direct.plan import CompiledDirectPlan
 from ..epilogue import RECORD
 from ..gemm.kernels import LEVELS
 from ..vectors import VECTOR_BYTES, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["CompiledDepthwise"]
+__all__ = ["CompiledDepthwisePlan"]
 
 STRIP_BYTES = 512 << 10  # of one core's second cache, for a block of channels and its results
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledDepthwise(CompiledPlan):
+class CompiledDepthwisePlan(CompiledPlan):
     """`direct` with channels in the lanes: see `kernels.py`. Zero padding, as many channels as lanes."""
 
     geometry: Geometry
-    other: CompiledDirect | None = None  # for separable kernels
+    other: CompiledDirectPlan | None = None  # for separable kernels
 
     @classmethod
-    def make(cls, p: Problem) -> CompiledDepthwise | None:
+    def make(cls, p: Problem) -> CompiledDepthwisePlan | None:
         """Choose the strips, or say None where this form is not for the problem."""
         lane = lanes(p.compute_dtype)
         channels, multiplier = p.in_channels, p.out_channels // p.groups
@@ -73,7 +73,7 @@ class CompiledDepthwise(CompiledPlan):
             left, line, lead, int(exchanged), run, TERMS[p.accuracy], least_rows, scratch, stage, out,
         )  # fmt: skip
         tasks = p.batch * blocks * strips
-        other = CompiledDirect.make(p)
+        other = CompiledDirectPlan.make(p)
         other = other if other is not None and other.splits else None
         workspace = parts * scratch * p.itemsize
         return cls(

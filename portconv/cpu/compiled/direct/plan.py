@@ -20,13 +20,13 @@ from ..vectors import VECTOR_BYTES, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["CompiledDirect"]
+__all__ = ["CompiledDirectPlan"]
 
 MAX_STRIP_BYTES = 12 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledDirect(CompiledPlan):
+class CompiledDirectPlan(CompiledPlan):
     """`direct`: see `kernels.py`. Strides are left to the plain engine."""
 
     geometry: Geometry
@@ -34,7 +34,7 @@ class CompiledDirect(CompiledPlan):
     copied: bool = False
 
     @classmethod
-    def make(cls, p: Problem) -> CompiledDirect | None:
+    def make(cls, p: Problem) -> CompiledDirectPlan | None:
         """Choose the patch and the strips."""
         if p.stride != (1, 1):
             return None

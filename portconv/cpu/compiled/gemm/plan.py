@@ -30,7 +30,7 @@ from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["CompiledGemm"]
+__all__ = ["CompiledGemmPlan"]
 
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
@@ -41,7 +41,7 @@ MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledGemm(CompiledPlan):
+class CompiledGemmPlan(CompiledPlan):
     """`gemm`: see `kernels.py`. The window of a strip fits a core's cache, channel by channel if need be."""
 
     geometry: Geometry
@@ -50,13 +50,13 @@ class CompiledGemm(CompiledPlan):
     by_tap: int = 0  # channels at a time whose terms come tap by tap; 0 where they come channel by channel
 
     @classmethod
-    def make(cls, p: Problem) -> CompiledGemm:
+    def make(cls, p: Problem) -> CompiledGemmPlan:
         """Choose the lanes of the register tiles: columns, or outputs where columns would leave lanes empty."""
         plans = [cls.with_lanes(p, wide) for wide in (False, True)]
         return min(plans, key=lambda plan: plan.seconds(COMPILED))
 
     @classmethod
-    def with_lanes(cls, p: Problem, wide: bool) -> CompiledGemm:
+    def with_lanes(cls, p: Problem, wide: bool) -> CompiledGemmPlan:
         """Choose the form and the sizes of strips; `wide` tiles have outputs in their lanes."""
         oh, ow = p.out_size
         inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups

@@ -19,12 +19,12 @@ from ... import threads
 from ...steps import NumpySteps
 from ..base import Array, CompiledPlan, Ints, per_thread, read_only, round_up, sources
 from ..costs import COMPILED, CompiledCosts
-from ..gemm.plan import CompiledGemm
+from ..gemm.plan import CompiledGemmPlan
 from ..vectors import MAX_VECTORS, ROWS, lanes
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["CompiledWinograd"]
+__all__ = ["CompiledWinogradPlan"]
 
 BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
 JOINED_BYTES = 24 << 20  # of a block that all threads share
@@ -32,7 +32,7 @@ JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledWinograd(CompiledPlan):
+class CompiledWinogradPlan(CompiledPlan):
     """`winograd`: see `kernels.py`."""
 
     geometry: Geometry
@@ -41,19 +41,19 @@ class CompiledWinograd(CompiledPlan):
     together: bool = False
     lines: int = 0
     block_lines: int = 0
-    exact: CompiledGemm
+    exact: CompiledGemmPlan
 
     @classmethod
-    def make(cls, p: Problem) -> CompiledWinograd | None:
+    def make(cls, p: Problem) -> CompiledWinogradPlan | None:
         """Choose the tile and the blocks."""
         if winograd.why_not(p) is not None:
             return None
-        exact = CompiledGemm.make(p)
+        exact = CompiledGemmPlan.make(p)
         plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
         return min(plans, key=lambda plan: plan.seconds(COMPILED))
 
     @classmethod
-    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: CompiledGemm) -> CompiledWinograd:
+    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: CompiledGemmPlan) -> CompiledWinogradPlan:
         """Bind a tile to a problem."""
         oh, ow = p.out_size
         (mh, mw), (nh, nw) = tile.outputs, tile.size
