@@ -22,9 +22,13 @@ import pytest
 from hypothesis import settings
 
 import portconv
+from portconv.core import array_types
 from portconv.cpu import bridge, busy, gradient
-from portconv.dispatch import packing, path, wisdom
+from portconv.dispatch import packing, path, planner, registry, wisdom
 from portconv.engines import ENGINES
+
+# An assertion in a module of helpers says what it found, as one in a test does.
+pytest.register_assert_rewrite("tests.helpers", "tests.cpu.compiled.helpers")
 
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("portconv")
@@ -54,7 +58,7 @@ def load(name):
     except ImportError as error:
         message = f"{name} cannot be imported: {error}"
     else:
-        if name == "mlx":  # portconv's own engines run on its CPU device; test_mlx.py has a test of the GPU
+        if name == "mlx":  # portconv's own engines run on its CPU device; backends/test_mlx.py has a test of the GPU
             module.set_default_device(module.cpu)
         return module
     if name in EXPECTED:
@@ -68,7 +72,7 @@ def engines_of(name):
 
 
 def tested_engines_of(name):
-    """Those that tests of every engine run; of Dask's direct engine, a task a term, test_registry.py has tests."""
+    """Those that tests of every engine run; of Dask's direct engine, a task a term, backends/test_dask.py has tests."""
     return tuple(engine for engine in engines_of(name) if (name, engine) != ("dask", "direct"))
 
 
@@ -260,6 +264,19 @@ def plain_tier():
     return plain_tier_only
 
 
+@pytest.fixture
+def in_plain_tier():
+    """Lets the test run in the plain tier."""
+    with plain_tier_only():
+        yield
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Lets processes that the test starts compile nothing."""
+    monkeypatch.setenv("PORTCONV_JIT", "0")
+
+
 @pytest.fixture(scope="session")
 def jit():
     """Skips a test of the compiled tier where there is none, or fails it if there should be one."""
@@ -286,6 +303,25 @@ def needs():
             pytest.skip(f"{engine}: {reason}")
 
     return skip
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """Makes everything fail that would come after the checks of arguments."""
+
+    def called(*args, **kwargs):
+        raise AssertionError("the checks were not complete, but the planner was asked for a plan")
+
+    monkeypatch.setattr(planner, "plan", called)
+
+
+@pytest.fixture
+def registry_as_it_was(monkeypatch):
+    """What the test registers is forgotten after it, and so are the libraries of the types that it has seen."""
+    for name in ("_registered", "_loaded"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    for name in ("_known", "_library_of_type"):
+        monkeypatch.setattr(array_types, name, getattr(array_types, name).copy())
 
 
 @pytest.fixture

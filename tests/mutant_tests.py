@@ -98,13 +98,18 @@ def environment(folder, tier):
     }
 
 
+def label(file):
+    """A name for the results of a test file, which may be called like one in another folder."""
+    return Path(file).with_suffix("").as_posix().removeprefix("tests/").replace("/", ".")
+
+
 def measure(job):
     """Measure one test file in a tier, unless that was done with the same code; return an error or None."""
     folder, file, tier, output = job
     if output.exists():
         return None
     output.parent.mkdir(parents=True, exist_ok=True)
-    for old in output.parent.glob(f"{tier}-{Path(file).stem}-*"):
+    for old in output.parent.glob(f"{tier}-{label(file)}-*"):
         old.unlink()
     begin, command = time.monotonic(), [sys.executable, "tests/mutant_tests.py", "measure", str(output), file]
     variables = {**os.environ, **environment(folder, tier)}

@@ -49,16 +49,17 @@ def copy_tree(folder):
 
 def measure(settings):
     """Find out which tests run which lines; return that for each tier, or exit if the tests cannot be run."""
-    files = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/test_*.py"))
+    files = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/test_*.py"))
     files = [f for f in files if not any(re.search(entry["file"], f) for entry in settings["left-out"])]
     files.append("tests/mutant_problems.py")
-    code = [*sorted(ROOT.glob("portconv/**/*.py")), ROOT / "tests/conftest.py", ROOT / "tests/mutant_tests.py"]
+    shared = [ROOT / "tests/conftest.py", ROOT / "tests/mutant_tests.py", *sorted(ROOT.glob("tests/**/helpers.py"))]
+    code = [*sorted(ROOT.glob("portconv/**/*.py")), *shared]
     common = hashlib.sha256(b"".join(path.read_bytes() for path in code)).digest()
     outputs, jobs = defaultdict(list), []
     for tier in mutant_tests.TIERS:
         for file in files if tier == "plain" else sorted(set(files) & set(settings["compiled"])):
             digest = hashlib.sha256(common + (ROOT / file).read_bytes()).hexdigest()[:16]
-            outputs[tier].append(FOLDER / "coverage" / f"{tier}-{Path(file).stem}-{digest}.json")
+            outputs[tier].append(FOLDER / "coverage" / f"{tier}-{mutant_tests.label(file)}-{digest}.json")
             jobs.append((worker_folder(len(jobs) % WORKERS), file, tier, outputs[tier][-1]))
     with multiprocessing.Pool(WORKERS) as pool:
         errors = [error for error in pool.imap_unordered(mutant_tests.measure, jobs) if error]

@@ -24,7 +24,16 @@ TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
 LIBRARIES = {"mlx": {"mlx"}, "processes.devices": {"mlx", "torch", "jax"}, "testing.calls": {"mlx", "torch", "jax"}}
 
-ARCHITECTURE = Path(__file__).parent.parent / "docs" / "architecture.md"
+TESTS = Path(__file__).parent
+ARCHITECTURE = TESTS.parent / "docs" / "architecture.md"
+# Of rooms whose modules have a test file of their own name: those that have none, and where they are tested.
+TESTED_ELSEWHERE = {
+    "engines.costs": "dispatch/test_planner.py",
+    "engines.engine": "dispatch/test_planner.py",
+    "engines.overlap_save": "engines/test_fft.py",
+    "backends.mlx.arrays": "backends/test_mlx.py",
+    "cpu.compiled.direct": "cpu/compiled/test_plans.py",
+}
 
 
 def block(name):
@@ -316,6 +325,28 @@ def test_testing_uses_what_third_parties_may_use():
         if name.partition(".")[0] == "testing":
             others = {other for other in IMPORTS[name].own if other.partition(".")[0] != "testing"}
             assert others <= {"", "core.array_types", "core.backend", "dispatch.registry"}, name
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+
+def modules_with_tests():
+    """The modules of these rooms, and the folders of compiled engines."""
+    for file in FILES:
+        name = module_name(file)
+        room, _, module = name.partition(".")
+        if (room in ("engines", "dispatch", "backends") and module) or (
+            name.startswith("cpu.compiled.") and file.name == "__init__.py"
+        ):
+            yield name
+
+
+@pytest.mark.parametrize("name", list(modules_with_tests()))
+def test_a_module_has_a_test_file_of_its_name(name):
+    folder, _, module = name.replace(".", "/").rpartition("/")
+    own = f"{folder}/test_{module}.py"
+    assert (TESTS / TESTED_ELSEWHERE.get(name, own)).is_file()
+    assert name not in TESTED_ELSEWHERE or not (TESTS / own).exists(), f"{name} has a test file: no exception is needed"
 
 
 # --- what is public ---------------------------------------------------------------------------------------------------

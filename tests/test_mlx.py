@@ -1,608 +1,634 @@
-"""MLX: its hazards must end in a right result or a clear error, and its function transformations must work."""
+"""`portconv.mlx.Conv2d` as a layer of mlx.nn: its results, gradients, training, files, modes and transformations."""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import inspect
+import pickle
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
 import portconv
-from portconv.testing import assert_close, check_backend, reference_conv2d, reference_gradients
+from portconv.testing import assert_close, reference_conv2d
+
+CASES = {
+    "plain": {},
+    "no bias": dict(bias=False),
+    "strided": dict(stride=(2, 1), padding=1),
+    "dilated": dict(dilation=2, padding=(2, 1)),
+    "grouped": dict(groups=2, padding=1),
+    "depthwise": dict(groups=4, padding=1, out_channels=8),
+    "same": dict(padding="same", stride=2),
+    "four sides": dict(padding=((0, 2), (1, 0))),
+    "reflect": dict(padding=2, padding_mode="reflect"),
+    "NHWC": dict(layout="NHWC", padding=1),
+    "NHWC grouped": dict(layout="NHWC", groups=2),
+    "gemm": dict(engine="gemm", accuracy="elementwise"),
+}
+WITHOUT_SIDES = {name: options for name, options in CASES.items() if name not in ("same", "four sides", "reflect")}
 
 
-def numbers(shape, seed=0, dtype="f4"):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+@pytest.fixture(scope="session")
+def conv2d(mx):
+    """The layer's class."""
+    return importlib.import_module("portconv.mlx").Conv2d
 
 
-@pytest.fixture(params=["auto", "native", "gemm", "winograd", "fft", "direct"])
-def engine(request):
-    return request.param
+@pytest.fixture(scope="session")
+def nn(mx):
+    return importlib.import_module("mlx.nn")
 
 
-@pytest.fixture(params=["auto", "native", "gemm", "fft", "direct"])
-def traced_engine(request):
-    """Those that run where values are not known yet."""
-    return request.param
+@pytest.fixture(scope="session")
+def optim(mx):
+    return importlib.import_module("mlx.optimizers")
 
 
-# --- hazards ----------------------------------------------------------------------------------------------------------
+def numbers(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
-# what MLX itself answers with garbage, or by ending the process
-REFUSED = {
-    "kernel too large by less than the stride": "(1, 1, 4, 4), (1, 1, 5, 5), stride=3",
-    "dilated kernel too large by less than the stride": "(1, 1, 4, 4), (1, 1, 3, 3), stride=2, dilation=2",
-    "no groups": "(1, 4, 8, 8), (4, 4, 3, 3), groups=0",
-    "no input channels": "(1, 0, 8, 8), (4, 0, 3, 3)",
-    "no input channels, grouped": "(1, 0, 8, 8), (4, 0, 3, 3), groups=4",
-    "no output channels": "(1, 4, 8, 8), (0, 4, 3, 3)",
-    "no kernel height": "(1, 4, 8, 8), (4, 4, 0, 3)",
-    "no kernel": "(1, 4, 8, 8), (4, 4, 0, 0)",
-    "no rows": "(1, 4, 0, 8), (4, 4, 3, 3), padding=2",
-    "no stride": "(1, 4, 8, 8), (4, 4, 3, 3), stride=0",
-    "no dilation": "(1, 4, 8, 8), (4, 4, 3, 3), dilation=0",
-    "padding above int32": "(1, 4, 8, 8), (4, 4, 3, 3), padding=2**31",
-    "negative padding": "(1, 4, 8, 8), (4, 4, 3, 3), padding=-3",
-    "result above any memory": "(1, 4, 8, 8), (4, 4, 3, 3), padding=2**30",
+
+def make(conv2d, mx, **options):
+    """A layer of 4 to 6 channels, its bias not zero, and an image."""
+    layer = conv2d(4, options.pop("out_channels", 6), 3, rng=3, **options)
+    if "bias" in layer:
+        layer.bias = mx.array(numbers(layer.bias.shape, 4))
+    return layer, numbers((2, 9, 10, 4) if layer.layout == "NHWC" else (2, 4, 9, 10), 5)
+
+
+def exact(layer, x, weight=None):
+    """What the layer should give, and the measure of its error, from the oracle in float64."""
+    bias = None if layer.bias is None else np.array(layer.bias, dtype=np.float64)
+    weight = np.array(layer.weight, dtype=np.float64) if weight is None else weight
+    return reference_conv2d(
+        x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+        padding_mode=layer.padding_mode, layout=layer.layout,
+    )  # fmt: skip
+
+
+def check(layer, x, mx):
+    assert_close(np.array(layer(mx.array(x))), exact(layer, x), accuracy=layer.accuracy)
+
+
+# --- what it computes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward(mx, conv2d, case):
+    layer, x = make(conv2d, mx, **CASES[case])
+    check(layer, x, mx)
+    layer.eval()
+    for _ in range(2):
+        check(layer, x, mx)
+    assert layer.output_shape(x.shape) == layer(mx.array(x)).shape
+    assert layer.plan(mx.array(x)).output_shape == layer.output_shape(x.shape)
+    assert layer.plan(x.shape).engine in layer.explain(x.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_dtypes(mx, conv2d, dtype):
+    layer = conv2d(3, 5, 3, padding=1, dtype=getattr(mx, dtype), rng=0)
+    assert layer.weight.dtype == layer.bias.dtype == getattr(mx, dtype)
+    x = mx.array(numbers((1, 3, 8, 8))).astype(getattr(mx, dtype))
+    wide = mx.float64 if dtype == "float64" else mx.float32
+    image, weight = (np.array(a.astype(wide), dtype=np.float64) for a in (x, layer.weight))
+    expected = reference_conv2d(image, weight, padding=1)
+    for training in (True, False):
+        y = layer.train(training)(x)
+        assert y.dtype == getattr(mx, dtype)
+        assert_close(np.array(y.astype(wide)), expected, dtype=dtype)
+
+
+def test_initial_weights_are_those_of_the_portable_layer(mx, conv2d):
+    for options in ({}, dict(groups=4), dict(bias=False)):
+        layer, module = conv2d(8, 12, (3, 5), rng=7, **options), portconv.Conv2d(8, 12, (3, 5), rng=7, **options)
+        np.testing.assert_array_equal(np.array(layer.weight), module.weight)
+        assert repr(layer) == repr(module)
+        assert (layer.bias is None) == (module.bias is None)
+    layer = conv2d(64, 64, 3, groups=4)  # MegEngine counts all input channels, grouped or not
+    assert np.std(np.array(layer.weight)) == pytest.approx((1 / (9 * 64)) ** 0.5, rel=0.05)
+    assert not np.any(np.array(layer.bias))
+
+
+def test_mlx_seed_governs_the_initial_weights(mx, conv2d):
+    drawn = []
+    for seed in (1, 1, 2):
+        mx.random.seed(seed)
+        layer = conv2d(2, 3, 3)
+        drawn.append(np.array(layer.weight))
+        layer.reset_parameters()
+        assert not np.array_equal(drawn[-1], np.array(layer.weight))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_parameters_are_weight_and_bias(mx, conv2d):
+    assert set(conv2d(2, 3, 3).parameters()) == {"weight", "bias"}
+    assert set(conv2d(2, 3, 3, bias=False).parameters()) == {"weight"}
+    assert set(conv2d(2, 3, 3, stride=2).state) == {"weight", "bias"}
+    assert conv2d(4, 6, 3, groups=2).weight.shape == (2, 3, 2, 3, 3)
+    assert conv2d(4, 6, 3).bias.shape == (1, 6, 1, 1)
+
+
+def test_arguments_are_those_of_the_portable_layer(conv2d):
+    """But for the place of the parameters, which are MLX's."""
+    portable, mine = (dict(inspect.signature(cls).parameters) for cls in (portconv.Conv2d, conv2d))
+    for name in ("backend", "device"):
+        del portable[name]
+    assert list(mine.values()) == list(portable.values())
+
+
+def test_repr_within_a_model(mx, conv2d, nn):
+    model = nn.Sequential(conv2d(4, 8, 3, 2, 1, groups=2, bias=False), nn.ReLU())
+    inner = "Conv2d(4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), groups=2, bias=False)"
+    assert repr(model) == f"Sequential(\n  (layers.0): {inner}\n  (layers.1): ReLU()\n)"
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_against_finite_differences(mx, conv2d, nn, case):
+    """Along random directions, the loss differentiated numerically in float64 by the oracle."""
+    layer, x = make(conv2d, mx, **CASES[case])
+    shape = layer.output_shape(x.shape)
+    factor = numbers(shape, 8)
+
+    def loss(x):
+        return mx.sum(mx.array(factor) * mx.square(layer(x)))
+
+    _, gradients = nn.value_and_grad(layer, loss)(mx.array(x))
+    gradients["x"] = mx.grad(loss)(mx.array(x))
+    at = {"x": x, **layer.parameters()}
+    at = {name: np.array(value, dtype=np.float64) for name, value in at.items()}
+    assert gradients.keys() == at.keys()
+
+    def exact_loss(values):
+        y, *_ = reference_conv2d(
+            values["x"], values["weight"], values.get("bias"), layer.stride, layer.padding, layer.dilation,
+            layer.groups, padding_mode=layer.padding_mode, layout=layer.layout,
+        )  # fmt: skip
+        return np.sum(factor.astype(np.float64) * y**2)
+
+    for seed, name in enumerate(at):
+        direction = numbers(at[name].shape, 20 + seed).astype(np.float64)
+        step = 1e-4
+        up, down = (exact_loss(at | {name: at[name] + sign * step * direction}) for sign in (1, -1))
+        found = np.array(gradients[name], dtype=np.float64)
+        assert found.shape == at[name].shape
+        slope, scale = np.sum(found * direction), np.linalg.norm(found) * np.linalg.norm(direction)
+        assert scale > 0
+        assert abs(slope - (up - down) / (2 * step)) < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("case", WITHOUT_SIDES)
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_gradients_against_torch(mx, conv2d, nn, torch, case, mode):
+    """In evaluation mode, too, where the packed weight was kept before there was any gradient to record."""
+    layer, x = make(conv2d, mx, **WITHOUT_SIDES[case])
+    layer.train(mode == "training")
+    mx.eval(layer(mx.array(x)))
+    _, gradients = nn.value_and_grad(layer, lambda x: mx.mean(mx.sin(layer(x))))(mx.array(x))
+    image, weight, bias = torch_parameters(torch, layer, x)
+    torch_forward(torch, layer, image, weight, bias).sin().mean().backward()
+    expected = {"weight": weight.grad, **({} if bias is None else {"bias": bias.grad})}
+    assert gradients.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.array(gradients[name]), value.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+    check(layer, x, mx)
+
+
+def torch_parameters(torch, layer, x):
+    weight = torch.tensor(np.array(layer.weight), requires_grad=True)
+    bias = None if layer.bias is None else torch.tensor(np.array(layer.bias), requires_grad=True)
+    return torch.tensor(x), weight, bias
+
+
+def torch_forward(torch, layer, image, weight, bias):
+    if layer.layout == "NHWC":
+        image = image.permute(0, 3, 1, 2)
+    y = torch.nn.functional.conv2d(
+        image, weight.reshape(layer.out_channels, -1, *layer.kernel_size), None if bias is None else bias.reshape(-1),
+        layer.stride, layer.padding, layer.dilation, layer.groups,
+    )  # fmt: skip
+    return y.permute(0, 2, 3, 1) if layer.layout == "NHWC" else y
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "SGD": (
+        lambda optim: optim.SGD(learning_rate=0.1, momentum=0.9),
+        lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    ),
+    "Adam": (
+        lambda optim: optim.Adam(learning_rate=0.01, bias_correction=True),
+        lambda torch, p: torch.optim.Adam(p, lr=0.01),
+    ),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_mlx_cannot_do_is_refused(mx, run_python, case):
-    out = run_python(f"""
-        import mlx.core as mx, portconv
-
-        def convolve(x_shape, weight_shape, **options):
-            for engine in ("auto", "native", "gemm", "winograd", "fft", "direct"):
-                try:
-                    mx.eval(portconv.conv2d(mx.ones(x_shape), mx.ones(weight_shape), engine=engine, **options))
-                except ValueError as error:
-                    assert "`" in str(error), error
-                    print("refused")
-                else:
-                    print("computed")
-
-        convolve({REFUSED[case]})
-    """)
-    assert out.split() == ["refused"] * 6
-
-
-@pytest.mark.parametrize("case", ["float64", "grouped", "dilated", "strided", "reflect", "NHWC"])
-def test_float64_is_exact(mx, case):
-    """MLX says float64, computes in float32 if it can, and raises at the evaluation if it cannot."""
-    options = {
-        "grouped": {"groups": 2}, "dilated": {"dilation": 2}, "strided": {"stride": 2}, "NHWC": {"layout": "NHWC"},
-        "reflect": {"padding": 2, "padding_mode": "reflect"},
-    }.get(case, {})  # fmt: skip
-    shape = (1, 9, 10, 4) if case == "NHWC" else (1, 4, 9, 10)
-    x, weight = numbers(shape, dtype="f8"), numbers((6, 4 // options.get("groups", 1), 3, 3), 1, dtype="f8")
-    expected = reference_conv2d(x, weight, **options)
-    engines = ["auto", "gemm", "fft", "direct"]
-    if case in ("float64", "reflect", "NHWC"):
-        engines.append("winograd")
-    for engine in engines:
-        y = portconv.conv2d(mx.array(x, mx.float64), mx.array(weight, mx.float64), engine=engine, **options)
-        assert y.dtype == mx.float64
-        assert_close(np.array(y), expected)
-    with pytest.raises(portconv.UnsupportedError, match=r"`engine` 'native'.*float64"):
-        portconv.conv2d(mx.array(x, mx.float64), mx.array(weight, mx.float64), engine="native", **options)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("case", ["strided", "grouped"])
+def test_training_steps_are_those_of_torch(mx, conv2d, nn, optim, torch, name, case):
+    layer, x = make(conv2d, mx, **CASES[case])
+    target = numbers(layer.output_shape(x.shape), 9)
+    image, weight, bias = torch_parameters(torch, layer, x)
+    mine, theirs = OPTIMIZERS[name]
+    mine, theirs = mine(optim), theirs(torch, [weight, bias])
+    step = nn.value_and_grad(layer, lambda x, y: mx.mean(mx.square(layer(x) - y)))
+    losses, before = [], np.array(layer.weight)
+    for _ in range(5):
+        value, gradients = step(mx.array(x), mx.array(target))
+        mine.update(layer, gradients)
+        theirs.zero_grad()
+        loss = torch.mean((torch_forward(torch, layer, image, weight, bias) - torch.tensor(target)) ** 2)
+        loss.backward()
+        theirs.step()
+        losses.append((value.item(), loss.item()))
+        check(layer, x, mx)
+    np.testing.assert_allclose(*np.transpose(losses), rtol=1e-4)
+    assert np.abs(np.array(layer.weight) - before).max() > 0.01
+    np.testing.assert_allclose(np.array(layer.weight), weight.detach().numpy(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(np.array(layer.bias), bias.detach().numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_float64_is_not_rounded_on_the_way(mx):
-    module = portconv.Conv2d(1, 1, 1, bias=False, dtype="float64", backend="mlx")
-    module.weight = np.full((1, 1, 1, 1), 1 + 2.0**-40)
-    assert module.weight.dtype == mx.float64
-    assert module.state_dict()["weight"] == 1 + 2.0**-40
-    for home in ("mlx", "numpy"):
-        y = module.to(home)(mx.ones((1, 1, 2, 2), mx.float64))
-        assert y.dtype == mx.float64
-        np.testing.assert_array_equal(np.array(y), 1 + 2.0**-40)
-    wide = portconv.get_backend("mlx").from_numpy(np.full(3, 1 + 2.0**-40))
-    np.testing.assert_array_equal(np.array(wide), 1 + 2.0**-40)
+def test_frozen_parameters_are_left_alone(mx, conv2d, nn, optim):
+    layer, x = make(conv2d, mx)
+    layer.freeze(keys="weight")
+    assert set(layer.trainable_parameters()) == {"bias"}
+    before = {name: np.array(value) for name, value in layer.parameters().items()}
+    optimizer = optim.SGD(learning_rate=0.1)
+    step = nn.value_and_grad(layer, lambda x: mx.mean(mx.square(layer(x))))
+    for _ in range(2):
+        _, gradients = step(mx.array(x))
+        assert set(gradients) == {"bias"}
+        optimizer.update(layer, gradients)
+        check(layer, x, mx)
+    np.testing.assert_array_equal(np.array(layer.weight), before["weight"])
+    assert np.all(np.array(layer.bias) != before["bias"])
+    layer.unfreeze()
+    _, gradients = step(mx.array(x))
+    assert set(gradients) == {"weight", "bias"}
+    optim.SGD(learning_rate=0.1).update(layer, gradients)  # MLX's optimizers keep to the parameters they began with
+    assert not np.array_equal(np.array(layer.weight), before["weight"])
+    check(layer, x, mx)
 
 
-@pytest.mark.parametrize("transformation", ["grad", "compile", "vmap"])
-def test_float64_under_transformations_is_exact(mx, transformation):
-    x, weight = (
-        mx.array(numbers((1, 2, 6, 6), dtype="f8"), mx.float64),
-        mx.array(numbers((3, 2, 3, 3), dtype="f8"), mx.float64),
-    )
-    y = {
-        "grad": lambda a: mx.grad(lambda v: portconv.conv2d(v, weight).sum())(a),
-        "compile": lambda a: mx.compile(lambda v: portconv.conv2d(v, weight))(a),
-        "vmap": lambda a: mx.vmap(lambda v: portconv.conv2d(v, weight))(a[None])[0],
-    }[transformation](x)
-    expected = reference_conv2d(np.array(x), np.array(weight))[0]
-    if transformation == "grad":
-        expected = reference_conv2d(
-            np.ones_like(expected), np.array(weight)[:, :, ::-1, ::-1].transpose(1, 0, 2, 3), padding=2
-        )[0]
-    assert y.dtype == mx.float64
-    np.testing.assert_allclose(np.array(y), expected, rtol=1e-12, atol=1e-12)
+# --- the packed weight is that of the moment --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["complex64"])
-def test_dtypes_that_mlx_refuses_late(mx, name):
-    x = mx.ones((1, 1, 4, 4)).astype(getattr(mx, name))
-    with pytest.raises(TypeError, match="`x`"):
-        portconv.conv2d(x, mx.ones((1, 1, 3, 3)))
+def _optimize(layer, mx):
+    nn, optim = importlib.import_module("mlx.nn"), importlib.import_module("mlx.optimizers")
+    _, gradients = nn.value_and_grad(layer, lambda x: mx.mean(mx.square(layer(x))))(mx.ones((1, 4, 5, 5)))
+    optim.SGD(learning_rate=0.5).update(layer, gradients)
 
 
-def test_integers_are_converted(mx, engine):
-    for dtype in (mx.uint8, mx.int32, mx.bool_, mx.int64, mx.uint32):
-        y = portconv.conv2d(mx.ones((1, 2, 6, 6)).astype(dtype), mx.full((3, 2, 3, 3), 0.5), engine=engine)
-        assert y.dtype == mx.float32
-        np.testing.assert_allclose(np.array(y), 9, rtol=1e-6)
+def _in_place(layer, change):
+    weight = layer.weight
+    change(weight)
+    assert layer.weight is weight
 
 
-def test_results_above_int32_are_not_given_to_mlx(mx):
-    plan = portconv.plan_conv2d((1, 1, 50_000, 50_000), (1, 1, 3, 3), backend="mlx")
-    (native,) = [c for c in plan.candidates if c.engine == "native"]
-    assert "2**31" in native.why_not
-    with pytest.raises(portconv.UnsupportedError, match="2\\*\\*31"):
-        portconv.plan_conv2d((1, 1, 50_000, 50_000), (1, 1, 3, 3), backend="mlx", engine="native")
+CHANGES = {
+    "assignment": lambda layer, mx: setattr(layer, "weight", layer.weight + 1),
+    "update": lambda layer, mx: layer.update({"weight": layer.weight + 1}),
+    "apply": lambda layer, mx: layer.apply(lambda a: a + 1),
+    "load_weights": lambda layer, mx: layer.load_weights([("weight", layer.weight + 1)], strict=False),
+    "set_dtype": lambda layer, mx: layer.set_dtype(mx.float16),
+    "item": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__((0, 0, 0), 7.0)),
+    "slice": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(1, 3), 7.0)),
+    "all": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(None), w * 2)),
+    # the same memory, read in another order
+    "transposed": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(None), w.transpose(0, 1, 3, 2))),
+    "+=": lambda layer, mx: _in_place(layer, lambda w: w.__iadd__(1)),
+    "*=": lambda layer, mx: _in_place(layer, lambda w: w.__imul__(3)),
+    "reset": lambda layer, mx: layer.reset_parameters(11),
+    "optimizer": _optimize,
+}
 
 
-@pytest.mark.parametrize(
-    ("shape", "outputs", "padding", "reason"),
-    [
-        ((1, 1, 10, 10_000), 30_000, 0, "2**31"),  # a small image of few rows, and many results
-        ((1, 1, 16_000, 16_000), 1, 500, None),  # most of the padded image is the image
-        ((1, 1, 100, 100), 1, 9000, "would pad the image"),
-    ],
-    ids=str,
-)
-def test_sizes_that_native_is_offered_for(mx, shape, outputs, padding, reason):
-    plan = portconv.plan_conv2d(shape, (outputs, 1, 3, 3), padding=padding, backend="mlx")
-    (native,) = [c for c in plan.candidates if c.engine == "native"]
-    assert (native.why_not is None) if reason is None else (reason in native.why_not)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["training", "evaluation", "frozen"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_follow_the_weight_at_once(mx, conv2d, change, mode, dtype):
+    if (change, mode) == ("optimizer", "frozen"):
+        change = "assignment"
+    layer, x = make(conv2d, mx)
+    layer.set_dtype(getattr(mx, dtype))
+    image = mx.array(x).astype(getattr(mx, dtype))
+    if mode == "evaluation":
+        layer.eval()
+    elif mode == "frozen":
+        layer.freeze()
+    for _ in range(3):  # the second and third find what the one before left
+        before = np.array(layer(image).astype(mx.float32))
+        values = np.array(layer.weight.astype(mx.float32))
+        CHANGES[change](layer, mx)
+        y = layer(image)
+        after = np.array(y.astype(mx.float32))
+        parameters = [np.array(p.astype(mx.float32)) for p in (layer.weight, layer.bias)]
+        assert_close(
+            after, reference_conv2d(np.array(image.astype(mx.float32)), *parameters),
+            dtype=str(y.dtype).rpartition(".")[2],
+        )  # fmt: skip
+        if not np.array_equal(values, parameters[0]):
+            assert not np.array_equal(before, after)
 
 
-@pytest.mark.parametrize("kernel", [(4200, 1), (1, 4200)])
-def test_many_taps_are_refused_while_mlx_compiles(mx, kernel):
-    compiled = mx.compile(lambda x, weight: portconv.conv2d(x, weight, accuracy="elementwise"))
-    with pytest.raises(portconv.UnsupportedError, match="more than 4096 taps"):
-        mx.eval(compiled(mx.zeros((1, 1, *kernel)), mx.ones((1, 1, *kernel))))
+def test_values_written_from_outside_mlx_show_while_training(mx, conv2d):
+    layer, x = make(conv2d, mx)
+    check(layer, x, mx)
+    np.array(layer.weight, copy=False)[0] = 7
+    check(layer, x, mx)
+    assert np.array(layer.weight)[0, 0, 0, 0] == 7
 
 
-def test_arrays_of_another_thread(mx, engine):
-    """A lazy array belongs to the thread that made it; a module's own copies must not be lazy."""
-    module = portconv.Conv2d(2, 3, 3, engine=engine, rng=1)
-    x = numbers((1, 2, 8, 8))
-    expected = reference_conv2d(x, module.weight, module.bias)
-    results, errors = [], []
+def packs(monkeypatch):
+    """Counts how often a weight is packed from here on."""
+    module = importlib.import_module("portconv.mlx")
+    made, plan_for = [], module.plan_for
 
-    def work():
-        try:
-            results.extend([np.array(module(mx.array(x))) for _ in range(3)])
-        except Exception as error:  # noqa: BLE001 - handed to the main thread
-            errors.append(error)
+    class Counted:
+        def __init__(self, plan):
+            self.plan, self.problem, self.stamp, self.execute = plan, plan.problem, plan.stamp, plan.execute
 
-    for home in ("numpy", "mlx"):
-        module.to(home)
-        for _ in range(3):
-            thread = threading.Thread(target=work)
-            thread.start()
-            thread.join()
-        work()
-    assert not errors
-    assert len(results) == 24
+        def pack(self, weight):
+            made.append(weight)
+            return self.plan.pack(weight)
+
+    def counted(*args):
+        library, plan = plan_for(*args)
+        return library, Counted(plan)
+
+    monkeypatch.setattr(module, "plan_for", counted)
+    return made
+
+
+def test_an_unchanged_weight_is_packed_once(mx, conv2d, monkeypatch):
+    made = packs(monkeypatch)
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        layer, x = make(conv2d, mx, engine="gemm")
+        layer.set_dtype(dtype)
+        for prepare in (layer.eval, lambda layer=layer: layer.train().freeze()):
+            prepare()
+            made.clear()
+            for n in (1, 2, 1):
+                layer(mx.array(x[:n]))
+            assert len(made) <= 1
+            layer.weight[0] = 2
+            layer(mx.array(x))
+            layer(mx.array(x))
+            assert 1 <= len(made) <= 2
+        made.clear()
+        layer.unfreeze()
+        layer(mx.array(x))
+        layer(mx.array(x))
+        assert len(made) == 2
+
+
+def test_few_packed_weights_are_kept(mx, conv2d):
+    layer = conv2d(1, 1, 9, engine="fft").eval()
+    for size in range(9, 60):
+        layer(mx.ones((1, 1, size, 2 * size)))
+    assert 1 <= len(layer._packs._cache) <= importlib.import_module("portconv.mlx").MAX_PACKS
+
+
+def test_threads_share_a_layer(mx, conv2d):
+    layer, x = make(conv2d, mx)
+    layer.eval()
+    expected, results = exact(layer, x), []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: results.append(np.array(layer(mx.array(x)))))
+        thread.start()
+        thread.join()
+    assert len(results) == 3
     for y in results:
         assert_close(y, expected)
 
 
-def test_a_pack_that_nobody_evaluated(mx, engine):
-    """The first thread only builds its call; the pack that it leaves must be usable in the second all the same."""
-    for home in ("numpy", "mlx"):
-        module = portconv.Conv2d(2, 3, 3, backend=home, engine=engine, rng=1)
-        x = numbers((1, 2, 8, 8))
-        expected = reference_conv2d(x, *(module.state_dict()[name] for name in ("weight", "bias")))
-        thread = threading.Thread(target=lambda m=module, x=x: m(mx.array(x)))
-        thread.start()
-        thread.join()
-        assert_close(np.array(module(mx.array(x))), expected)
+# --- files and copies -------------------------------------------------------------------------------------------------
 
 
-def test_lazy_arguments(mx, engine):
-    x, weight, bias = (mx.array(numbers(s)) for s in ((1, 2, 9, 9), (3, 2, 3, 3), (3,)))
-    lazy = [a * 2 - a for a in (x, weight, bias)]
-    y = portconv.conv2d(*lazy, padding=1, engine=engine)
-    expected = reference_conv2d(*(np.array(a) for a in (x, weight, bias)), padding=1)
-    assert_close(np.array(y), expected)
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_in_files(mx, conv2d, nn, tmp_path, kind, groups):
+    def model(seed):
+        return nn.Sequential(conv2d(4, 6, 3, groups=groups, rng=seed), nn.ReLU(), conv2d(6, 2, 1, bias=False, rng=seed))
+
+    file, x = str(tmp_path / f"weights.{kind}"), mx.array(numbers((1, 4, 6, 6)))
+    saved, loaded = model(1), model(2).eval()
+    saved.save_weights(file)
+    keys = {"layers.0.weight", "layers.0.bias", "layers.2.weight"}
+    assert set(mx.load(file)) == keys
+    assert not np.array_equal(np.array(loaded(x)), np.array(saved(x)))
+    loaded.load_weights(file)
+    np.testing.assert_array_equal(np.array(loaded(x)), np.array(saved(x)))
+    wrong = nn.Sequential(conv2d(4, 6, 5, rng=1), nn.ReLU(), conv2d(6, 2, 1, bias=False, rng=1))
+    before = np.array(wrong.layers[0].weight)
+    with pytest.raises(ValueError, match="shape"):
+        wrong.load_weights(file)
+    np.testing.assert_array_equal(np.array(wrong.layers[0].weight), before)
+    portable = portconv.Conv2d(4, 6, 3, groups=groups)
+    portable.load_state_dict(saved.layers[0].parameters())
+    image = numbers((1, 4, 6, 6))
+    np.testing.assert_allclose(portable(image), np.array(saved.layers[0](mx.array(image))), rtol=1e-5, atol=1e-6)
 
 
-def test_native_keeps_its_bound_or_is_not_offered(mx):
-    """MLX adds the terms of long sums one after the other."""
-    for shape, kernel, value in (
-        ((1, 512, 6, 6), (4, 512, 3, 3), 0.7),
-        ((1, 2048, 4, 4), (4, 2048, 1, 1), 0.7),
-        ((1, 64, 20, 20), (2, 64, 3, 3), 0.7),
-        ((1, 1, 33, 33), (1, 1, 31, 31), 0.3),
-    ):
-        x, weight = np.full(shape, 0.1, "f4"), np.full(kernel, value, "f4")
-        plan = portconv.plan_conv2d(mx.array(x), mx.array(weight))
-        (native,) = [c for c in plan.candidates if c.engine == "native"]
-        if native.why_not is None:
-            y = portconv.conv2d(mx.array(x), mx.array(weight), engine="native")
-            assert_close(np.array(y), reference_conv2d(x, weight))
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+)
+def test_copies_are_independent(mx, conv2d, how):
+    layer, x = make(conv2d, mx, groups=2, stride=2, layout="NHWC")
+    layer.eval()
+    expected = exact(layer, x)
+    check(layer, x, mx)
+    other = how(layer)
+    assert repr(other) == repr(layer) and not other.training
+    assert_close(np.array(other(mx.array(x))), expected)
+    other.weight[:] = 0
+    other.bias = mx.zeros_like(other.bias)
+    assert not np.any(np.array(other(mx.array(x))))
+    assert_close(np.array(layer(mx.array(x))), expected)
 
 
-def _problems_of_gradients(count):
-    """Random shapes, strides, dilations and groups, with padding that differs from side to side or is on one alone."""
-    rng = np.random.default_rng(7)
-    for _ in range(count):
-        groups = int(rng.integers(1, 5))
-        inputs, outputs = (groups * int(n) for n in rng.integers(1, 4, 2))
-        kernel = [(1, rng.integers(1, 6)), (rng.integers(1, 6), 1), (3, 3), rng.integers(1, 5, 2)][rng.integers(4)]
-        kernel, stride, dilation = (
-            tuple(int(n) for n in two) for two in (kernel, rng.integers(1, 7, 2), rng.integers(1, 3, 2))
-        )
-        rows, cols = (tuple(int(n) for n in two) for two in rng.integers(0, 8, (2, 2)))
-        padding = [(rows, cols), ((rows[0], 0), (0, cols[1])), ((0, rows[1]), (cols[0], 0)), ((0, 0), (0, 0))][
-            rng.integers(4)
-        ]
-        size = [
-            max(1, d * (k - 1) + 1 - sum(pad)) + int(more)
-            for k, d, pad, more in zip(kernel, dilation, padding, rng.integers(0, 9, 2), strict=True)
-        ]
-        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        yield (int(rng.integers(1, 3)), inputs, *size), (outputs, inputs // groups, *kernel), options
+# --- transformations --------------------------------------------------------------------------------------------------
 
 
-def test_the_gradients_of_native(mx):
-    """They are MLX's own. Where they were seen to be wrong, the engine is not offered."""
-    refused = 0
-    for x_shape, weight_shape, options in _problems_of_gradients(300):
-        plan = portconv.plan_conv2d(x_shape, weight_shape, **options, backend="mlx")
-        (native,) = [c for c in plan.candidates if c.engine == "native"]
-        if native.why_not is not None:
-            assert "ends before the image begins" in native.why_not
-            refused += 1
-            continue
-        values = numbers(x_shape), numbers(weight_shape, 1), numbers(plan.output_shape, 2)
-        x, weight, dy = (mx.array(value) for value in values)
-        _, found = mx.vjp(lambda *a, o=options: portconv.conv2d(*a, **o, engine="native"), [x, weight], [dy])
-        for gradient, exact in zip(found, reference_gradients(*values, **options)[:2], strict=True):
-            assert_close(np.array(gradient), exact)
-    assert 1 <= refused <= 15
+def test_a_compiled_training_step_is_the_eager_one(mx, conv2d, nn, optim):
+    def train(compiled):
+        layer, x = make(conv2d, mx)
+        optimizer = optim.SGD(learning_rate=0.1, momentum=0.9)
+        state = [layer.state, optimizer.state]
+
+        def step(x):
+            value, gradients = nn.value_and_grad(layer, lambda x: mx.mean(mx.square(layer(x))))(x)
+            optimizer.update(layer, gradients)
+            return value
+
+        if compiled:
+            step = partial(mx.compile, inputs=state, outputs=state)(step)
+        losses = [step(mx.array(x)).item() for _ in range(4)]
+        check(layer, x, mx)
+        return losses
+
+    eager, compiled = train(False), train(True)
+    assert eager[-1] < 0.9 * eager[0]
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
 
 
-def test_native_is_not_offered_where_its_gradient_has_another_shape(mx):
-    x_shape, weight_shape = (1, 4, 1, 4), (4, 2, 1, 2)
-    options = {"stride": (4, 2), "padding": ((3, 0), (3, 0)), "groups": 2}
-    with pytest.raises(portconv.UnsupportedError, match="the kernel ends before the image begins"):
-        portconv.plan_conv2d(x_shape, weight_shape, **options, backend="mlx", engine="native")
-    values = numbers(x_shape), numbers(weight_shape, 1), numbers((1, 4, 1, 3), 2)
-    x, weight, dy = (mx.array(value) for value in values)
-    _, found = mx.vjp(lambda *a: portconv.conv2d(*a, **options), [x, weight], [dy])
-    for gradient, exact in zip(found, reference_gradients(*values, **options)[:2], strict=True):
-        assert_close(np.array(gradient), exact)
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_inference_follows_the_state(mx, conv2d, training):
+    layer, x = make(conv2d, mx)
+    layer.train(training)
+    check(layer, x, mx)
+    compiled = mx.compile(lambda x: layer(x), inputs=layer.state)
+    for _ in range(2):
+        assert_close(np.array(compiled(mx.array(x))), exact(layer, x))
+        layer.weight = layer.weight * 2
+    check(layer, x, mx)
 
 
-def test_native_unfolds_large_images_in_strips(mx, monkeypatch):
-    """MLX's CPU build unfolds an image as a whole, and dies where there is no memory for it."""
-    native = pytest.importorskip("portconv.backends.mlx.native")
-    problems = (
-        ((3, 2, 23, 20), (4, 2, 3, 3), {"padding": 1}),
-        ((2, 4, 23, 20), (4, 2, 3, 5), {"groups": 2, "stride": 2, "padding": 3}),
-        ((2, 3, 29, 20), (4, 3, 9, 9), {"dilation": (2, 1), "padding": ((1, 4), (2, 0)), "stride": (3, 1)}),
-        ((1, 2, 29, 20), (2, 2, 5, 3), {"padding": 2, "padding_mode": "reflect", "layout": "NHWC"}),
-    )
-    for limit in (1, 3000, 20000):
-        monkeypatch.setattr(native, "CPU_MAX_UNFOLDED", limit)
-        for x_shape, weight_shape, options in problems:
-            x, weight = numbers(x_shape), numbers(weight_shape)
-            if options.get("layout") == "NHWC":
-                x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-            y = portconv.conv2d(mx.array(x), mx.array(weight), engine="native", **options)
-            assert_close(np.array(y), reference_conv2d(x, weight, **options))
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_constant_weight(mx, conv2d, training):
+    """Without the state among its inputs a compiled function keeps the weight of its first call, as MLX documents."""
+    layer, x = make(conv2d, mx)
+    layer.train(training)
+    compiled = mx.compile(lambda x: layer(x))
+    for _ in range(2):
+        assert_close(np.array(compiled(mx.array(x))), exact(layer, x))
+        check(layer, x, mx)
+    layer.weight[0] = 3
+    check(layer, x, mx)
 
 
-def test_native_needs_bounded_memory(mx, run_python):
-    """Of 3.4 gigabytes, unfolded."""
-    out = run_python("""
-        import resource, sys
-        import mlx.core as mx, portconv
+@pytest.mark.parametrize("training", [True, False])
+def test_vmap(mx, conv2d, training):
+    layer, x = make(conv2d, mx)
+    layer.train(training)
+    check(layer, x, mx)
+    images = np.stack([x, 2 * x, x + 1])
+    y = np.array(mx.vmap(layer)(mx.array(images)))
+    for image, result in zip(images, y, strict=True):
+        assert_close(result, exact(layer, image))
+    ensemble = np.stack([numbers(layer.weight.shape, seed) for seed in range(3)])
 
-        x = mx.zeros((1, 1, 2000, 1900)).at[0, 0, ::100, ::100].add(1)
-        y = portconv.conv2d(x, mx.ones((1, 1, 15, 15)), padding=7, engine="native")
-        assert y.sum().item() == (19 * 15 + 8) * (18 * 15 + 8), y.sum()
-        if sys.platform == "darwin":
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        else:  # where that may be the most of the process that started this one
-            (peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-            print(int(peak.split()[1]) * 1024)
-    """)
-    assert int(out) < 1 << 30
+    def member(weight, x):
+        layer.update({"weight": weight})
+        return layer(x)
 
-
-# --- layout and memory ------------------------------------------------------------------------------------------------
-
-
-def test_a_native_result_is_a_view_of_nhwc_memory(mx):
-    x, weight = mx.array(numbers((2, 3, 8, 9))), mx.array(numbers((4, 3, 3, 3)))
-    y = portconv.conv2d(x, weight, padding=1, engine="native")
-    mx.eval(y)
-    assert memoryview(y).strides == (8 * 9 * 4 * 4, 4, 9 * 4 * 4, 4 * 4)  # (N, C, H, W) with channels side by side
-    z = portconv.conv2d(y, mx.array(numbers((5, 4, 3, 3))), engine="native")
-    mx.eval(z)
-    assert memoryview(z).strides == (6 * 7 * 5 * 4, 4, 7 * 5 * 4, 5 * 4)
-    nhwc = portconv.conv2d(mx.array(numbers((2, 8, 9, 3))), weight, padding=1, layout="NHWC", engine="native")
-    mx.eval(nhwc)
-    assert memoryview(nhwc).strides == (8 * 9 * 4 * 4, 9 * 4 * 4, 4 * 4, 4)
+    y = np.array(mx.vmap(member, in_axes=(0, None))(mx.array(ensemble), mx.array(x)))
+    for weight, result in zip(ensemble, y, strict=True):
+        assert_close(result, exact(layer, x, weight))
 
 
-def test_nhwc_is_what_mlx_computes(mx, engine):
-    stride, groups = (2, 2) if engine != "winograd" else (1, 1)
-    x, weight = numbers((2, 8, 9, 4)), numbers((6, 4 // groups, 3, 3))
-    y = portconv.conv2d(mx.array(x), mx.array(weight), None, stride, 1, groups=groups, layout="NHWC", engine=engine)
-    theirs = mx.conv2d(mx.array(x), mx.array(weight.transpose(0, 2, 3, 1)), stride, 1, groups=groups)
-    np.testing.assert_allclose(np.array(y), np.array(theirs), rtol=1e-4, atol=1e-4)
+def test_checkpoint(mx, conv2d, nn):
+    layer, x = make(conv2d, mx)
+
+    def gradients(call):
+        return nn.value_and_grad(layer, lambda x: mx.mean(mx.sin(call(x))))(mx.array(x))
+
+    (plain, expected), (value, found) = gradients(layer), gradients(nn.utils.checkpoint(layer))
+    assert value.item() == pytest.approx(plain.item(), rel=1e-6)
+    for name in ("weight", "bias"):
+        np.testing.assert_allclose(np.array(found[name]), np.array(expected[name]), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
-def test_a_large_result_is_written_into_memory_of_mlx(mx, tier, engine, layout, dtype, monkeypatch):
-    """As NumPy's, bit by bit; and it is a value of its own, for operations in place and gradients, too."""
-    shape = (2, 3, 300, 257) if layout == "NCHW" else (2, 300, 257, 3)
-    host = pytest.importorskip("portconv.backends.mlx.host")
-    image, weight, bias = numbers(shape, 0, dtype), numbers((17, 3, 3, 3), 1, dtype), numbers((17,), 2, dtype)
-    expected = portconv.conv2d(image, weight, bias, padding=1, layout=layout, engine=engine)
-    assert expected.nbytes > 4 << 20
-    x, w, b = (mx.array(a, dtype=getattr(mx, a.dtype.name)) for a in (image, weight, bias))
-    new, calls = host._new, []
-    monkeypatch.setattr(host, "_new", lambda p: calls.append(p) or new(p))
-    y = portconv.conv2d(x, w, b, padding=1, layout=layout, engine=engine)
-    assert len(calls) == 1
-    z = y + 1
-    np.testing.assert_array_equal(np.array(y), expected)
-    z[...] = 0
-    another = portconv.conv2d(2 * x, w, None, padding=1, layout=layout, engine=engine)
-    mx.eval(another, z)
-    np.testing.assert_array_equal(np.array(y), expected)
-    pixel = (1, slice(None), 5, 6) if layout == "NCHW" else (1, 5, 6)
-    gradient = mx.grad(lambda b: portconv.conv2d(x, w, b, padding=1, layout=layout, engine=engine)[pixel].sum())(b)
-    assert gradient.tolist() == [1] * 17
+# --- weights of other frameworks --------------------------------------------------------------------------------------
 
 
-def test_bfloat16(mx, engine):
-    x, weight, bias = (mx.array(numbers(s)).astype(mx.bfloat16) for s in ((1, 4, 9, 9), (6, 4, 3, 3), (6,)))
-    y = portconv.conv2d(x, weight, bias, engine=engine)
-    assert y.dtype == mx.bfloat16
-    values = [np.array(a.astype(mx.float32)) for a in (x, weight, bias, y)]
-    assert_close(values[3], reference_conv2d(*values[:3]), dtype="bfloat16")
-
-
-def test_a_weight_changed_in_place(mx, engine):
-    x, weight = mx.ones((1, 1, 8, 8)), mx.ones((1, 1, 3, 3))
-    before = np.array(portconv.conv2d(x, weight, engine=engine))
-    weight[0, 0, 1, 1] = 11
-    np.testing.assert_allclose(np.array(portconv.conv2d(x, weight, engine=engine)), before + 10, rtol=1e-6)
-
-
-def test_one_module_many_sizes(mx, engine):
-    module = portconv.Conv2d(2, 3, 3, padding=1, engine=engine, rng=1)
-    for shape in ((1, 2, 5, 6), (1, 2, 9, 4), (3, 2, 5, 6), (1, 2, 40, 3), (1, 2, 5, 6)):
-        x = numbers(shape)
-        assert_close(np.array(module(mx.array(x))), reference_conv2d(x, module.weight, module.bias, padding=1))
-
-
-# --- function transformations -----------------------------------------------------------------------------------------
-
-PROBLEMS = {
-    "plain": ((2, 4, 7, 8), (6, 4, 3, 3), {}),
-    "stride, padding": ((2, 4, 7, 8), (6, 4, 3, 3), {"stride": 2, "padding": 1}),
-    "four sides": ((1, 4, 7, 8), (6, 4, 3, 3), {"padding": ((2, 0), (1, 3))}),
-    "same": ((1, 4, 7, 8), (6, 4, 4, 3), {"padding": "same", "stride": 2}),
-    "dilation": ((1, 4, 9, 8), (6, 4, 3, 3), {"dilation": 2, "padding": 2}),
-    "groups": ((1, 4, 7, 8), (6, 2, 3, 3), {"groups": 2, "padding": 1}),
-    "5-D weight": ((1, 4, 7, 8), (2, 3, 2, 3, 3), {"groups": 2, "stride": 2}),
-    "depthwise": ((1, 4, 7, 8), (4, 1, 3, 3), {"groups": 4, "padding": 1}),
-    "1x1": ((1, 4, 7, 8), (6, 4, 1, 1), {}),
-    "reflect": ((1, 4, 7, 8), (6, 4, 3, 3), {"padding": 2, "padding_mode": "reflect"}),
-    "replicate": ((1, 4, 7, 8), (6, 4, 3, 3), {"padding": 3, "padding_mode": "replicate"}),
-    "circular": ((1, 4, 7, 8), (6, 4, 3, 3), {"padding": 3, "padding_mode": "circular"}),
-}  # fmt: skip
-
-
-def torch_gradients(torch, arrays, options, dy=None):
-    """dx, dweight, dbias of sum(y * dy), by PyTorch."""
-    x, weight, bias = (torch.tensor(a, requires_grad=True, dtype=torch.float64) for a in arrays)
-    sh, sw = np.broadcast_to(options.get("stride", 1), 2)
-    padding = options.get("padding", 0)
-    if padding == "same":
-        sides = []
-        for size, kernel, stride in ((x.shape[2], weight.shape[-2], sh), (x.shape[3], weight.shape[-1], sw)):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            sides.append((int(total // 2), int(total - total // 2)))
+@pytest.mark.parametrize("way", ["assigned", "updated", "loaded"])
+def test_grouped_weights_of_pytorch(mx, conv2d, way):
+    layer, x = make(conv2d, mx, groups=2)
+    own, weight = layer.weight.shape, mx.array(np.array(layer.weight)[::-1].reshape(6, 2, 3, 3))
+    if way == "assigned":
+        layer.weight = weight
+    elif way == "updated":
+        layer.update({"weight": weight})
     else:
-        sides = np.broadcast_to(padding, (2, 2)).tolist()
-    mode = {"zeros": "constant"}.get(options.get("padding_mode", "zeros"), options.get("padding_mode"))
-    padded = torch.nn.functional.pad(x, (*sides[1], *sides[0]), mode=mode)
-    y = torch.nn.functional.conv2d(
-        padded,
-        weight.reshape(-1, *weight.shape[-3:]),
-        bias.reshape(-1),
-        (int(sh), int(sw)),
-        0,
-        options.get("dilation", 1),
-        options.get("groups", 1),
-    )
-    dy = torch.ones_like(y) if dy is None else torch.tensor(dy, dtype=torch.float64)
-    (y * dy).sum().backward()
-    return [a.grad.numpy() for a in (x, weight, bias)]
+        layer.load_weights([("weight", weight)], strict=False)
+    assert layer.weight.shape == own
+    np.testing.assert_array_equal(np.array(layer.weight).reshape(weight.shape), np.array(weight))
+    check(layer, x, mx)
+    layer.weight = mx.ones((6, 4, 3, 3))  # not of two groups
+    with pytest.raises(ValueError, match=r"`weight` must have shape \(2, 3, 2, 3, 3\) or \(6, 2, 3, 3\)"):
+        layer(mx.array(x))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_vjp(mx, torch, engine, problem, needs):
-    x_shape, weight_shape, options = PROBLEMS[problem]
-    needs(engine, x_shape, weight_shape, **options, backend="mlx")
-    bias_shape = (1, int(np.prod(weight_shape[:-3])), 1, 1)
-    arrays = [numbers(shape, seed) for seed, shape in enumerate((x_shape, weight_shape, bias_shape))]
-    dy = numbers(portconv.conv2d_output_shape(x_shape, weight_shape, **options), 9)
-    expected = torch_gradients(torch, arrays, options, dy)
-    outputs, gradients = mx.vjp(
-        lambda *a: portconv.conv2d(*a, **options, engine=engine), [mx.array(a) for a in arrays], [mx.array(dy)]
-    )
-    assert_close(np.array(outputs[0]), reference_conv2d(*arrays, **options))
-    for got, right in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(np.array(got), right, rtol=1e-4, atol=1e-4)
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+BAD = [
+    dict(in_channels=0), dict(in_channels=2.0), dict(out_channels=True), dict(kernel_size=0), dict(kernel_size=(3,)),
+    dict(stride=0), dict(stride="2"), dict(padding=-1), dict(padding="full"), dict(dilation=0), dict(groups=3),
+    dict(groups=0), dict(conv_mode="convolution"), dict(compute_mode="float16"), dict(padding_mode="edge"),
+    dict(layout="CHWN"), dict(engine=3), dict(accuracy="exact"), dict(strategy="guess"), dict(name=3),
+    dict(dtype="int8"), dict(rng="seed"), dict(bias=np.ones(2)),
+]  # fmt: skip
 
 
-def test_grad_of_each_argument(mx, torch, engine):
-    arrays = [numbers(shape, seed) for seed, shape in enumerate(((1, 4, 7, 8), (6, 4, 3, 3), (6,)))]
-    expected = torch_gradients(torch, arrays, {"padding": 1})
-    ours = [mx.array(a) for a in arrays]
-
-    def loss(*a):
-        return portconv.conv2d(*a, padding=1, engine=engine).sum()
-
-    for argument in range(3):
-        np.testing.assert_allclose(np.array(mx.grad(loss, argument)(*ours)), expected[argument], rtol=1e-4, atol=1e-4)
-    value, gradients = mx.value_and_grad(loss, (0, 1, 2))(*ours)
-    np.testing.assert_allclose(float(value), reference_conv2d(*arrays, padding=1)[0].sum(), rtol=1e-3)
-    for got, right in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(np.array(got), right, rtol=1e-4, atol=1e-4)
-    without = mx.grad(lambda a: portconv.conv2d(a, ours[1], padding=1, engine=engine).sum())(ours[0])
-    np.testing.assert_allclose(np.array(without), expected[0], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("options", BAD, ids=str)
+def test_errors_are_those_of_the_portable_layer(conv2d, options):
+    options = dict(in_channels=4, out_channels=8, kernel_size=3) | options
+    with pytest.raises((TypeError, ValueError)) as expected:
+        portconv.Conv2d(**options)
+    with pytest.raises(expected.type) as found:
+        conv2d(**options)
+    assert str(found.value) == str(expected.value)
 
 
-def test_grad_through_nhwc_and_integers(mx, torch, engine):
-    x, weight = numbers((1, 4, 7, 8)), numbers((6, 4, 3, 3))
-    expected = torch_gradients(torch, [x, weight, np.zeros(6)], {})
-    image = mx.array(x.transpose(0, 2, 3, 1))
-    got = mx.grad(lambda a: portconv.conv2d(a, mx.array(weight), layout="NHWC", engine=engine).sum())(image)
-    np.testing.assert_allclose(np.array(got), expected[0].transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
-    pixels = np.random.default_rng(0).integers(0, 255, (1, 4, 7, 8)).astype(np.uint8)
-    expected = torch_gradients(torch, [pixels.astype("f4"), weight, np.zeros(6)], {})
-    got = mx.grad(lambda a: portconv.conv2d(mx.array(pixels), a, engine=engine).sum())(mx.array(weight))
-    np.testing.assert_allclose(np.array(got), expected[1], rtol=1e-4)
+def test_errors_of_calls(mx, conv2d):
+    layer, x = make(conv2d, mx)
+    with pytest.raises(TypeError, match=r"`x` must be an mlx.core.array, but got ndarray.*portconv\.Conv2d"):
+        layer(x)
+    with pytest.raises(ValueError, match="`x` must have 4 axes"):
+        layer(mx.array(x[0]))
+    with pytest.raises(ValueError, match="5 channels"):
+        layer(mx.ones((1, 5, 9, 9)))
+    with pytest.raises(ValueError, match="does not fit"):
+        layer(mx.ones((1, 4, 2, 9)))
+    with pytest.raises(TypeError, match="complex64"):
+        layer(mx.ones((1, 4, 9, 9)).astype(mx.complex64))
+    with pytest.raises(AttributeError):
+        layer.stride = 2
+    assert layer.stride == (1, 1)
+    for name, wrong, message in (
+        ("weight", mx.ones((6, 4, 5, 5)), r"`weight` must have shape \(6, 4, 3, 3\), but got \(6, 4, 5, 5\)"),
+        ("weight", np.ones((6, 4, 3, 3), np.float32), "`weight` is one of numpy"),
+        ("bias", mx.ones((5,)), r"`bias` must have shape \(1, 6, 1, 1\)"),
+    ):
+        right = layer[name]
+        setattr(layer, name, wrong)
+        with pytest.raises((TypeError, ValueError), match=message):
+            layer(mx.array(x))
+        setattr(layer, name, right)
+    check(layer, x, mx)
 
 
-def test_grad_of_a_module(mx, torch, engine):
-    module = portconv.Conv2d(4, 6, 3, padding=1, backend="mlx", engine=engine, rng=1)
-    x = numbers((1, 4, 7, 8))
-    state = module.state_dict()
-    (expected, _, _) = torch_gradients(torch, [x, state["weight"], state["bias"]], {"padding": 1})
-    for _ in range(2):
-        got = mx.grad(lambda a: module(a).sum())(mx.array(x))
-        np.testing.assert_allclose(np.array(got), expected, rtol=1e-4, atol=1e-4)
-    assert_close(np.array(module(mx.array(x))), reference_conv2d(x, state["weight"], state["bias"], padding=1))
+def test_without_mlx(run_python):
+    out = run_python("""
+        import sys
+        import portconv
+        assert "portconv.mlx" not in sys.modules
+        sys.modules["mlx"] = sys.modules["mlx.core"] = None
+        try:
+            import portconv.mlx
+        except ImportError as error:
+            print(error)
+    """)
+    assert "portconv.mlx needs MLX" in out and "pip install 'portconv[mlx]'" in out
 
 
-def test_gradient_of_the_bias_is_no_long_sum(mx, engine):
-    """A million ones, added one after the other in float32, were off by 4 %."""
-    x, weight, bias = mx.zeros((1, 1, 1502, 1502)), mx.zeros((2, 1, 3, 3)), mx.zeros((1, 2, 1, 1))
-    got = mx.grad(lambda b: (portconv.conv2d(x, weight, b, engine=engine) * 0.1).sum())(bias)
-    np.testing.assert_allclose(np.array(got).ravel(), np.full(2, np.float32(0.1) * 1500.0**2), rtol=32 * 2.0**-23)
-
-
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_jvp(mx, problem):
-    """MLX has no rule for its own convolution; a zero for NumPy's engines would be silent."""
-    x_shape, weight_shape, options = PROBLEMS[problem]
-    outputs = int(np.prod(weight_shape[:-3]))
-    arrays = [numbers(x_shape), numbers(weight_shape), numbers((outputs,), 2)]
-    tangents = [numbers(a.shape, 5) for a in arrays]
-    if portconv.plan_conv2d(*map(mx.array, arrays), **options).engine == "native":
-        options = {**options, "engine": "gemm"}
-
-    def convolve(*arrays):
-        return portconv.conv2d(*arrays, **options)
-
-    for chosen in ([0], [1], [2], [0, 2], [0, 1, 2]):
-
-        def some(*given, chosen=chosen):
-            every = [mx.array(a) for a in arrays]
-            for n, a in zip(chosen, given, strict=True):
-                every[n] = a
-            return convolve(*every)
-
-        (value,), (got,) = mx.jvp(some, [mx.array(arrays[n]) for n in chosen], [mx.array(tangents[n]) for n in chosen])
-        np.testing.assert_array_equal(np.array(value), np.array(some(*[mx.array(arrays[n]) for n in chosen])))
-        ahead, behind = (
-            convolve(*[a.astype("f8") + sign * (n in chosen) * tangents[n] for n, a in enumerate(arrays)])
-            for sign in (0.5, -0.5)
-        )  # at most a square in the step, which falls out of the difference
-        np.testing.assert_allclose(np.array(got), ahead - behind, rtol=1e-4, atol=1e-4)
-
-
-def test_second_derivative(mx, engine):
-    """The gradient of the squared gradient, which is linear in x: twice the convolution's transpose applied twice."""
-    x, weight = mx.array(numbers((1, 1, 6, 6))), mx.array(numbers((1, 1, 3, 3)))
-
-    def squares(a):
-        return (portconv.conv2d(a, weight, engine=engine) ** 2).sum()
-
-    def gradient_norm(a):
-        return (mx.grad(squares)(a) ** 2).sum()
-
-    got, step = np.array(mx.grad(gradient_norm)(x)), 1e-2
-    for place in ((0, 0, 0, 0), (0, 0, 3, 2)):
-        nudge = np.zeros((1, 1, 6, 6), "f4")
-        nudge[place] = step
-        slope = (gradient_norm(x + mx.array(nudge)) - gradient_norm(x - mx.array(nudge))).item() / (2 * step)
-        np.testing.assert_allclose(got[place], slope, rtol=2e-2, atol=1e-2 * np.abs(got).max())
-
-
-def test_compile(mx, traced_engine):
-    engine = traced_engine
-    arrays = [numbers(shape, seed) for seed, shape in enumerate(((2, 4, 7, 8), (6, 4, 3, 3), (6,)))]
-    expected = reference_conv2d(*arrays, stride=2, padding=1)
-    compiled = mx.compile(lambda *a: portconv.conv2d(*a, stride=2, padding=1, engine=engine) + 0)
-    for _ in range(2):
-        assert_close(np.array(compiled(*map(mx.array, arrays))), expected)
-    x, weight, bias = map(mx.array, arrays)
-    closed = mx.compile(lambda a: portconv.conv2d(a, weight, bias, stride=2, padding=1, engine=engine))
-    for _ in range(2):
-        assert_close(np.array(closed(x)), expected)
-    assert_close(np.array(portconv.conv2d(x, weight, bias, stride=2, padding=1, engine=engine)), expected)
-
-
-def test_compile_of_a_module(mx, traced_engine):
-    """Nothing that belongs to the trace may stay in the module."""
-    engine = traced_engine
-    for home in ("mlx", "numpy"):
-        module = portconv.Conv2d(4, 6, 3, backend=home, engine=engine, rng=1)
-        x = numbers((1, 4, 7, 8))
-        expected = reference_conv2d(x, *(module.state_dict()[name] for name in ("weight", "bias")))
-        compiled = mx.compile(module)
-        for _ in range(2):
-            assert_close(np.array(compiled(mx.array(x))), expected)
-            assert_close(np.array(module(mx.array(x))), expected)
-        gradient = mx.compile(mx.grad(lambda a, module=module: module(a).sum()))(mx.array(x))
-        assert_close(np.array(module(mx.array(x))), expected)
-        assert np.isfinite(np.array(gradient)).all()
-
-
-def test_vmap(mx, traced_engine):
-    engine = traced_engine
-    x, weight, bias = numbers((3, 2, 4, 7, 8)), numbers((3, 6, 4, 3, 3)), numbers((3, 6))
-    expected = [reference_conv2d(*a, padding=1)[0] for a in zip(x, weight, bias, strict=True)]
-    y = mx.vmap(lambda *a: portconv.conv2d(*a, padding=1, engine=engine))(*map(mx.array, (x, weight, bias)))
-    np.testing.assert_allclose(np.array(y), np.stack(expected), rtol=1e-4, atol=1e-4)
-    one = mx.vmap(lambda a: portconv.conv2d(a, mx.array(weight[0]), engine=engine))(mx.array(x))
-    np.testing.assert_allclose(
-        np.array(one), np.stack([reference_conv2d(a, weight[0])[0] for a in x]), rtol=1e-4, atol=1e-4
-    )
-
-
-def test_nonfinite_values_under_compile(mx, traced_engine):
-    engine = traced_engine
-    x, weight = numbers((1, 2, 30, 30)), numbers((3, 2, 5, 5))
-    x[0, 0, 15, 15], x[0, 1, 3, 3] = np.nan, np.inf
-    y = mx.compile(lambda *a: portconv.conv2d(*a, engine=engine))(mx.array(x), mx.array(weight))
-    assert_close(np.array(y), reference_conv2d(x, weight))
-
-
-def test_gpu(mx):
-    """Every rule, on the GPU that MLX has (Metal, CUDA): what `mx.conv2d` gives is within the bound."""
-    if not (mx.metal.is_available() or (hasattr(mx, "cuda") and mx.cuda.is_available())):
-        pytest.skip("MLX has no GPU here")
-    mx.set_default_device(mx.gpu)
-    try:
-        results = check_backend("mlx", dtypes=("float32", "float16", "bfloat16"))
-        assert {result.engine for result in results} == {"native", "gemm", "winograd", "direct", "fft"}
-    finally:
-        mx.set_default_device(mx.cpu)
+@pytest.mark.parametrize(
+    "options", [{"stride": 2, "groups": 2}, {"padding_mode": "reflect"}, {"layout": "NHWC"}], ids=str
+)
+def test_exported_functions(mx, conv2d, tmp_path, options):
+    layer = conv2d(4, 6, 3, padding=1, engine="native", rng=0, **options)
+    x = mx.array(np.random.default_rng(0).standard_normal((2, 8, 9, 4) if options.get("layout") else (2, 4, 8, 9)))
+    file = str(tmp_path / "layer.mlxfn")
+    mx.export_function(file, lambda x: layer(x), x)
+    (y,) = mx.import_function(file)(x)
+    np.testing.assert_allclose(np.array(y), np.array(layer(x)), rtol=1e-6, atol=1e-6)

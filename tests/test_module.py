@@ -14,13 +14,9 @@ import pytest
 from portconv import Conv2d
 from portconv.dispatch import planner
 from portconv.testing import assert_close, reference_conv2d
+from tests.helpers import numbers
 
 LIBRARIES = ("numpy", "array_api_strict", "mlx", "torch", "jax")
-
-
-def numbers(shape, seed=0):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
 
 IMAGE = numbers((2, 4, 9, 8))
 

@@ -1,0 +1,61 @@
+"""The table of `portconv bench` and its file."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from portconv.bench import chart, report, timing, worker
+from portconv.bench.runner import Task, Timed
+from portconv.cpu import busy
+from tests.bench.helpers import RESULTS, SECOND, SETTINGS, TINY
+
+
+def test_table(capsys):
+    console = importlib.import_module("rich.console").Console(width=200)
+    console.print(report.table([TINY, SECOND], RESULTS))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    gflops = f"{2 * TINY.macs / 0.001 / 1e6:.1f}"
+    assert ["given/tiny", "numpy", "cpu", "auto:", "gemm", "2", "0.0", "0.250", "3.0"] in lines
+    assert [*TINY.problem.split(), "numpy", "cpu", "fft", "error"] in lines
+    assert ["torch", "cuda:0", "auto:", "gemm", "*", "0.001", gflops, "0.250", "3.0"] in lines
+    assert report.problems(RESULTS) == ["numpy cpu fft, given/tiny: wrong result"]
+
+
+def test_document():
+    left_out = {("numpy", Task(SECOND, "fft", "cpu")): "slow"}
+    made = report.document([TINY, SECOND], RESULTS, left_out, SETTINGS, {"portconv": "1"})
+    made = json.loads(json.dumps(made))
+    first, second = made["layers"]
+    assert first["results"][0]["chosen"] == "gemm" and first["results"][0]["engine"] == "auto"
+    assert first["results"][0]["gflops"] == pytest.approx(1e-6 * TINY.macs)
+    assert second["results"][1] == {"backend": "numpy", "device": "cpu", "engine": "fft", "skipped": "slow"}
+    assert made["settings"]["threads"] == 1 and first["macs"] == TINY.macs
+
+
+def test_what_was_disturbed_says_so(monkeypatch, tmp_path):
+    prepare = worker.prepare("numpy", "direct", "cpu")
+    probes = [False, True]
+    monkeypatch.setattr(busy, "disturbed", lambda threads: probes.pop(0))
+    found = timing.answer(prepare, TINY, 0.01)
+    assert found["disturbed"] is True and timing.describe(found).endswith(", disturbed")
+    probes += [False, False]
+    quiet = timing.answer(prepare, SECOND, 0.01)
+    assert quiet["disturbed"] is False and "disturbed" not in timing.describe(quiet)
+    results = {"numpy": Timed({}, {Task(TINY, "direct", "cpu"): found, Task(SECOND, "direct", "cpu"): quiet})}
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(report.table([TINY, SECOND], results))
+    lines = console.file.getvalue().splitlines()
+    assert ["! * " in line for line in lines if "direct" in line] == [True, False]
+    assert sum("something else used a core" in line for line in lines) == 1
+
+    assert chart.disturbed(results) == [TINY.id]
+    series, legend = chart.of_results(results)
+    chart.draw(series, [TINY.id, SECOND.id], "title", tmp_path / "a.svg", legend, chart.disturbed(results))
+    drawn = (tmp_path / "a.svg").read_text()
+    assert f"! {TINY.id}" in drawn and f"! {SECOND.id}" not in drawn and "something else used a core" in drawn

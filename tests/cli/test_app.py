@@ -1,0 +1,50 @@
+"""The command `portconv`: its help, and what it needs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import portconv
+from portconv.cli import main
+
+
+def test_python_m(run_python):
+    out = run_python("""
+        import runpy, sys
+        sys.argv = ["portconv", "bench", "--list"]
+        try:
+            runpy.run_module("portconv", run_name="__main__")
+        except SystemExit as stop:
+            print("status", stop.code)
+    """)
+    assert "resnet50" in out and "DeepBench" in out and out.endswith("status 0\n")
+
+
+def test_help_and_version(capsys):
+    assert main(["--version"]) == 0
+    assert portconv.__version__ in capsys.readouterr().out
+    assert main(["bench", "--help"]) == 0
+    assert "--padding-mode" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "bench" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["click", "rich", "matplotlib"])
+def test_without_the_extra(run_python, name):
+    out = run_python(f"""
+        import contextlib, io, sys
+        sys.modules[{name!r}] = None
+        from portconv.cli import main
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            status = main(["bench", "--chart", "a.png"])
+        print(status, err.getvalue(), end="")
+    """)
+    assert out == f"1 portconv: {name} is not installed; pip install 'portconv[bench]' brings it.\n"
+
+
+def test_other_missing_modules_are_no_matter_of_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "portconv.cli.app", None)
+    with pytest.raises(ModuleNotFoundError, match=r"portconv\.cli\.app"):
+        main(["bench", "--list"])

@@ -1,0 +1,100 @@
+"""The command `portconv bench`: what it prints, what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import portconv
+from portconv.bench.runner import Timed
+from portconv.cli import bench as command
+from portconv.cli import main
+from tests.helpers import lines
+
+GIVEN = ["bench", "--x", "1x4x9x8", "--weight", "6x2x3x3", "--padding", "1x0", "--backend", "numpy", "--budget", "0.01"]
+
+
+def test_a_layer_from_start_to_end(run_python, tmp_path):
+    table, chart = tmp_path / "table.json", tmp_path / "chart.png"
+    arguments = [*GIVEN, "--bias", "--passes", "2", "--threads", "1", "--json", str(table), "--chart", str(chart)]
+    out = run_python(
+        f"import sys; from portconv.cli import main; sys.exit(main({arguments!r}))", PYTHONWARNINGS="ignore"
+    )
+    document = json.loads(table.read_text())
+    (layer,) = document["layers"]
+    assert (layer["groups"], layer["padding"], layer["bias"]) == (2, [1, 0], True)
+    rows = {row["engine"]: row for row in layer["results"]}
+    assert {"auto", "gemm", "fft", "direct"} <= set(rows)
+    for engine in ("auto", "gemm"):
+        assert rows[engine]["best_ms"] > 0 and 0 <= rows[engine]["error_share"] <= 1
+        assert rows[engine]["backend"] == "numpy" and rows[engine]["device"] == "cpu"
+    assert rows["auto"]["chosen"] in rows
+    assert document["machine"]["cores"] and document["settings"]["threads"] == 1 and document["passes"] == 2
+    assert document["portconv"] == portconv.__version__
+    assert "given/layer" in out and "auto: " in out and "GFLOP/s" in out
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.png", "table.json"]
+
+
+def test_json_on_stdout_and_named_engines(run_python):
+    arguments = [*GIVEN, "--engine", "direct", "--engine", "native", "--json", "-"]
+    out = run_python(f"import sys; from portconv.cli import main; sys.exit(main({arguments!r}))")
+    direct, native = json.loads(out)["layers"][0]["results"]
+    assert direct["engine"] == "direct" and direct["best_ms"] > 0
+    assert "skipped" in native
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonesuch"], "nonesuch"),
+        (["bench", "--nonesuch"], "--nonesuch"),
+        (["bench", "--suite", "nonesuch"], "nonesuch"),
+        (["bench", "--x", "1x2x3", "--weight", "1x1x1x1"], "expected sizes such as 1x64x56x56"),
+        (["bench", "--x", "1x2x3x3"], "both --x and --weight"),
+        (["bench", "--x", "1x3x9x9", "--weight", "4x2x3x3"], "3 channels"),
+        (["bench", "--x", "1x2x3x3", "--weight", "4x2x5x5"], "given/layer"),
+        (["bench", "--x", "1x2x9x9", "--weight", "4x2x3x3", "--stride", "0"], "must be at least 1"),
+        (["bench", "--layers", "nonesuch.json"], "nonesuch.json cannot be read"),
+        (["bench", "--select", "nonesuch"], "no"),
+        (["bench", "--select", "("], "regular expression"),
+        (["bench", "--threads", "0"], "--threads"),
+        (["bench", "--budget", "soon"], "--budget"),
+        (["bench", "--json", "/nonesuch/a.json"], "/nonesuch/a.json cannot be written"),
+        (["bench", "--json", "/"], "is a directory"),
+        (["bench", "--chart", "chart.bmp"], "must end in .png"),
+        ([*GIVEN, "--backend", "nonesuch"], "nonesuch"),
+        ([*GIVEN, "--engine", "nonesuch"], "engine 'nonesuch' is none of auto, "),
+        ([*GIVEN, "--device", "nonesuch"], "device 'nonesuch' is none of cpu"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(command, "run_all", lambda *_: pytest.fail("something was timed"))
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = lines(err)
+    assert line.startswith("portconv") and message in line
+
+
+def test_a_wrong_result_is_status_1(capsys, monkeypatch, tmp_path):
+    def wrong(jobs, settings, passes, progress):
+        ((target, tasks),) = jobs.items()
+        return {target.name: Timed({"versions": {}}, {tasks[0]: {"error": "wrong result: 7 times the bound"}})}
+
+    monkeypatch.setattr(command, "run_all", wrong)
+    assert main([*GIVEN, "--engine", "gemm", "--json", str(tmp_path / "a.json")]) == 1
+    out = capsys.readouterr().out
+    assert "numpy cpu gemm, given/layer: wrong result: 7 times the bound" in out
+    (row,) = json.loads((tmp_path / "a.json").read_text())["layers"][0]["results"]
+    assert "error" in row and "best_ms" not in row
+
+
+def test_interrupted(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_all", interrupt)
+    assert main(GIVEN) == 130
+    assert capsys.readouterr().err.strip().endswith("interrupted")

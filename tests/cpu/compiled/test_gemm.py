@@ -1,0 +1,75 @@
+"""The compiled `gemm`: strides, both kinds of register tiles, results that no cache holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import portconv
+from tests.cpu.compiled.helpers import check
+from tests.helpers import numbers
+
+pytestmark = pytest.mark.usefixtures("jit")
+
+BOTH = ("normwise", "elementwise")
+
+MEBIBYTE = 2**20
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_widths_with_strides(stride, dtype):
+    for width in range(5, 71):
+        x, weight = numbers((1, 3, 6, width), dtype=dtype), numbers((5, 3, 3, 5), 1, dtype)
+        check(x, weight, engine="gemm", padding=1, stride=(1, stride))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_columns_or_outputs_in_the_lanes(monkeypatch, plain_tier, wide, layout, dtype):
+    """Both kinds of register tiles, for every width, many and few outputs, long sums, strips, parts of the channels."""
+    from portconv.cpu.compiled import plans
+    from portconv.cpu.compiled.gemm.plan import CompiledGemmPlan
+
+    with plain_tier():
+        pass  # forgets every plan
+    plans.build.cache_clear()
+    monkeypatch.setattr(CompiledGemmPlan, "make", classmethod(lambda cls, p: cls.with_lanes(p, wide)))
+    try:
+        for seed, (inputs, outputs, size, kernel, options) in enumerate(
+            [
+                *((9, 5 + n, (1, n), (1, 1), {}) for n in range(1, 60)),
+                *((3, 33, (6, n), (3, 3), {"padding": 1, "stride": 1 + n % 2}) for n in range(3, 40)),
+                (70, 130, (7, 7), (1, 1), {}),
+                (700, 64, (14, 14), (3, 3), {"padding": 1}),
+                (1024, 33, (40, 40), (1, 3), {}),
+                (6, 4, (17, 30), (5, 5), {"groups": 2, "padding": 2, "padding_mode": "reflect"}),
+            ]
+        ):
+            x = numbers((2, inputs, *size), seed, dtype)
+            weight = numbers((outputs, inputs // options.get("groups", 1), *kernel), 1, dtype)
+            bias = numbers((outputs,), 2, dtype)
+            if layout == "NHWC":
+                x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+            check(x, weight, bias, engine="gemm", layout=layout, accuracies=BOTH, **options)
+    finally:
+        plans.build.cache_clear()
+        with plain_tier():
+            pass
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_results_that_no_cache_holds(dtype):
+    """They are streamed to memory: whole tiles, the last outputs and rows, a bias, several images."""
+    for x_shape, weight_shape, options in (
+        ((1, 3, 130, 1024), (67, 3, 3, 3), {"padding": 1}),
+        ((1, 3, 130, 1020), (67, 3, 3, 3), {"padding": 1}),
+        ((2, 8, 100, 640), (64, 8, 1, 1), {}),
+        ((1, 4, 260, 2100), (64, 2, 4, 4), {"stride": 4, "groups": 2}),
+        ((1, 200, 100, 1024), (64, 200, 1, 1), {}),
+    ):
+        x, weight = numbers(x_shape, dtype=dtype), numbers(weight_shape, 1, dtype)
+        plan = portconv.plan_conv2d(x, weight, engine="gemm", **options)
+        y = check(x, weight, numbers(weight_shape[:1], 2, dtype), engine="gemm", **options)
+        assert y.nbytes >= 8 * MEBIBYTE, (plan.output_shape, y.nbytes)
