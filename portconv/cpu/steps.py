@@ -184,7 +184,7 @@ class NumpySteps(Steps):
         def task_into_y(task: T) -> None:
             with self.quiet():  # in here, since the setting is the thread's own
                 for block, value in compute(task):
-                    self.finish(value, block.channels, problem, bias, out=blocks[block])
+                    self.finish(value, block.channels, bias, out=blocks[block])
 
         allowed = threads.get_num_threads()
         count = min(allowed, len(tasks)) if parallel else 1
@@ -198,9 +198,9 @@ class NumpySteps(Steps):
                     task_into_y(task)
         return y
 
-    def finish(self, value: Array, channels: slice, problem: Problem, bias: Any, *, out: Array | None = None) -> Array:
+    def finish(self, value: Array, channels: slice, bias: Any, *, out: Array | None = None) -> Array:
         """As in `Steps`, and stored into `out` on the way, in its dtype."""
-        if problem.epilogue.bias:
+        if bias is not None:
             return np.asarray(np.add(value, bias[channels], out=out, casting="unsafe"))
         if out is None:
             return value

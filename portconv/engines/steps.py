@@ -254,9 +254,9 @@ class Steps:
         """The bias as (O, 1, 1, 1) in the dtype of the computation."""
         return self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
 
-    def finish(self, value: Any, channels: slice, problem: Problem, bias: Any) -> Any:
-        """A block of sums (O, B, H, W) of some output channels with the problem's epilogue; `bias` as `bias` has it."""
-        return value + bias[channels, ...] if problem.epilogue.bias else value
+    def finish(self, value: Any, channels: slice, bias: Any) -> Any:
+        """A block of sums (O, B, H, W) of some output channels with the epilogue; the bias is as `bias` has it, or None."""
+        return value if bias is None else value + bias[channels, ...]
 
     def assemble(
         self,
@@ -294,7 +294,7 @@ class Steps:
         def finished() -> Iterator[tuple[tuple[slice, ...], Any]]:
             for task in tasks:
                 for block, value in compute(task):
-                    total = self.finish(value, block.channels, problem, bias)
+                    total = self.finish(value, block.channels, bias)
                     yield reorder(block, order), xp.permute_dims(self.cast(total, problem.dtype), order)
 
         if 0 in problem.out_shape:

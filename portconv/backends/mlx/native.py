@@ -163,8 +163,8 @@ class NativePlan(Plan):
         return memory_order.note(mx.transpose(y, NCHW_FROM_NHWC), NHWC_FROM_NCHW) if p.layout == "NCHW" else y
 
     def finish(self, sums: Any, bias: Any) -> Any:
-        """The sums, NHWC, with the problem's epilogue."""
-        if not self.problem.epilogue.bias:
+        """The sums, NHWC, with the epilogue."""
+        if bias is None:
             return sums
         bias = bias.astype(sums.dtype).reshape(-1)
         return sums + (_everywhere(bias, sums.shape) if self.problem.device == "cpu" else bias)
