@@ -1,6 +1,6 @@
 """Gradients of a convolution, on NumPy arrays: of the image by convolutions, of the weight by matrix products.
 
-Which convolutions the gradient of the image is made of says `engines.transposed`.
+`engines.transposed` says which convolutions the gradient of the image is made of.
 """
 
 from __future__ import annotations
