@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from portconv import Conv2d
+from portconv import Conv2d, get_backend
 from portconv.dispatch import planner
 from portconv.testing import assert_close, reference_conv2d
 from tests.helpers import numbers
@@ -491,6 +491,22 @@ def test_packed_copies_are_kept(backend, monkeypatch):
     for _ in range(3):
         module(x)
     assert len(packed) == 2
+
+
+def test_parameters_are_converted_once(backend, monkeypatch):
+    """For images of all sizes, until they change."""
+    library = get_backend(backend.array(IMAGE))
+    module, converted = Conv2d(4, 6, 3, rng=1), []
+    from_numpy = type(library).from_numpy
+    monkeypatch.setattr(type(library), "from_numpy", lambda *a, **k: converted.append(1) or from_numpy(*a, **k))
+    for size in (20, 21, 22):
+        module(backend.array(numbers((1, 4, size, 9))))
+    assert len(converted) == (0 if library.name == "numpy" else 2)  # weight and bias
+    module.weight = numbers((6, 4, 3, 3))
+    before = len(converted)
+    for size in (20, 21, 23):
+        module(backend.array(numbers((1, 4, size, 9))))
+    assert len(converted) - before == (0 if library.name == "numpy" else 2)
 
 
 def test_many_sizes(backend):

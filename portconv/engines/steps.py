@@ -255,7 +255,7 @@ class Steps:
         return self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
 
     def finish(self, value: Any, channels: slice, bias: Any) -> Any:
-        """A block of sums (O, B, H, W) of some output channels with the epilogue; the bias is as `bias` has it, or None."""
+        """A block of sums (O, B, H, W) of some output channels with the epilogue: a bias as `bias` has it, or None."""
         return value if bias is None else value + bias[channels, ...]
 
     def assemble(

@@ -89,28 +89,36 @@ def test_what_is_left_out():
 # --- which taps meet the image ----------------------------------------------------------------------------------------
 
 
-def test_the_taps_of_a_block_are_those_that_meet_the_image():
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_the_taps_of_a_block_are_those_that_meet_the_image(axis):
     meeting = 0
-    for size, kernel, stride, dilation, before in itertools.product((1, 2, 9), (1, 3, 4), (1, 2), (1, 3), (0, 1, 5)):
-        if (outputs := (size + 2 * before - dilation * (kernel - 1) - 1) // stride + 1) < 1:
+    for size, kernel, stride, dilation, before, after in itertools.product(
+        (1, 2, 9), (1, 3, 4), (1, 2), (1, 3), (0, 1, 5), (0, 2)
+    ):
+        if (outputs := (size + before + after - dilation * (kernel - 1) - 1) // stride + 1) < 1:
             continue
-        plan = portconv.plan_conv2d(
-            (1, 1, size, 1), (1, 1, kernel, 1), stride=(stride, 1), dilation=(dilation, 1), padding=(before, 0)
-        )
+        shapes = ((1, 1, size, 1), (1, 1, kernel, 1))
+        options = {"stride": (stride, 1), "dilation": (dilation, 1), "padding": ((before, after), (0, 0))}
+        if axis == 1:
+            shapes = tuple((*shape[:2], *shape[:1:-1]) for shape in shapes)
+            options = {name: value[::-1] for name, value in options.items()}
+        plan = portconv.plan_conv2d(*shapes, **options)
         for first, last in itertools.combinations(range(outputs + 1), 2):
-            block = Block(slice(0, 1), slice(0, 1), slice(first, last), slice(0, 1))
-            rows, cols = met(plan.problem, block)
+            along, across = slice(first, last), slice(0, 1)
+            block = Block(slice(0, 1), slice(0, 1), *((along, across) if axis == 0 else (across, along)))
+            found = met(plan.problem, block)
             read = [
                 tap
                 for tap in range(kernel)
                 if any(0 <= out * stride - before + tap * dilation < size for out in range(first, last))
             ]
-            assert cols == slice(0, 1)
-            assert 0 <= rows.start < rows.stop <= kernel
+            assert found[1 - axis] == slice(0, 1)
+            taps = found[axis]
+            assert 0 <= taps.start < taps.stop <= kernel
             if read:
-                assert rows.start <= read[0] and rows.stop > read[-1]
+                assert taps.start <= read[0] and taps.stop > read[-1]
             if read and size >= stride:  # or an output steps over the image
-                assert (rows.start, rows.stop) == (read[0], read[-1] + 1)
+                assert (taps.start, taps.stop) == (read[0], read[-1] + 1)
                 meeting += 1
     assert meeting > 1000
 
