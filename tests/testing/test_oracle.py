@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from portconv.testing import (
-    make_data,
-    reference_conv2d,
-    reference_gradients,
-)
+from portconv.testing import make_data, reference_conv2d, reference_gradients
 from tests.helpers import CASES, GRADIENTS, numbers, out_channels
 
 
