@@ -17,6 +17,7 @@ from .vectors import OUTPUT_VECTORS, ROWS, Vectors, lanes
 __all__ = ["RECORD", "Finish", "finish", "gather_records", "record", "records"]
 
 RECORD = 1  # elements of a record: the bias
+MAX_TILE = max(ROWS, OUTPUT_VECTORS * lanes("float32"))  # outputs of a register tile
 
 
 def records(bias: Any, p: Problem) -> np.ndarray[Any, Any]:
@@ -25,7 +26,7 @@ def records(bias: Any, p: Problem) -> np.ndarray[Any, Any]:
     Behind the last channel's follow zeros, for as many more as a register tile has outputs. They change nothing, and
     are for sums that are not complete yet.
     """
-    found = np.zeros((p.out_channels + max(ROWS, OUTPUT_VECTORS * lanes(p.compute_dtype))) * RECORD, p.compute_dtype)
+    found = np.zeros((p.out_channels + MAX_TILE) * RECORD, p.compute_dtype)
     if bias is not None:
         found[: p.out_channels] = bias.reshape(-1)
     found.flags.writeable = False

@@ -20,7 +20,7 @@ from ...steps import NumpySteps
 from ..base import Array, CompiledPlan, Ints, per_thread, read_only, round_up, sources
 from ..costs import COMPILED, CompiledCosts
 from ..gemm.plan import CompiledGemmPlan
-from ..vectors import MAX_VECTORS, ROWS, lanes
+from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, lanes
 from . import kernels
 from .geometry import Geometry
 
@@ -144,7 +144,7 @@ class CompiledWinogradPlan(CompiledPlan):
         if data[0] is None:
             self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue)
             return
-        marks = np.zeros(self.parts * lanes(y.dtype.name), y.dtype)
+        marks = np.zeros(self.parts * VECTOR_BYTES // y.itemsize, y.dtype)
         threads.launch(
             kernels.winograd_alone, kernels.winograd_team, self.parts,
             self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], epilogue, *self.tables,
