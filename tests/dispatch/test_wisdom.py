@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.core.epilogue import Epilogue
 from portconv.cpu import machine as host
 from portconv.dispatch import measurement, path, wisdom
 from portconv.testing import assert_close, check_backend, reference_conv2d
@@ -193,6 +194,7 @@ def test_every_field_of_a_problem_counts(cache):
     for field in dataclasses.fields(base):
         old = getattr(base, field.name)
         new = {bool: lambda v: not v, int: lambda v: v + 1, str: lambda v: v + "x", tuple: lambda v: (*v[:-1], 7)}
+        new[Epilogue] = lambda v: Epilogue(bias=not v.bias)
         other = dataclasses.replace(base, **{field.name: new[type(old)](old)})
         assert wisdom.recall(ENVIRONMENT, other) is None, field.name
 
