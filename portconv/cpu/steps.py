@@ -184,7 +184,7 @@ class NumpySteps(Steps):
         def task_into_y(task: T) -> None:
             with self.quiet():  # in here, since the setting is the thread's own
                 for block, value in compute(task):
-                    self.finish(value, block.channels, bias, out=blocks[block])
+                    self.finish(value, block.channels, problem, bias, out=blocks[block])
 
         allowed = threads.get_num_threads()
         count = min(allowed, len(tasks)) if parallel else 1
@@ -198,13 +198,14 @@ class NumpySteps(Steps):
                     task_into_y(task)
         return y
 
-    def finish(self, value: Array, channels: slice, bias: Any, *, out: Array | None = None) -> Array:
-        """As in `Steps`, and stored into `out` on the way, in its dtype."""
-        if bias is not None:
-            return np.asarray(np.add(value, bias[channels], out=out, casting="unsafe"))
+    def finish(self, value: Array, channels: slice, problem: Problem, bias: Any, *, out: Array | None = None) -> Array:
+        """As in `Steps`; stored into `out` on the way, if there is one."""
         if out is None:
-            return value
-        np.copyto(out, value, casting="unsafe")
+            out = np.empty(value.shape, problem.dtype)
+        if bias is None:
+            np.copyto(out, value, casting="unsafe")
+        else:
+            np.add(value, bias[channels], out=out, casting="unsafe")
         return out
 
 

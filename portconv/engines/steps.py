@@ -254,9 +254,14 @@ class Steps:
         """The bias as (O, 1, 1, 1) in the dtype of the computation."""
         return self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
 
-    def finish(self, value: Any, channels: slice, bias: Any) -> Any:
-        """A block of sums (O, B, H, W) of some output channels with the epilogue: a bias as `bias` has it, or None."""
-        return value if bias is None else value + bias[channels, ...]
+    def finish(self, value: Any, channels: slice, problem: Problem, bias: Any) -> Any:
+        """A block of sums (O, B, H, W) of some output channels as the result has it: with the epilogue, in its dtype.
+
+        The bias is as `bias` has it, or None.
+        """
+        if bias is not None:
+            value = value + bias[channels, ...]
+        return self.cast(value, problem.dtype)
 
     def assemble(
         self,
@@ -291,20 +296,20 @@ class Steps:
     ) -> Any:
         xp, order = self.xp, FROM_CBHW[problem.layout]
 
-        def finished() -> Iterator[tuple[tuple[slice, ...], Any]]:
+        def blocks() -> Iterator[tuple[tuple[slice, ...], Any]]:
             for task in tasks:
                 for block, value in compute(task):
-                    total = self.finish(value, block.channels, bias)
-                    yield reorder(block, order), xp.permute_dims(self.cast(total, problem.dtype), order)
+                    finished = self.finish(value, block.channels, problem, bias)
+                    yield reorder(block, order), xp.permute_dims(finished, order)
 
         if 0 in problem.out_shape:
             return self.zeros(problem.out_shape, self.dtype(problem.dtype))
         if not self.writable:
-            return _joined(xp, list(finished()))
+            return _joined(xp, list(blocks()))
         y = out
         if y is None:
             y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
-        for index, value in finished():
+        for index, value in blocks():
             y[index] = value
         return y
 
