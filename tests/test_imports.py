@@ -316,14 +316,14 @@ def test_libraries_are_imported_by_their_backends_only(name):
     of_mlx = name.startswith(("namespaces.mlx", "backends.mlx"))  # imported by the first array of MLX's
     if of_mlx:
         allowed = {"mlx"}
-    if name in ("backends.torch", "backends.jax", "backends.cupy", "backends.dask"):
-        allowed = {name.rpartition(".")[2]}
-        assert not IMPORTS[name].others_at_once & OPTIONAL
+    own = {name.rpartition(".")[2]} if room(name) == "backends.*" and not of_mlx else set()
+    allowed = allowed | own
+    assert not IMPORTS[name].others_at_once & own - {"numpy"}
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
     if name != "mlx" and not of_mlx and not name.startswith("cpu.compiled."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
-    third = IMPORTS[name].others - OPTIONAL - set(sys.stdlib_module_names)
+    third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
     llvm = {"llvmlite"} if name in ("cpu.compiled.vectors", "cpu.compiled.products", "cpu.compiled.moves") else set()
     assert third <= {"numpy", "array_api_compat"} | tools | llvm, f"portconv.{name} depends on {third}"
