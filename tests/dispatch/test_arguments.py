@@ -260,6 +260,18 @@ MISFITS = {
         {"padding": ((0, 0), (0, 9)), "padding_mode": "reflect"},
         ["`padding`", "reflect"],
     ),
+    "reflect, below alone": (
+        (1, 4, 8, 9),
+        (6, 4, 3, 3),
+        {"padding": ((0, 9), (0, 0)), "padding_mode": "reflect"},
+        ["`padding`", "reflect"],
+    ),
+    "circular, above alone": (
+        (1, 4, 8, 9),
+        (6, 4, 3, 3),
+        {"padding": ((9, 0), (0, 0)), "padding_mode": "circular"},
+        ["`padding`", "circular"],
+    ),
     "reflect of one pixel": (
         (1, 4, 1, 9),
         (6, 4, 1, 3),

@@ -84,9 +84,9 @@ class _CheckedCode(CompileResultCacheImpl):  # type: ignore[misc]
 
 @lru_cache(maxsize=1)
 def _sources() -> bytes:
-    """A digest of the sources of the whole compiled tier; not of the plans, which no compiled code is made of."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    """A digest of what compiled code is made of: the sources of this tier but its plans, and Winograd's matrices."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for file in [*sorted(here.rglob("*.py")), here.parents[1] / "engines" / "winograd.py"]:
         if not file.stem.endswith(("plan", "plans")):
             digest.update(file.read_bytes())
     return digest.digest()

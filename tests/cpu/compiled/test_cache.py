@@ -179,12 +179,20 @@ def test_damaged_files_that_cannot_be_replaced(run_small, kept):
     assert found == {"sum": SUM, "compiled": 3, "found": 0}
 
 
-def test_code_is_compiled_anew_for_other_sources(run_small, kept, package):
+@pytest.mark.parametrize("changed", ["vectors", "gemm/kernels", "../../engines/winograd"])
+def test_code_is_compiled_anew_for_other_sources(run_small, kept, package, changed):
     """A new release may change a function that is part of another function's code, and not that other's file."""
-    with (package / "cpu" / "compiled" / "vectors.py").open("a") as file:
+    with (package / "cpu" / "compiled" / f"{changed}.py").open("a") as file:
         file.write("# changed\n")
     found = run_small(str(package.parent), NUMBA_CACHE_DIR=str(kept))
     assert found == {"sum": SUM, "warnings": [], "compiled": 3, "found": 0}
+
+
+def test_code_is_kept_where_only_plans_are_others(run_small, kept, package):
+    with (package / "cpu" / "compiled" / "gemm" / "plan.py").open("a") as file:
+        file.write("# changed\n")
+    found = run_small(str(package.parent), NUMBA_CACHE_DIR=str(kept))
+    assert found == {"sum": SUM, "warnings": [], "compiled": 0, "found": 3}
 
 
 def test_a_convolution_without_a_folder(run_python, package, nowhere):
