@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class NumpyBackend:
             if not isinstance(x, np.ndarray):
                 kind = f"{type(x).__module__}.{type(x).__name__}"
                 raise TypeError(f"expected a NumPy array, but got {kind}. Convert it by `numpy.asarray`.")
-        return ArrayInfo(x.shape, x.dtype.name, "cpu")
+        return ArrayInfo(x.shape, _name(x.dtype), "cpu")
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         native = Candidate("native", why_not="NumPy has no convolution of its own")
@@ -60,6 +61,12 @@ class NumpyBackend:
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         return host_environment()
+
+
+@lru_cache(maxsize=256)
+def _name(dtype: np.dtype[Any]) -> str:
+    """NumPy makes the name anew whenever it is asked, which takes a microsecond."""
+    return dtype.name
 
 
 def _bfloat16() -> np.dtype[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def flat(x: Array, dtype: str, layout: str) -> tuple[Array, Ints]:
+def flat(x: Array, dtype: np.dtype[Any], layout: str) -> tuple[Array, Ints]:
     """The image as a flat array in the dtype of the computation, and its strides (B, C, H, W) in elements."""
     if x.dtype != dtype:
         with np.errstate(all="ignore"):
@@ -101,6 +102,11 @@ class CompiledPlan(EnginePlan):
         """The plan of a problem, or None where the engine has no compiled form for it."""
         raise NotImplementedError  # abstract: every engine has its own
 
+    @cached_property  # every call needs it, and NumPy takes a while to make one of a name
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the computation."""
+        return np.dtype(self.problem.compute_dtype)
+
     @property
     def note(self) -> str:
         """For `explain`."""
@@ -118,11 +124,12 @@ class CompiledPlan(EnginePlan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        p = self.problem
-        y = out if _writable(out, p) else _aligned(p.out_shape, p.compute_dtype)
+        p, dtype = self.problem, self.dtype
+        y = out if _writable(out, p) else _aligned(p.out_shape, dtype)
         if y.size:
-            memory, strides = flat(x, p.compute_dtype, p.layout)
-            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, records(bias, p))
+            memory, strides = flat(x, dtype, p.layout)
+            epilogue = records(bias, p, dtype)
+            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, epilogue)
         if y is out or (out is None and y.dtype == p.dtype):
             return y
         out = np.empty(p.out_shape, p.dtype) if out is None else out
@@ -142,9 +149,9 @@ def _writable(out: Array | None, p: Problem) -> bool:
     )
 
 
-def _aligned(shape: Ints, dtype: str) -> Array:
+def _aligned(shape: Ints, dtype: np.dtype[Any]) -> Array:
     """A new array, of which large ones begin where a vector may be stored past the caches."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
     memory = np.empty(size + ALIGNMENT, np.uint8)

@@ -20,13 +20,13 @@ RECORD = 1  # elements of a record: the bias
 MAX_TILE = max(ROWS, OUTPUT_VECTORS * lanes("float32"))  # outputs of a register tile
 
 
-def records(bias: Any, p: Problem) -> np.ndarray[Any, Any]:
+def records(bias: Any, p: Problem, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """The records of a call, read-only like all that kernels only read.
 
     Behind the last channel's follow zeros, for as many more as a register tile has outputs. They change nothing, and
     are for sums that are not complete yet.
     """
-    found = np.zeros((p.out_channels + MAX_TILE) * RECORD, p.compute_dtype)
+    found = np.zeros((p.out_channels + MAX_TILE) * RECORD, dtype)
     if bias is not None:
         found[: p.out_channels] = bias.reshape(-1)
     found.flags.writeable = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class CompiledDepthwisePlan(CompiledPlan):
             tables=(read_only(table),), parts=min(parts, tasks), scratch=scratch, other=other,
         )  # fmt: skip
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         p = self.problem
         return ("direct", "jit", p.weight_shape, p.compute_dtype, "channels", self.exchanged, self.geometry.run)

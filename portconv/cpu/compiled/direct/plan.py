@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class CompiledDirectPlan(CompiledPlan):
             parts=min(parts, max(tasks, 1)), scratch=scratch, copied=copied,
         )  # fmt: skip
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         p = self.problem
         return ("direct", "jit", p.weight_shape, p.compute_dtype, self.splits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class CompiledGemmPlan(CompiledPlan):
             scratch=scratch, in_place=in_place, wide=wide, by_tap=at_a_time if by_tap else 0,
         )  # fmt: skip
 
-    @property
+    @cached_property  # every call compares it
     def stamp(self) -> Hashable:
         p = self.problem
         return ("gemm", "jit", p.weight_shape, p.compute_dtype, self.wide, self.by_tap)
