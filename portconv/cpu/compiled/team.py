@@ -15,6 +15,7 @@ from numba import njit
 from numba.core.compiler_lock import global_compiler_lock
 
 from .cache import code_cache
+from .compiling import compilation
 
 __all__ = ["driver", "kernel"]
 
@@ -41,4 +42,5 @@ def _kept(function: Callable[..., Any], **options: bool) -> Any:
     # No fastmath: NaN, Inf and the order of the sums are part of the contract.
     dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
     dispatcher._cache = code_cache(function)  # what `cache=True` sets, which fails where no folder can be written
+    dispatcher.compile = compilation()(dispatcher.compile)  # which Numba calls for code that is not in memory
     return dispatcher
