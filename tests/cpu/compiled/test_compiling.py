@@ -235,7 +235,10 @@ def test_where_no_thread_can_be_started(slow, capsys, monkeypatch, compiling):
 
 
 def test_real_kernels(run_python, tmp_path):
-    """Of `direct`, without a second's patience: told where they are compiled, and not where they are loaded."""
+    """Of `gemm`, without a second's patience: told where they are compiled, and not where they are loaded.
+
+    They are compiled once each, and addresses are integers: the sum of a signed and an unsigned one would be a float64.
+    """
     code = """
     import contextlib, io
     import numpy as np, portconv
@@ -243,11 +246,16 @@ def test_real_kernels(run_python, tmp_path):
     compiling.SILENT_SECONDS = 0.01
     x, weight = np.ones((1, 1, 9, 9), np.float32), np.ones((1, 1, 3, 3), np.float32)
     with contextlib.redirect_stderr(io.StringIO()) as err:
-        assert (portconv.conv2d(x, weight, engine="direct") == 9).all()
+        assert (portconv.conv2d(x, weight, engine="gemm") == 9).all()
     print(err.getvalue(), end="")
+    from portconv.cpu.compiled.gemm import kernels
+    for function in (kernels._tile, kernels._products, kernels._store, kernels._gemm):
+        signatures = list(function.overloads)
+        assert len(signatures) == (1 if err.getvalue() else 0), signatures  # what is loaded has them in it
+        assert not any(str(kind) == "float64" for signature in signatures for kind in signature), signatures
     """
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PORTCONV_QUIET": "", "PORTCONV_JIT": "1"}
     (line,) = run_python(code, **environment).splitlines()
-    assert line.startswith("portconv: compiling the kernels of direct for this machine, once; ")
+    assert line.startswith("portconv: compiling the kernels of gemm for this machine, once; ")
     assert str(tmp_path) in line
     assert run_python(code, **environment) == ""
