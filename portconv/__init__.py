@@ -5,7 +5,7 @@ from .core.errors import UnsupportedError
 from .core.version import __version__ as __version__
 from .cpu.threads import get_num_threads, set_num_threads
 from .dispatch.registry import available_backends, get_backend, register_backend, use_backend
-from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune
+from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
 from .machine import environment
 from .module import Conv2d
 
@@ -26,4 +26,5 @@ __all__ = [
     "to_device",
     "tune",
     "use_backend",
+    "warmup",
 ]

@@ -15,7 +15,7 @@ from .dispatch import path, planner, registry
 from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem
 from .dispatch.path import described, prepared
 
-__all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "tune"]
+__all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "tune", "warmup"]
 
 
 def conv2d(
@@ -232,6 +232,45 @@ def tune(
     plan = planner.plan(library, problem, choose=partial(measurement.measure, remember=flag("remember", remember)))
     if remember and plan.chosen_by == measurement.MEASURED:
         path.forget_plans()  # this process, too, has another engine from now on
+    return plan
+
+
+def warmup(layer_or_x: Any, /, *arguments: Any, **options: Any) -> Plan:
+    """Compile ahead what convolutions of this size need, so that the first one takes no longer than any other.
+
+    With the extra ``jit``, engines on a CPU are compiled for the machine when they are needed first, which takes some
+    seconds for each; later processes load what was compiled. Call it where seconds do no harm: while a server starts,
+    or when a container is built. Nothing is computed, however large the image. Where the weight or the values of the
+    image decide what runs, all of it is compiled.
+
+    Parameters
+    ----------
+    layer_or_x
+        A `Conv2d`, or anything that has a method `plan`, which is then given the arguments that follow: the image, or
+        its shape. Or else the image, or its shape, and the arguments that follow are the others of `plan_conv2d`.
+
+    Returns
+    -------
+    Plan
+        That of the convolution; see `plan_conv2d`. Its `warmup` does the same, and says what had to be compiled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `plan_conv2d`, or the layer's `plan`.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> conv = portconv.Conv2d(1, 4, 3, padding=1, engine="direct")
+    >>> portconv.warmup(conv, (1, 1, 480, 640)).output_shape
+    (1, 4, 480, 640)
+    >>> portconv.warmup((1, 1, 480, 640), (4, 1, 3, 3), padding=1, engine="direct").engine
+    'direct'
+    """
+    is_layer = library_of(layer_or_x) is None and hasattr(layer_or_x, "plan")
+    plan: Plan = (layer_or_x.plan if is_layer else partial(plan_conv2d, layer_or_x))(*arguments, **options)
+    plan.warmup()
     return plan
 
 

@@ -365,7 +365,7 @@ def test_public_names():
     assert set(portconv.__all__) >= {
         "Conv2d", "UnsupportedError", "array_namespace", "available_backends", "conv2d", "conv2d_output_shape",
         "environment", "get_backend",
-        "plan_conv2d", "register_backend", "tune", "use_backend",
+        "plan_conv2d", "register_backend", "tune", "use_backend", "warmup",
     }  # fmt: skip
     for name in portconv.__all__:
         assert getattr(portconv, name) is not None
@@ -395,6 +395,7 @@ def test_functions_show_how_they_are_called():
         "Conv2d",
         "plan_conv2d",
         "tune",
+        "warmup",
         "environment",
         "conv2d_output_shape",
         "array_namespace",

@@ -49,6 +49,9 @@ class OuterPlan(Plan):
     def stamp(self) -> Hashable:
         return self.inner.stamp
 
+    def warmup(self) -> tuple[str, ...]:
+        return self.inner.warmup()
+
 
 class ArrayApiBackend:
     """See `portconv.extending.Backend`. `name` is the library's top-level package."""

@@ -13,6 +13,7 @@ from .bench import bench
 from .check import check
 from .info import info
 from .tune import tune
+from .warmup import warmup
 
 __all__ = ["run"]
 
@@ -31,6 +32,7 @@ app.add_command(bench)
 app.add_command(check)
 app.add_command(info)
 app.add_command(tune)
+app.add_command(warmup)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

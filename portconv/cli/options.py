@@ -1,22 +1,27 @@
-"""What several commands take: the options that name layers, and those that name files to be written."""
+"""What several commands take: options that name layers, those that say on which arrays, and files to be written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+import portconv
+
 from ..bench import suites
 from ..bench.layers import Layer, LayerError, load, parse_sizes
+from ..processes.devices import devices, placement
 
-__all__ = ["layer_options", "layers_of", "output"]
+__all__ = ["Arrays", "array_options", "layer_options", "layers_of", "output"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 MODES = ("zeros", "reflect", "replicate", "circular")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
@@ -112,3 +117,55 @@ def _given(
         raise LayerError(f"--x has {channels} channels, but --weight has {per_group} in each of {groups} groups.")
     sizes: dict[str, Any] = {"size": tuple(size), "kernel": tuple(kernel), **options}
     return [Layer("given", "layer", n, channels, out_channels=outputs, groups=groups, **sizes).check()]
+
+
+# --- on which arrays --------------------------------------------------------------------------------------------------
+
+_ARRAY_OPTIONS = (
+    click.option("--library", default="numpy", metavar="NAME", help="Whose arrays; by default numpy."),
+    click.option("--device", metavar="NAME", help="As the library names it; by default its default device."),
+    click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="By default float32."),
+    click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", help="By default NCHW."),
+    click.option("--accuracy", type=click.Choice(["normwise", "elementwise"]), default="normwise"),
+)
+
+
+def array_options(command: Command) -> Command:
+    """Give a command the options that `Arrays.of` takes."""
+    for option in reversed(_ARRAY_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What layers are convolved on: arrays of one library, on one device."""
+
+    backend: Any
+    device: str
+    place: str | None  # the device, as portconv takes it
+    options: dict[str, str]  # dtype, layout, accuracy
+
+    @classmethod
+    def of(cls, library: str, device: str | None, **options: str) -> Arrays:
+        """What the options say; `ValueError` or `ImportError` if the library, the device or the dtype is not there."""
+        backend = portconv.get_backend(library)
+        known = devices(library)
+        if device is not None and device not in known:
+            raise ValueError(f"device {device!r} is none of {', '.join(known)}.")
+        place = placement(library, device or known[0])
+        try:  # whether the library has such arrays there
+            portconv.plan_conv2d((1, 1, 1, 1), (1, 1, 1, 1), backend=library, device=place, dtype=options["dtype"])
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return cls(backend, device or known[0], place, options)
+
+    def arguments(self, layer: Layer) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `portconv.plan_conv2d` takes for a layer: its positional arguments, and the others."""
+        n, c, h, w = layer.x_shape
+        x_shape = (n, c, h, w) if self.options["layout"] == "NCHW" else (n, h, w, c)
+        others = {"backend": self.backend, "device": self.place, **layer.options, **self.options}
+        return (x_shape, layer.weight_shape, layer.bias), others
+
+    def __str__(self) -> str:
+        return ", ".join([f"{self.backend.name} {self.device}", *self.options.values()])

@@ -8,7 +8,6 @@ from typing import Any
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -17,15 +16,14 @@ from portconv import wisdom
 
 from ..bench.layers import Layer, LayerError
 from ..bench.timing import milliseconds
-from ..processes.devices import devices, placement
 from ..processes.files import write_json
 from ..processes.machine import machine
-from .options import layer_options, layers_of, output
+from .options import Arrays, array_options, layer_options, layers_of, output
+from .progress import each
 
 __all__ = ["tune"]
 
 _DISTURBED = "something else used a core whenever it was timed; nothing is kept for it"
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What a list of measurements need not repeat.
 USUAL = {
     *("stride=(1, 1)", "padding=(0, 0, 0, 0)", "dilation=(1, 1)", "groups=1", "padding_mode=zeros", "epilogue=none"),
@@ -35,11 +33,7 @@ USUAL = {
 
 @click.command(short_help="Find the fastest engines on this machine, for strategy='measure'.")
 @layer_options
-@click.option("--library", default="numpy", metavar="NAME", help="Whose arrays; by default numpy.")
-@click.option("--device", metavar="NAME", help="As the library names it; by default its default device.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="By default float32.")
-@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", help="By default NCHW.")
-@click.option("--accuracy", type=click.Choice(["normwise", "elementwise"]), default="normwise")
+@array_options
 @click.option("--dry-run", is_flag=True, help="Time everything, but keep nothing.")
 @click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
 @click.option("--show", is_flag=True, help="Show what is kept, and stop.")
@@ -80,7 +74,7 @@ def tune(
             console.print(f"{wisdom.path()}: {'deleted' if there else 'was not there'}.", markup=False, soft_wrap=True)
             return 0
         layers = layers_of(**given)
-        tuner = _Tuner.of(library, device, {"dtype": dtype, "layout": layout, "accuracy": accuracy}, not dry_run)
+        arrays = Arrays.of(library, device, dtype=dtype, layout=layout, accuracy=accuracy)
         if not dry_run:
             if not wisdom.enabled():
                 raise click.UsageError("PORTCONV_WISDOM is 0. Unset it, or use --dry-run to keep nothing.", context)
@@ -89,11 +83,11 @@ def tune(
         raise click.UsageError(str(error), context) from None
 
     where = machine()
-    lines = [f"{where['cpu']}, {where['os']}", f"{library} {tuner.device}, {dtype}, {layout}, {accuracy}"]
+    lines = [f"{where['cpu']}, {where['os']}", str(arrays)]
     if (where["load_average"] or 0) > 0.5:
         lines.append(f"Load average {where['load_average']:.2f}: other programs are at work; better tune without them.")
     console.print("\n".join(lines), markup=False)
-    rows = _timed(tuner, layers)
+    rows = each(layers, _Tuner(arrays, not dry_run).row, _verdict)
     console.print(_table(rows))
     for row in rows:
         if row.error:
@@ -103,9 +97,9 @@ def tune(
     kept = None if dry_run else str(wisdom.path())
     console.print(f"Kept in {kept}." if kept else "Nothing was kept.", markup=False, soft_wrap=True)
     if json_file is not None:
-        head = {"portconv": portconv.__version__, "machine": where, "library": library, "device": tuner.device}
+        head = {"portconv": portconv.__version__, "machine": where, "library": library, "device": arrays.device}
         documents = {"layers": [row.document() for row in rows], "sum": _sum(rows)}
-        write_json(json_file, {**head, **tuner.options, "wisdom": kept, **documents})
+        write_json(json_file, {**head, **arrays.options, "wisdom": kept, **documents})
     return 1 if any(row.error for row in rows) else 0
 
 
@@ -146,59 +140,28 @@ class _Row:
 class _Tuner:
     """Times layers on arrays of one library, on one device."""
 
-    backend: Any
-    device: str
-    place: str | None
-    options: dict[str, Any]
+    arrays: Arrays
     remember: bool
     plans: dict[Any, Any] = field(default_factory=dict)  # by problem: networks repeat their layers
 
-    @classmethod
-    def of(cls, library: str, device: str | None, options: dict[str, Any], remember: bool) -> _Tuner:
-        """The tuner; `ValueError` or `ImportError` if the library, the device or the dtype is not there."""
-        backend = portconv.get_backend(library)
-        known = devices(library)
-        if device is not None and device not in known:
-            raise ValueError(f"device {device!r} is none of {', '.join(known)}.")
-        place = placement(library, device or known[0])
-        try:  # whether the library has such arrays there
-            portconv.plan_conv2d((1, 1, 1, 1), (1, 1, 1, 1), backend=library, device=place, dtype=options["dtype"])
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-        return cls(backend, device or known[0], place, options, remember)
-
     def row(self, layer: Layer) -> _Row:
         """The layer with its times."""
-        n, c, h, w = layer.x_shape
-        shapes = (n, c, h, w) if self.options["layout"] == "NCHW" else (n, h, w, c), layer.weight_shape
-        options = {"backend": self.backend, "device": self.place, **layer.options, **self.options}
+        arguments, options = self.arrays.arguments(layer)
         try:
-            estimated = portconv.plan_conv2d(*shapes, layer.bias, **options)
+            estimated = portconv.plan_conv2d(*arguments, **options)
             problem = estimated.problem
             if problem not in self.plans:
-                self.plans[problem] = portconv.tune(*shapes, layer.bias, **options, remember=self.remember)
+                self.plans[problem] = portconv.tune(*arguments, **options, remember=self.remember)
         except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
             return _Row(layer, error=f"{type(error).__name__}: {error}"[:300])
         seconds = {c.engine: c.seconds for c in self.plans[problem].candidates if c.measured}
         return _Row(layer, estimated.engine, seconds, disturbed=not seconds)
 
 
-def _timed(tuner: _Tuner, layers: list[Layer]) -> list[_Row]:
-    """Every layer, with a bar on a terminal and a line for each elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, highlight=False)
-    rows: list[_Row] = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("", total=len(layers))
-        for layer in layers:
-            bar.update(shown, description=layer.id)
-            rows.append(row := tuner.row(layer))
-            bar.advance(shown)
-            if not console.is_terminal:
-                verdict = row.error or (_DISTURBED if row.disturbed else "")
-                verdict = verdict or f"{row.fastest}, {milliseconds(1e3 * row.seconds[row.fastest])} ms"
-                console.print(f"{layer.id}: {verdict}", markup=False, soft_wrap=True)
-    return rows
+def _verdict(row: _Row) -> str:
+    if row.error or row.disturbed:
+        return row.error or _DISTURBED
+    return f"{row.fastest}, {_ms(row.seconds[row.fastest])} ms"
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------

@@ -88,6 +88,13 @@ class Plan:
         """Convolve `x`, which must have the problem's shape, dtype and layout."""
         raise NotImplementedError  # abstract: every subclass has its own
 
+    def warmup(self) -> tuple[str, ...]:
+        """Compile ahead what `execute` may run, or load what was compiled before; nothing is computed.
+
+        Returns the names of what had to be compiled. Most plans have nothing to compile.
+        """
+        return ()
+
     def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
         """``array[index]`` of an image or a weight, for a plan of what the whole leaves after cropping."""
         return array[index]

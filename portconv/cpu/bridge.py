@@ -124,6 +124,9 @@ class HostPlan(Plan):
     def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
         return self.view(array)[index]
 
+    def warmup(self) -> tuple[str, ...]:
+        return self.inner.warmup()
+
     def pack(self, weight: Any, /) -> PackedWeight:
         packed = self.inner.pack(self.view(weight))
         return PackedWeight(self.stamp, packed, packed.nbytes, packed.separable)

@@ -21,9 +21,8 @@ import os
 import stat
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,18 +30,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..core.problem import Problem
 from ..core.version import __version__
-
-try:
-    import fcntl
-except ImportError:  # Windows: the last of two writers at the same moment wins
-    fcntl = None  # type: ignore[assignment]
+from ..cpu.locks import locked
 
 __all__ = ["Key", "Record", "WisdomError", "clear", "enabled", "load", "path", "recall", "remember", "save"]
 
 FORMAT = 1
 MARK = "portconv wisdom"  # the entry of the file that says what it is, and in which format
 MAX_RECORDS = 4096  # some megabytes
-LOCK_SECONDS = 5.0  # to wait for another writer
+LOCK_SECONDS = 5.0  # to wait for another writer; of two that write at the same moment the last one wins
 
 Key: TypeAlias = tuple[str, str]  # what the times depend on beyond the problem, and the problem
 
@@ -325,22 +320,6 @@ def _write(file: Path, records: Mapping[Key, Record]) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One writer at a time, so that none loses what another adds. No lock in time is no reason not to write."""
-    if fcntl is None:
-        yield
-        return
-    with file.with_suffix(".lock").open("a") as stream:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.01)
-                    continue
-            except OSError:  # a file system without locks
-                pass
-            break
-        yield  # closing the file gives the lock back
+def _locked(file: Path) -> contextlib.AbstractContextManager[bool]:
+    """One writer at a time, so that none loses what another adds."""
+    return locked(file.with_suffix(".lock"), LOCK_SECONDS)

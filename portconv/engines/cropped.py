@@ -114,6 +114,9 @@ class CroppedPlan(Plan):
         rows, cols = self.crop.kernel_rows, self.crop.kernel_cols
         return ("cropped", str(rows), str(cols), self.problem.weight_shape, self.inner.stamp)
 
+    def warmup(self) -> tuple[str, ...]:
+        return self.inner.warmup()
+
     def pack(self, weight: Any, /) -> PackedWeight:
         packed = self.inner.pack(self.inner.cut(weight, (..., self.crop.kernel_rows, self.crop.kernel_cols)))
         return replace(packed, stamp=self.stamp, data=packed)

@@ -66,6 +66,9 @@ class LowRankPlan(Plan):
     def stamp(self) -> Hashable:
         return ("low rank", self.general.stamp, self.passes.stamp)
 
+    def warmup(self) -> tuple[str, ...]:
+        return *self.general.warmup(), *self.passes.warmup()
+
     def pack(self, weight: Any, /) -> PackedWeight:
         packed = self.passes.pack(weight)
         if not packed.separable:

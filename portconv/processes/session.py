@@ -52,9 +52,14 @@ class Target:
 
 
 def environment(threads: int, variables: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """The environment for a worker: that of this process, the thread counts, and other changes."""
-    # set before it starts, since most libraries read them only once
-    changed = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **(variables or {})}
+    """The environment for a worker: that of this process, no notices, the thread counts, and other changes."""
+    # set before it starts, since most libraries read them only once; what it writes on stderr counts as its last words
+    changed = {
+        **os.environ,
+        "PORTCONV_QUIET": "1",
+        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        **(variables or {}),
+    }
     return {name: value for name, value in changed.items() if value is not None}
 
 

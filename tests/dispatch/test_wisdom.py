@@ -20,6 +20,7 @@ import pytest
 
 import portconv
 from portconv.core.epilogue import Epilogue
+from portconv.cpu import locks
 from portconv.cpu import machine as host
 from portconv.dispatch import measurement, path, wisdom
 from portconv.testing import assert_close, check_backend, reference_conv2d
@@ -438,7 +439,7 @@ def test_a_lock_that_nobody_gives_back_holds_up_nobody_for_ever(cache, monkeypat
 
 def test_without_locks(cache, monkeypatch):
     """On Windows, and on file systems that have none."""
-    monkeypatch.setattr(wisdom, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     wisdom.save({("a", "p"): record(1)})
     assert len(wisdom.load()) == 1 and files(cache) == ["wisdom.json"]
 

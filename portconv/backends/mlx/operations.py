@@ -82,6 +82,9 @@ class EitherPlan(Plan):
     def stamp(self) -> Hashable:
         return ("mlx", self.inner.stamp)
 
+    def warmup(self) -> tuple[str, ...]:
+        return self.inner.warmup()
+
     def pack(self, weight: Any, /) -> PackedWeight:
         try:
             packed = self.inner.pack(self._entering(weight))

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...core.backend import EnginePlan, PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import axis_source
+from .. import threads
 from ..threads import ALIGNMENT
 from ..views import strided
 from .costs import CompiledCosts
 from .epilogue import records
+from .team import compile_ahead
 
 __all__ = [
     "CACHE_BYTES",
     "Array",
     "Ints",
+    "Launch",
     "CompiledPlan",
     "contiguous",
     "even_width",
@@ -32,6 +36,7 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
+Launch: TypeAlias = Callable[..., None]  # runs a kernel, as `threads.launch` does
 
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
 ALIGNED_BYTES = 1 << 20  # of a result
@@ -129,7 +134,7 @@ class CompiledPlan(EnginePlan):
         if y.size:
             memory, strides = flat(x, dtype, p.layout)
             epilogue = records(bias, p, dtype)
-            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, epilogue)
+            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, epilogue, threads.launch)
         if y is out or (out is None and y.dtype == p.dtype):
             return y
         out = np.empty(p.out_shape, p.dtype) if out is None else out
@@ -137,9 +142,28 @@ class CompiledPlan(EnginePlan):
             np.copyto(out, y, casting="unsafe")
         return out
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
-        """Compute the result into `y`."""
+    def fill(
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+    ) -> None:
+        """Compute the result into `y`, by kernels that `launch` runs."""
         raise NotImplementedError  # abstract: every engine has its own
+
+    def warmup(self) -> tuple[str, ...]:
+        p, dtype, compiled = self.problem, self.dtype, list[str]()
+
+        def launch(*arguments: Any) -> None:
+            compiled.extend(compile_ahead(*arguments))
+
+        # Kernels are compiled for the types of their arguments: arrays of no elements do, and tell all strides.
+        x, y = (np.empty((0, *shape[1:]), dtype) for shape in (p.x_shape, p.out_shape))
+        memory, strides = flat(x, dtype, p.layout)
+        data, epilogue = self.packed_like(memory), records(None, p, dtype)
+        self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), data, epilogue, launch)
+        return tuple(compiled)
+
+    def packed_like(self, memory: Array) -> Any:
+        """What the data of a packed weight would be, were this array its memory."""
+        return memory
 
 
 def _writable(out: Array | None, p: Problem) -> bool:

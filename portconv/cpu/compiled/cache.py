@@ -23,12 +23,14 @@ from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 from numba.misc.appdirs import AppDirs
 
+from . import compiling
+
 __all__ = ["CodeCache", "code_cache"]
 
 _warned = False  # by this process
 
 
-def code_cache(function: Callable[..., Any]) -> CodeCache | NullCache:
+def code_cache(function: Callable[..., Any]) -> CodeCache | _NoCache:
     """Where the code of a function is kept; nowhere, with a warning, if no folder can be written."""
     try:
         return CodeCache(function)
@@ -37,7 +39,7 @@ def code_cache(function: Callable[..., Any]) -> CodeCache | NullCache:
         user = AppDirs(appname="numba", appauthor=False).user_cache_dir
         tried = [folder for folder in (config.CACHE_DIR, beside, user) if folder]
         _warn(f"none of the folders {', '.join(tried)} can be written")
-        return NullCache()
+        return _NoCache(function)
 
 
 def _warn(reason: str) -> None:
@@ -92,13 +94,31 @@ def _sources() -> bytes:
     return digest.digest()
 
 
+class _NoCache(NullCache):  # type: ignore[misc]
+    """For a function whose code is not kept."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        """Numba compiles what is not found."""
+        compiling.begin(self._function, None)
+
+
 class CodeCache(FunctionCache):  # type: ignore[misc]
     """The files of one function. Whatever goes wrong with them costs time, and no result."""
 
     _impl_class = _CheckedCode
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The code for a signature, or None: then Numba compiles it."""
+        """The code for a signature, or None: then Numba compiles it, and it is this process's turn to do so."""
+        found = self._found(sig, target_context)
+        if found is None:
+            compiling.begin(self._py_func, self.cache_path)
+            found = self._found(sig, target_context)  # another process may have compiled it meanwhile
+        return found
+
+    def _found(self, sig: Any, target_context: Any) -> Any:
         try:
             found = super().load_overload(sig, target_context)
             if found is not None and tuple(found.signature.args) != tuple(normalize_signature(sig)[0]):

@@ -7,6 +7,7 @@ every layout; what changes from call to call is passed as arguments, what is fix
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,9 @@ from numba import njit
 from numba.core.compiler_lock import global_compiler_lock
 
 from .cache import code_cache
+from .compiling import compilation
 
-__all__ = ["driver", "kernel"]
+__all__ = ["compile_ahead", "driver", "kernel"]
 
 # A child that is forked while another thread compiles would wait for the compiler's lock for ever.
 if hasattr(os, "register_at_fork"):
@@ -41,4 +43,24 @@ def _kept(function: Callable[..., Any], **options: bool) -> Any:
     # No fastmath: NaN, Inf and the order of the sums are part of the contract.
     dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
     dispatcher._cache = code_cache(function)  # what `cache=True` sets, which fails where no folder can be written
+    dispatcher.compile = compilation()(dispatcher.compile)  # which Numba calls for code that is not in memory
     return dispatcher
+
+
+def compile_ahead(alone: Any, team: Any, parts: int, *arguments: Any) -> list[str]:
+    """What `threads.launch` does, but nothing is run: both kernels are compiled for such arguments, or loaded.
+
+    Returns
+    -------
+    list of str
+        The names of the kernels that had to be compiled.
+    """
+    compiled = []
+    with global_compiler_lock:  # what another thread compiles does not count
+        for function, given in ((alone, arguments), (team, (parts, *arguments))):
+            before = function.stats.cache_misses.total()
+            bound = inspect.signature(function.py_func).bind(*given).arguments.values()
+            function.compile(tuple(map(function.typeof_pyval, bound)))
+            if function.stats.cache_misses.total() > before:
+                compiled.append(function.__name__)
+    return compiled

@@ -140,7 +140,7 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, epilogue, table,
                     if exchanged:
                         _run(image_row, line * VECTOR_BYTES, VECTOR_BYTES,
                              kernel_row + (kw - 1 - left + c) * VECTOR_BYTES, kw * VECTOR_BYTES, -VECTOR_BYTES,
-                             i1 - i0, width, chunk, run, 1, records.ctypes.data, place, partial,
+                             i1 - i0, width, chunk, run, sw, records.ctypes.data, place, partial,
                              zeros.ctypes.data)  # fmt: skip
                     else:
                         _run(kernel_row, kw * VECTOR_BYTES, VECTOR_BYTES, image_row + c * sw * VECTOR_BYTES,

@@ -14,7 +14,7 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS
 from ....engines.separable import Passes, share
 from ... import threads
-from ..base import Array, CompiledPlan, Ints, contiguous, even_width, per_thread, read_only, round_up
+from ..base import Array, CompiledPlan, Ints, Launch, contiguous, even_width, per_thread, read_only, round_up
 from ..costs import CompiledCosts
 from ..direct.plan import CompiledDirectPlan
 from ..epilogue import RECORD
@@ -131,16 +131,21 @@ class CompiledDepthwisePlan(CompiledPlan):
         data = read_only(np.ascontiguousarray(np.concatenate([*blocks, beyond])))
         return PackedWeight(self.stamp, data, data.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
+    def warmup(self) -> tuple[str, ...]:
+        return *super().warmup(), *(() if self.other is None else self.other.warmup())
+
+    def fill(
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+    ) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         p = self.problem
         if self.other is not None and isinstance(data, Passes):
-            self.other.fill(x, x_strides, y, y_strides, data, epilogue)
+            self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
             return
         expected = (p.width, 1) if p.layout == "NCHW" else (p.width * p.in_channels, p.in_channels)
         if x_strides[2:] != expected or (p.layout == "NHWC" and x_strides[1] != 1):
             x, x_strides = contiguous(x, x_strides, p)
-        threads.launch(
+        launch(
             kernels.depthwise_alone, kernels.depthwise_team, self.parts, x, x_strides, y, y_strides, data, epilogue,
             *self.tables, tuple(self.geometry), threads.scratch(self.parts * self.scratch, y.dtype),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS
 from ....engines.separable import Passes, in_two_passes, may_be_separable, share
 from ... import separable, threads
-from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, contiguous, per_thread, read_only, round_up, sources
+from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, Launch, contiguous, per_thread, read_only, round_up, sources
 from ..costs import CompiledCosts
 from ..gemm.kernels import LEVELS
 from ..vectors import VECTOR_BYTES, lanes
@@ -103,14 +103,16 @@ class CompiledDirectPlan(CompiledPlan):
         data = read_only(packed.reshape(-1))
         return PackedWeight(self.stamp, data, data.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
+    def fill(
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+    ) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         p = self.problem
         two = isinstance(data, Passes)
         taps, rows = data if two else (data, data)  # a whole kernel has no rows of its own
         if not self.copied and not two and x_strides[3] != 1:
             x, x_strides = contiguous(x, x_strides, p)
-        threads.launch(
+        launch(
             kernels.direct_alone, kernels.direct_team, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,
             *self.tables, tuple(self.passes if two else self.geometry), two,
             threads.scratch(self.parts * self.scratch, y.dtype),

@@ -167,7 +167,8 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 else:
                     for k in range(terms[1]):
                         copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
-                    _tile(sums, tail.ctypes.data, tail_table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                    _tile(sums, np.int64(tail.ctypes.data), tail_table.ctypes.data, factors, terms, chunk, rows, width,
+                          wide)  # fmt: skip
                 source, step = 0, width * lanes
                 if wide:
                     step = (width + lanes - 1) // lanes * lanes
@@ -214,7 +215,7 @@ def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail
                 terms = (i1 - i0, (j1 - j0) * count, (i0 * kernel_cols + j0) * count, kernel_cols * count)
             first = b * xb + (g * inputs + c0) * xc
             if in_place:
-                base = x.ctypes.data + (first + r0 * xh) * size
+                base = np.int64(x.ctypes.data) + (first + r0 * xh) * size
                 end = x.ctypes.data + len(x) * size
             else:
                 for c in range(count):
@@ -225,7 +226,7 @@ def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail
                         fill_plane(x, first + c * xc, xh, xw, source_rows, source_cols, r0 * row_stride + planes[p, 0],
                                    planes[p, 1], r1 - r0 + halo_rows, q0 * col_stride + planes[p, 2], planes[p, 3],
                                    line, left, width, window, (c * len(planes) + p) * plane)  # fmt: skip
-                base = window.ctypes.data
+                base = np.int64(window.ctypes.data)
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             place = b * yb + g * outputs * yc + r0 * yh + q0 * yw

@@ -19,6 +19,7 @@ from ..base import (
     Array,
     CompiledPlan,
     Ints,
+    Launch,
     contiguous,
     even_width,
     per_thread,
@@ -205,13 +206,15 @@ class CompiledGemmPlan(CompiledPlan):
         data = read_only(np.ascontiguousarray(packed).reshape(-1))
         return PackedWeight(self.stamp, data, data.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
+    def fill(
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+    ) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         p, tables = self.problem, self.tables
         if self.in_place and x_strides[1:] != (p.height * p.width, p.width, 1):
             x, x_strides = contiguous(x, x_strides, p)
         scratch = threads.scratch(self.parts * self.scratch, y.dtype)
-        threads.launch(
+        launch(
             kernels.gemm_alone, kernels.gemm_team, self.parts,
             x, x_strides, y, y_strides, data, epilogue, *tables, tuple(self.geometry), scratch,
         )  # fmt: skip

@@ -149,6 +149,7 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, we
     lines = b1 - b0
     mark = marks.ctypes.data + part * VECTOR_BYTES
     padded = (block_lines * across + ROWS - 1) // ROWS * ROWS
+    zero = np.int64(0)  # Numba would compile functions anew for a literal
     if step == 0:
         own = scratch[part * own_size : (part + 1) * own_size]
         v, m = own[:v_size], own[v_size : v_size + m_size]
@@ -157,9 +158,9 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, we
         blocks = (lines + block_lines - 1) // block_lines
         for i in range(part * blocks // parts, (part + 1) * blocks // parts):
             l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
-            _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, b0 - b0, stage, square)
-            _products(0, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
-            _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, 0, stage, square, mark)
+            _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, zero, stage, square)
+            _products(zero, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
+            _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, zero, stage, square, mark)
         return
     v, m = scratch[:v_size], scratch[v_size : v_size + m_size]
     own = scratch[v_size + m_size + part * own_size : v_size + m_size + (part + 1) * own_size]

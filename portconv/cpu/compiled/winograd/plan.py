@@ -17,7 +17,7 @@ from ....engines.accuracy import TILE_TERMS
 from ....engines.cropped import met_mask
 from ... import threads
 from ...steps import NumpySteps
-from ..base import Array, CompiledPlan, Ints, per_thread, read_only, round_up, sources
+from ..base import Array, CompiledPlan, Ints, Launch, per_thread, read_only, round_up, sources
 from ..costs import COMPILED, CompiledCosts
 from ..gemm.plan import CompiledGemmPlan
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, lanes
@@ -139,20 +139,28 @@ class CompiledWinogradPlan(CompiledPlan):
         data = read_only(np.ascontiguousarray(np.concatenate(parts, axis=1)).reshape(-1))
         return PackedWeight(self.stamp, (data, exact.data), data.nbytes + exact.nbytes)
 
-    def fill(self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array) -> None:
+    def warmup(self) -> tuple[str, ...]:
+        return *super().warmup(), *self.exact.warmup()
+
+    def packed_like(self, memory: Array) -> Any:
+        return memory, memory
+
+    def fill(
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+    ) -> None:
         """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
         if data[0] is None:
-            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue)
+            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
             return
         marks = np.zeros(self.parts * VECTOR_BYTES // y.itemsize, y.dtype)
-        threads.launch(
+        launch(
             kernels.winograd_alone, kernels.winograd_team, self.parts,
             self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], epilogue, *self.tables,
             tuple(self.geometry), threads.scratch(self.scratch, y.dtype), self.sizes, marks,
         )  # fmt: skip
         # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
         if marks.any():
-            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue)
+            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
 
 
 def joined(p: Problem, tile: winograd.Tile) -> bool:
