@@ -10,26 +10,9 @@ from portconv import wisdom
 from portconv.cpu import busy
 from portconv.dispatch import measurement, path
 
+pytestmark = pytest.mark.usefixtures("in_plain_tier")
+
 SHAPES = (1, 2, 12, 13), (3, 2, 3, 3)
-
-
-@pytest.fixture(autouse=True)
-def _plain(plain_tier):
-    with plain_tier():
-        yield
-
-
-@pytest.fixture
-def timed(monkeypatch):
-    """The engines timed, problem by problem; the clock says that fft is the fastest, and all others alike."""
-    seen = []
-
-    def fastest(calls, expected):
-        seen.append(set(calls))
-        return {engine: 0.001 if engine == "fft" else 0.003 for engine in calls}
-
-    monkeypatch.setattr(measurement, "_fastest", fastest)
-    return seen
 
 
 def measured_plan(*shapes, **options):

@@ -21,19 +21,6 @@ GIVEN = ["tune", *SIZES]
 SHAPES = (1, 2, 12, 13), (3, 2, 3, 3)
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """The engines timed, problem by problem; the clock says that fft is the fastest, and all others alike."""
-    seen = []
-
-    def fastest(calls, expected):
-        seen.append(set(calls))
-        return {engine: 0.001 if engine == "fft" else 0.003 for engine in calls}
-
-    monkeypatch.setattr(measurement, "_fastest", fastest)
-    return seen
-
-
 def plan(*shapes, **options):
     """A plan as another process would make it."""
     path.forget_plans()

@@ -8,6 +8,23 @@ import portconv
 from portconv.engines.cropped import CroppedPlan
 from portconv.testing import assert_close, reference_at, reference_conv2d
 
+# A module: a kernel, and a driver that runs it on the team.
+SOURCE = """
+import numpy as np
+from numba import prange
+from portconv.cpu.compiled.team import driver, kernel
+
+@kernel
+def double(x):
+    for i in range(x.size):
+        x[i] *= 2
+
+@driver
+def double_rows(x):
+    for i in prange(x.shape[0]):
+        double(x[i])
+"""
+
 ENGINES = ("gemm", "winograd", "direct")
 
 

@@ -9,25 +9,9 @@ from pathlib import Path
 import pytest
 
 import portconv
+from tests.cpu.compiled.helpers import SOURCE
 
 pytestmark = pytest.mark.usefixtures("jit")
-
-# A kernel, and a driver that runs it on the team.
-SOURCE = """
-import numpy as np
-from numba import prange
-from portconv.cpu.compiled.team import driver, kernel
-
-@kernel
-def double(x):
-    for i in range(x.size):
-        x[i] *= 2
-
-@driver
-def double_rows(x):
-    for i in prange(x.shape[0]):
-        double(x[i])
-"""
 
 # What it computes, the warnings, and how many functions were compiled and how many were found.
 RUN = """

@@ -18,26 +18,11 @@ import pytest
 
 import portconv
 from portconv.cpu import locks
+from tests.cpu.compiled.helpers import SOURCE
 
 pytestmark = pytest.mark.usefixtures("jit")
 
 # --- processes that start together ------------------------------------------------------------------------------------
-
-SOURCE = """
-import numpy as np
-from numba import prange
-from portconv.cpu.compiled.team import driver, kernel
-
-@kernel
-def double(x):
-    for i in range(x.size):
-        x[i] *= 2
-
-@driver
-def double_rows(x):
-    for i in prange(x.shape[0]):
-        double(x[i])
-"""
 
 # It begins when all have imported what they need, and prints the sum, and how many functions it compiled and loaded.
 RUN = """
