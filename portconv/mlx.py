@@ -165,7 +165,7 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
             raise ValueError(f"`weight` must have shape {shapes}, but got {weight.shape}.")
         _, plan = plan_for(self._arguments.spec, x, weight, bias)
         if self.training and "weight" not in self._no_grad:
-            self._packs = _Packs()
+            self._packs.forget()
             return plan.execute(x, plan.pack(weight), bias)
         return plan.execute(x, self._packs.get(weight, plan), bias)
 
@@ -215,6 +215,12 @@ class _Packs:
     def __reduce__(self) -> Any:
         return _Packs, ()  # copies of a layer, and its pickles, go without
 
+    def forget(self) -> None:
+        """Let go what belongs to former values, with the memory that they were in."""
+        if self._token is not None:
+            # a new cache, since another thread may be using the one before
+            self._cache, self._token = PackCache(limit=MAX_PACKS), None
+
     def get(self, weight: Any, plan: Plan) -> PackedWeight:
         """The weight packed for the plan."""
         token = None if plan.problem.traced else self._token_of(weight)
@@ -229,5 +235,6 @@ class _Packs:
             alias = mx.stop_gradient(weight)
             if _place(alias) != place:
                 return None
+            self.forget()
             token = self._token = _Token(place, alias)
         return token

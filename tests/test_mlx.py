@@ -398,6 +398,20 @@ def test_few_packed_weights_are_kept(mx, conv2d):
     assert 1 <= len(layer._packs._cache) <= importlib.import_module("portconv.mlx").MAX_PACKS
 
 
+def test_packs_of_former_values_are_let_go(mx, conv2d):
+    """They hold the memory of the weight as it was, too."""
+    layer = conv2d(1, 1, 9, engine="fft").eval()
+    images = [mx.ones((1, 1, size, 2 * size)) for size in (20, 90, 200)]
+    for image in images:
+        layer(image)
+    assert len(layer._packs._cache) == 3
+    layer.weight[0] = 2
+    layer(images[0])
+    assert len(layer._packs._cache) == 1
+    layer.train()(images[0])
+    assert len(layer._packs._cache) == 0
+
+
 def test_threads_share_a_layer(mx, conv2d):
     layer, x = make(conv2d, mx)
     layer.eval()
