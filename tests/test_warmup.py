@@ -12,7 +12,7 @@ from tests.helpers import refused
 CODE = """
     import tracemalloc
     import numpy as np, portconv
-    from portconv.cpu import threads
+    from portconv.cpu.compiled import team
     from portconv.testing import assert_close, reference_conv2d
 
     def kernels():
@@ -20,10 +20,7 @@ CODE = """
         from portconv.cpu.compiled.direct import kernels as direct
         from portconv.cpu.compiled.gemm import kernels as gemm
         from portconv.cpu.compiled.winograd import kernels as winograd
-        return [
-            gemm.gemm_alone, gemm.gemm_team, winograd.winograd_alone, winograd.winograd_team,
-            direct.direct_alone, direct.direct_team, depthwise.depthwise_alone, depthwise.depthwise_team,
-        ]
+        return gemm.gemm, winograd.winograd, direct.direct, depthwise.depthwise
 
     def ready():
         return sum(len(kernel.overloads) for kernel in kernels())
@@ -33,15 +30,15 @@ CODE = """
 
     rng = np.random.default_rng(0)
     def warmed(x_shape, weight_shape, expected, *, dtype="float32", change=None, **options):
-        before, launch = ready(), threads.launch
-        threads.launch = fail
+        before, launch = ready(), team.launch
+        team.launch = fail
         big = (*x_shape[:2], 2048, 2048) if options.get("layout") != "NHWC" else (x_shape[0], 2048, 2048, x_shape[3])
         portconv.warmup(big, weight_shape, True, dtype=dtype, **options)
         tracemalloc.start()  # not before: compiling would take several times as long
         plan = portconv.warmup(big, weight_shape, True, dtype=dtype, **options)
         assert tracemalloc.get_traced_memory()[1] < 100e6
         tracemalloc.stop()
-        threads.launch = launch
+        team.launch = launch
         assert ready() - before == expected, (ready(), before, expected)
         assert plan.output_shape == portconv.conv2d_output_shape(
             big, weight_shape, **{key: value for key, value in options.items() if key != "engine"})

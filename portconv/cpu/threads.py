@@ -1,9 +1,6 @@
-"""How many threads portconv uses on a CPU, and the two ways in which it uses them.
+"""How many threads portconv uses on a CPU, and those of the plain tier: one pool of Python threads for the process.
 
-The plain tier has one pool of Python threads for the whole process. The compiled tier has the team of Numba's threads.
-One caller at a time gets the team; another one that comes meanwhile works alone, so that cores are not shared and no
-threading layer is entered twice. A forked child makes a pool of its own, and works alone where its parent had a team,
-since GNU OpenMP does not survive a fork.
+The compiled tier has a team of its own, in `compiled/team.py`. A forked child makes a pool of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import numpy as np
 
 from ..core.integers import integer
 
-__all__ = ["ALIGNMENT", "get_num_threads", "launch", "run", "scratch", "set_num_threads", "usable_cores"]
+__all__ = ["ALIGNMENT", "get_num_threads", "run", "scratch", "set_num_threads", "usable_cores", "within_task"]
 
 ALIGNMENT = 64  # bytes: of a cache line, and of the widest vector
 
@@ -30,9 +27,6 @@ _inside = local()  # a task that runs tasks of its own runs them itself: waiting
 
 
 _limit: int | None = None  # what `set_num_threads` or the environment said
-_team_lock = Lock()
-_team_used = False  # by this process or, where it was forked, by its parent
-_alone = False  # a fork left the team of threads with the parent, so that kernels run on the calling thread
 _kept = local()  # scratch memory of each thread
 
 
@@ -117,18 +111,9 @@ def scratch(count: int, dtype: Any) -> Any:
     return kept[:nbytes].view(dtype)
 
 
-def launch(alone: Callable[..., None], team: Callable[..., None], parts: int, *arguments: Any) -> None:
-    """Run a compiled kernel, on up to `parts` threads."""
-    global _team_used
-    parts = min(parts, get_num_threads())
-    if parts < 2 or _alone or getattr(_inside, "busy", False) or not _team_lock.acquire(blocking=False):
-        alone(*arguments)
-        return
-    try:
-        _team_used = True
-        team(parts, *arguments)
-    finally:
-        _team_lock.release()
+def within_task() -> bool:
+    """Whether this thread is at one of the tasks that `run` calls."""
+    return getattr(_inside, "busy", False)
 
 
 def _shared_pool(threads: int) -> ThreadPoolExecutor:
@@ -140,9 +125,8 @@ def _shared_pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    global _pool, _lock, _team_lock, _alone
-    _pool, _lock, _team_lock = None, Lock(), Lock()  # a fork copies neither the threads nor a sane lock
-    _alone = _alone or _team_used
+    global _pool, _lock
+    _pool, _lock = None, Lock()  # a fork copies neither the threads nor a sane lock
 
 
 if hasattr(os, "register_at_fork"):
@@ -176,7 +160,7 @@ class _SharedIterator(Iterator[T]):
 def run(task: Callable[[T], None], items: list[T], threads: int) -> None:
     """Call `task` on every item, on up to `threads` threads, the calling one among them. Raises what a task raised."""
     threads = min(threads, len(items))
-    if threads < 2 or getattr(_inside, "busy", False):
+    if threads < 2 or within_task():
         for item in items:
             task(item)
         return

@@ -19,7 +19,7 @@ def planned(monkeypatch):
 
     def warmup(plan):
         problems.append(plan.problem)
-        return "one_alone", "one_team"
+        return "one", "two"
 
     monkeypatch.setattr(Plan, "warmup", warmup)
     monkeypatch.setattr(portconv, "environment", lambda: {"tier": "numba 1"})
@@ -41,8 +41,8 @@ def test_it_says_what_was_compiled(in_plain_tier, planned, capsys):
     (problem,) = planned
     assert problem.dtype == "float64" and problem.x_shape == (1, 12, 13, 2) and problem.epilogue.bias
     out, err = capsys.readouterr()
-    assert out.startswith("Compiled one_alone, one_team in ")
-    assert "compiled one_alone, one_team in" in err
+    assert out.startswith("Compiled one, two in ")
+    assert "compiled one, two in" in err
 
 
 def test_suites(in_plain_tier, planned, capsys):

@@ -18,6 +18,11 @@ from portconv.dispatch import path
 from portconv.testing import assert_close, reference_conv2d
 from tests.helpers import numbers
 
+try:
+    from portconv.cpu.compiled import team
+except ImportError:  # without Numba there is the plain tier alone
+    team = None
+
 CORES = threads.usable_cores()
 ENGINES = ("gemm", "winograd", "fft", "direct")
 PLAIN_THREADS = ("direct", "fft")  # the engines that use portconv's own threads in the plain tier
@@ -141,25 +146,24 @@ def test_the_setting_of_blas_counts_where_there_is_no_other(run_python, own):
 
 @contextlib.contextmanager
 def counted(monkeypatch):
-    """The number of parts of every team that was called up, 1 for none, and of threads of the plain tier's pool."""
-    parts, run, launch = [], threads.run, threads.launch
+    """The number of parts of every job, 1 where its caller is alone, and of threads of the plain tier's pool."""
+    parts, run = [], threads.run
+    launch = team and team.launch
 
-    def counted_launch(alone, team, most, *arguments):
-        def noted(count, *rest):
+    def counted_launch(job, most, *arguments):
+        def noted(block, count, *rest):
             parts.append(count)
-            return team(count, *rest)
+            return job(block, count, *rest)
 
-        before = len(parts)
-        launch(alone, noted, most, *arguments)
-        if len(parts) == before:
-            parts.append(1)
+        launch(noted, most, *arguments)
 
     def counted_run(task, items, count):
         parts.append(min(count, len(items)))
         return run(task, items, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(threads, "launch", counted_launch)
+        if team is not None:
+            patch.setattr(team, "launch", counted_launch)
         patch.setattr(threads, "run", counted_run)
         yield parts
         if not parts:  # the plain tier does alone what has one part
@@ -325,10 +329,8 @@ def test_an_error_leaves_everything_usable(engine, tier, monkeypatch):
         def broken(*arguments, **options):
             raise KeyboardInterrupt
 
-        def launch(alone, team, *arguments, launch=threads.launch):
-            return launch(broken, broken, *arguments)
-
-        patch.setattr(threads, "launch", launch)
+        if team is not None:
+            patch.setattr(team, "launch", lambda _job, *arguments, launch=team.launch: launch(broken, *arguments))
         patch.setattr(NumpySteps, "finish", broken)
         for count in (1, 2):
             portconv.set_num_threads(count)
@@ -341,7 +343,7 @@ def test_an_error_leaves_everything_usable(engine, tier, monkeypatch):
     with pytest.raises(ValueError, match="`weight`"):
         portconv.conv2d(x, weight[:, :3], **options, engine=engine)
     assert_close(portconv.conv2d(x, weight, **options, engine=engine), expected)
-    assert not threads._team_lock.locked()
+    assert team is None or not team._lock.locked()
 
 
 # --- forks ------------------------------------------------------------------------------------------------------------

@@ -13,12 +13,11 @@ import numpy as np
 from ...core.backend import EnginePlan, PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import axis_source
-from .. import threads
 from ..threads import ALIGNMENT
 from ..views import strided
+from . import team
 from .costs import CompiledCosts
 from .epilogue import records
-from .team import compile_ahead
 
 __all__ = [
     "CACHE_BYTES",
@@ -36,7 +35,7 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
-Launch: TypeAlias = Callable[..., None]  # runs a kernel, as `threads.launch` does
+Launch: TypeAlias = Callable[..., None]  # runs a job, as `team.launch` does
 
 CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
 ALIGNED_BYTES = 1 << 20  # of a result
@@ -134,7 +133,7 @@ class CompiledPlan(EnginePlan):
         if y.size:
             memory, strides = flat(x, dtype, p.layout)
             epilogue = records(bias, p, dtype)
-            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, epilogue, threads.launch)
+            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, epilogue, team.launch)
         if y is out or (out is None and y.dtype == p.dtype):
             return y
         out = np.empty(p.out_shape, p.dtype) if out is None else out
@@ -151,14 +150,14 @@ class CompiledPlan(EnginePlan):
     def warmup(self) -> tuple[str, ...]:
         p, dtype, compiled = self.problem, self.dtype, list[str]()
 
-        def launch(*arguments: Any) -> None:
-            compiled.extend(compile_ahead(*arguments))
+        def compile_job(*arguments: Any) -> None:
+            compiled.extend(team.compile_ahead(*arguments))
 
         # Kernels are compiled for the types of their arguments: arrays of no elements do, and tell all strides.
         x, y = (np.empty((0, *shape[1:]), dtype) for shape in (p.x_shape, p.out_shape))
         memory, strides = flat(x, dtype, p.layout)
         data, epilogue = self.packed_like(memory), records(None, p, dtype)
-        self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), data, epilogue, launch)
+        self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), data, epilogue, compile_job)
         return tuple(compiled)
 
     def packed_like(self, memory: Array) -> Any:

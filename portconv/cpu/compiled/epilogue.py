@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...core.problem import Problem
-from .team import kernel
+from .kernel import kernel
 from .vectors import OUTPUT_VECTORS, ROWS, Vectors, lanes
 
 __all__ = ["RECORD", "Finish", "finish", "gather_records", "record", "records"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .kernel import kernel
 from .moves import add_vectors, copy_elements, put_line, transpose_block
-from .team import kernel
 from .vectors import VECTOR_BYTES
 
 __all__ = ["add_in_pairs", "copy", "fill_plane", "put", "put_more", "stage_rows", "transpose"]

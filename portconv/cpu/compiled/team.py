@@ -1,66 +1,154 @@
-"""What all kernels share: how they are compiled, and what a thread of the team works on.
+"""The team: the threads that run compiled kernels, and the jobs that they get.
 
-A kernel takes its own number `part` and the number of `parts`, and does its share. A driver runs one kernel on every
-thread of the team. Arrays are flat, with the strides of their axes in elements, so that one compilation serves
-every layout; what changes from call to call is passed as arguments, what is fixed by the plan as one tuple of integers.
+One caller at a time gets the team; another one that comes meanwhile works alone, so that cores are not shared. A forked
+child makes a team of its own.
+
+Where the team has all cores, each of its threads keeps to one of them, and the one whose core the caller has rests. The
+system would else wake threads on the caller's own core whenever others seem taken, as they do after a product of
+NumPy's, whose threads wait at work for the next one.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+import time
+from contextlib import suppress
+from threading import Lock, Thread, local
 from typing import Any
 
-from numba import njit
+import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
-from .cache import code_cache
-from .compiling import compilation
+from .. import threads
+from . import jobs
 
-__all__ = ["compile_ahead", "driver", "kernel"]
+__all__ = ["compile_ahead", "launch"]
 
-# A child that is forked while another thread compiles would wait for the compiler's lock for ever.
+ALERT_SECONDS = 50e-6  # that a thread waits at work for a job
+PATIENT_SECONDS = 100e-6  # that a caller waits at work for the others' last tasks
+PAUSE_SECONDS = 20e-6  # between two looks whether they are done
+
+_lock = Lock()
+_team: _Team | None = None
+_own = local()  # the block of each thread that works alone
+
+
+class _Team:
+    """The threads, and the block of words that they share."""
+
+    def __init__(self) -> None:
+        self.block, self._memory = _new_block()
+        self._size = 1
+        self._cores: list[int] = []
+        self._asleep: dict[int, Any] = {}  # threads that only Python can wake: each has a lock that somebody releases
+        pause = _pause_seconds(self.block)
+        self.patience, self._alert = int(PATIENT_SECONDS / pause), int(ALERT_SECONDS / pause)
+
+    def call(self, parts: int) -> None:
+        """See to it that there are so many threads, the calling one among them, and that they will look for a job."""
+        if self._size < parts:
+            self._grow(parts)
+        for which in list(self._asleep):
+            if (bell := self._asleep.pop(which, None)) is not None:
+                bell.release()
+
+    def _grow(self, parts: int) -> None:
+        self._cores = sorted(os.sched_getaffinity(0)) if jobs.CAN_SLEEP else []
+        for core in self._cores if len(self._cores) == parts else [jobs.ANYWHERE] * (parts - self._size):
+            thread = Thread(target=self._serve, args=(core,), name="portconv-team", daemon=True)
+            with suppress(RuntimeError):  # there can be no more threads, as at the end of the process
+                thread.start()
+        self._size = parts
+
+    def _serve(self, core: int) -> None:
+        if core != jobs.ANYWHERE and not _settled(core, self.block):
+            if core == self._cores[0]:
+                return  # the caller is one of the team, so without cores of their own there is one thread too many
+            core = jobs.ANYWHERE
+        last, bell = 0, Lock()
+        bell.acquire()
+        while True:
+            last = jobs.serve(self.block, core, last, self._alert, jobs.CAN_SLEEP)
+            self._asleep[id(bell)] = bell
+            # A caller that looked before that line counts on this thread, and has opened its job.
+            if jobs.is_open(self.block) and self._asleep.pop(id(bell), None) is not None:
+                continue
+            bell.acquire()
+
+
+def launch(job: Any, parts: int, *arguments: Any) -> None:
+    """Run a job of compiled kernels, on up to `parts` threads."""
+    global _team
+    parts = min(parts, threads.get_num_threads())
+    if parts < 2 or threads.within_task() or not _lock.acquire(blocking=False):
+        job(_own_block(), 1, 0, *arguments)
+        return
+    left = 1
+    try:
+        if _team is None:
+            _team = _Team()
+        _team.call(parts)
+        left = job(_team.block, parts, _team.patience, *arguments)
+    finally:
+        if _team is not None:  # nobody may be at work when the caller gets its arrays back, whatever has happened
+            while left:  # asleep, so that a thread whose core is taken can have this one
+                time.sleep(PAUSE_SECONDS)
+                left = jobs.active(_team.block)
+        _lock.release()
+
+
+def _own_block() -> int:
+    block: int | None = _own.__dict__.get("block")
+    if block is None:
+        _own.block, _own.memory = block, _ = _new_block()
+    return block
+
+
+def _new_block() -> tuple[int, Any]:
+    """Its address and its words, the first of which begins a line of the cache."""
+    words = np.zeros(jobs.BLOCK_WORDS + threads.ALIGNMENT // 8, np.int64)
+    words = words[-words.ctypes.data % threads.ALIGNMENT // 8 :]
+    return words.ctypes.data, words
+
+
+def _settled(core: int, block: int) -> bool:
+    """Keep this thread to a core; False where that cannot be had, as in a sandbox that only says it did so."""
+    try:
+        os.sched_setaffinity(0, {core})
+    except OSError:
+        return False
+    time.sleep(0)
+    return os.sched_getaffinity(0) == {core} and jobs.current_core(block) == core
+
+
+def _pause_seconds(block: int) -> float:
+    """What a pause takes."""
+    jobs.pauses(block, 1)  # loads the code
+    before = time.perf_counter()
+    jobs.pauses(block, 2000)
+    return (time.perf_counter() - before) / 2000
+
+
+def _forget_team() -> None:
+    global _team, _lock
+    _team, _lock = None, Lock()  # a fork copies neither the threads nor a sane lock
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
+    os.register_at_fork(after_in_child=_forget_team)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """The function, compiled when it is called first, and kept on disk."""
-    return _kept(function)
-
-
-def driver(function: Callable[..., Any]) -> Any:
-    """The same for a function whose `prange` runs on every thread of the team."""
-    return _kept(function, parallel=True)
-
-
-def _kept(function: Callable[..., Any], **options: bool) -> Any:
-    # No fastmath: NaN, Inf and the order of the sums are part of the contract.
-    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-    dispatcher._cache = code_cache(function)  # what `cache=True` sets, which fails where no folder can be written
-    dispatcher.compile = compilation()(dispatcher.compile)  # which Numba calls for code that is not in memory
-    return dispatcher
-
-
-def compile_ahead(alone: Any, team: Any, parts: int, *arguments: Any) -> list[str]:
-    """What `threads.launch` does, but nothing is run: both kernels are compiled for such arguments, or loaded.
+def compile_ahead(job: Any, parts: int, *arguments: Any) -> list[str]:
+    """What `launch` does, but nothing is run: the kernels are compiled for such arguments, or loaded.
 
     Returns
     -------
     list of str
         The names of the kernels that had to be compiled.
     """
-    compiled = []
     with global_compiler_lock:  # what another thread compiles does not count
-        for function, given in ((alone, arguments), (team, (parts, *arguments))):
-            before = function.stats.cache_misses.total()
-            bound = inspect.signature(function.py_func).bind(*given).arguments.values()
-            function.compile(tuple(map(function.typeof_pyval, bound)))
-            if function.stats.cache_misses.total() > before:
-                compiled.append(function.__name__)
-    return compiled
+        before = job.stats.cache_misses.total()
+        bound = inspect.signature(job.py_func).bind(0, parts, 0, *arguments).arguments.values()
+        job.compile(tuple(map(job.typeof_pyval, bound)))
+        return [job.__name__] if job.stats.cache_misses.total() > before else []

@@ -8,21 +8,30 @@ import portconv
 from portconv.engines.cropped import CroppedPlan
 from portconv.testing import assert_close, reference_at, reference_conv2d
 
-# A module: a kernel, and a driver that runs it on the team.
+# A module: a kernel, and a job that runs it on rows.
 SOURCE = """
 import numpy as np
-from numba import prange
-from portconv.cpu.compiled.team import driver, kernel
+from portconv.cpu.compiled.jobs import job_of, take
+from portconv.cpu.compiled.kernel import kernel
 
 @kernel
 def double(x):
     for i in range(x.size):
         x[i] *= 2
 
-@driver
-def double_rows(x):
-    for i in prange(x.shape[0]):
-        double(x[i])
+@kernel
+def _double_rows(block, part, x):
+    for _ in range(x.shape[0]):
+        row = take(block)
+        if row >= x.shape[0]:
+            break
+        double(x[row])
+
+_share = job_of(_double_rows)
+
+@kernel
+def double_rows(block, parts, patience, *arguments):
+    return _share(block, parts, patience, arguments)
 """
 
 ENGINES = ("gemm", "winograd", "direct")

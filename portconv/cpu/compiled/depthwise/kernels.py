@@ -7,17 +7,15 @@ run over the pixels, which have no padding, and the kernel slides.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import prange
-
 from ..epilogue import RECORD, gather_records
+from ..jobs import job_of, take
+from ..kernel import kernel
 from ..memory import add_in_pairs, transpose
 from ..moves import finish_vectors, move_vectors, scatter_transposed
 from ..products import channel_sums
-from ..team import driver, kernel
 from ..vectors import VECTOR_BYTES, one_of
 
-__all__ = ["WIDTHS", "depthwise_alone", "depthwise_team"]
+__all__ = ["WIDTHS", "depthwise"]
 
 # Outputs of a row that are computed together: their sums, a weight and an image vector are in registers.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYTES != 32)
@@ -95,7 +93,7 @@ def _put(out, count, y, place, channel_step, pixel_step):
 
 
 @kernel
-def _depthwise(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
+def _depthwise(block, part, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
     """Tasks are (image, block of channels, strip of rows)."""
     (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,
      line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
@@ -111,10 +109,13 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, epilogue, table,
             if col < lead or col >= lead + width:
                 _move(zeros, (stage.ctypes.data + (row * line + col) * VECTOR_BYTES, 0, zeros.ctypes.data, 0, 1))
     tasks = batch * blocks * strips
-    for task in range(part * tasks // parts, (part + 1) * tasks // parts):
+    for _ in range(tasks):
+        task = take(block)
+        if task >= tasks:
+            break
         rest, strip = divmod(task, strips)
-        b, block = divmod(rest, blocks)
-        c0 = min(block * lanes, channels - lanes)  # the last block overlaps the one before
+        b, channel_block = divmod(rest, blocks)
+        c0 = min(channel_block * lanes, channels - lanes)  # the last block overlaps the one before
         r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
         first = min(max(r0 * sh - top, 0), height)
         after = max(min((r1 - 1) * sh - top + (kh - 1) * dh + 1, height), first)
@@ -125,7 +126,7 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, epilogue, table,
                    table, stage, line, lead)  # fmt: skip
         for m in range(multiplier):
             gather_records(epilogue, c0 * multiplier + m, multiplier, lanes, records)
-            factors = weight.ctypes.data + (block * multiplier + m) * kh * kw * VECTOR_BYTES
+            factors = weight.ctypes.data + (channel_block * multiplier + m) * kh * kw * VECTOR_BYTES
             for r in range(r0, r1):
                 row = r * sh - top
                 i0 = (max(-row, 0) + dh - 1) // dh  # kernel rows i0 to i1 meet the image
@@ -151,14 +152,10 @@ def _depthwise(part, parts, x, x_strides, y, y_strides, weight, epilogue, table,
                  y_strides[3])  # fmt: skip
 
 
+_share = job_of(_depthwise)
+
+
 @kernel
-def depthwise_alone(*arguments):
-    """The whole convolution on the calling thread."""
-    _depthwise(0, 1, *arguments)
-
-
-@driver
-def depthwise_team(parts, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
-    """The whole convolution on `parts` threads."""
-    for part in prange(parts):
-        _depthwise(np.int64(part), parts, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch)
+def depthwise(block, parts, patience, *arguments):
+    """The whole convolution, as a job of a block."""
+    return _share(block, parts, patience, arguments)

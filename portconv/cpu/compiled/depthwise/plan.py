@@ -146,6 +146,6 @@ class CompiledDepthwisePlan(CompiledPlan):
         if x_strides[2:] != expected or (p.layout == "NHWC" and x_strides[1] != 1):
             x, x_strides = contiguous(x, x_strides, p)
         launch(
-            kernels.depthwise_alone, kernels.depthwise_team, self.parts, x, x_strides, y, y_strides, data, epilogue,
+            kernels.depthwise, self.parts, x, x_strides, y, y_strides, data, epilogue,
             *self.tables, tuple(self.geometry), threads.scratch(self.parts * self.scratch, y.dtype),
         )  # fmt: skip

@@ -34,3 +34,4 @@ class Geometry(NamedTuple):
     window_size: int  # elements of a window
     window_rows: int  # of a strip with its halo
     window_cols: int  # of a strip with its halo
+    together: int  # tasks that a thread takes at a time, which share a window

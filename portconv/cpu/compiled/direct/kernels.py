@@ -7,16 +7,14 @@ passes then run in cache.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import prange
-
 from ..epilogue import finish, record
+from ..jobs import job_of, take
+from ..kernel import kernel
 from ..memory import add_in_pairs, fill_plane, put
 from ..products import tap_sums
-from ..team import driver, kernel
 from ..vectors import VECTOR_BYTES, one_of
 
-__all__ = ["SHAPES", "direct_alone", "direct_team"]
+__all__ = ["SHAPES", "direct"]
 
 # Rows and vectors of a patch; their sums fill half of the registers.
 SHAPES = ((8, 1), (4, 2), (2, 4)) if VECTOR_BYTES == 32 else ((8, 1), (8, 2), (4, 4))
@@ -112,14 +110,15 @@ def _two_passes(window, line, columns, row_weights, o, outputs, kernel_size, dil
 
 
 @kernel
-def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
+def _direct(block, part, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
             separable, scratch):  # fmt: skip
     """Tasks are (image, group, strip of rows, strip of columns, output of the group).
 
     `weight` are whole kernels, or the columns of separable ones, whose rows are `row_weights`.
     """
     (batch, inputs, outputs, group_outputs, kh, kw, dh, dw, top, left, height, width, out_rows, out_cols, strips,
-     col_strips, copied, rows, vectors, chunk, part_size, window_size, window_rows, window_cols) = geometry  # fmt: skip
+     col_strips, copied, rows, vectors, chunk, part_size, window_size, window_rows, window_cols,
+     together) = geometry  # fmt: skip
     xb, xc, xh, xw = x_strides
     yb, yc, yh, yw = y_strides
     size = scratch.itemsize
@@ -131,7 +130,12 @@ def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilog
     reach_rows, reach_cols = (kh - 1) * dh, (kw - 1) * dw
     tasks = batch * outputs * strips * col_strips
     filled = -1
-    for task in range(part * tasks // parts, (part + 1) * tasks // parts):
+    for turn in range(tasks):
+        if turn % together == 0:
+            first_task = take(block) * together
+        task = first_task + turn % together
+        if task >= tasks:
+            break
         # the outputs of a group come one after the other, and share the window
         place, o_in = task // group_outputs, task % group_outputs
         rest, col_strip = place // col_strips, place % col_strips
@@ -167,16 +171,10 @@ def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilog
                        start + (r - r0) * yh + (col - c0) * yw, yh, yw)  # fmt: skip
 
 
+_share = job_of(_direct)
+
+
 @kernel
-def direct_alone(*arguments):
-    """The whole convolution on the calling thread."""
-    _direct(0, 1, *arguments)
-
-
-@driver
-def direct_team(parts, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
-                separable, scratch):  # fmt: skip
-    """The whole convolution on `parts` threads."""
-    for part in prange(parts):
-        _direct(np.int64(part), parts, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows,
-                source_cols, geometry, separable, scratch)  # fmt: skip
+def direct(block, parts, patience, *arguments):
+    """The whole convolution, as a job of a block."""
+    return _share(block, parts, patience, arguments)

@@ -113,7 +113,7 @@ class CompiledDirectPlan(CompiledPlan):
         if not self.copied and not two and x_strides[3] != 1:
             x, x_strides = contiguous(x, x_strides, p)
         launch(
-            kernels.direct_alone, kernels.direct_team, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,
+            kernels.direct, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,
             *self.tables, tuple(self.passes if two else self.geometry), two,
             threads.scratch(self.parts * self.scratch, y.dtype),
         )  # fmt: skip
@@ -139,11 +139,13 @@ def _direct_geometry(p: Problem, copied: bool) -> Geometry:
     if p.batch * p.out_channels * strips * col_strips < 4 * parts:
         strips = min(-(-oh // rows), round_up(max(strips, 4 * parts // max(p.batch * p.out_channels, 1)), parts))
     window_rows = -(-oh // strips) + reach_rows
+    windows = p.batch * p.groups * strips * col_strips
+    together = outputs if windows >= 4 * parts else -(-outputs * windows // (4 * parts))
     # the last patch of a strip may have rows too many, and the last of a row columns
     room = (inputs * window_rows + rows) * window_cols + vectors * lane if copied else 0
     sums = rows * vectors * lane * LEVELS + vectors * lane  # and a row of zeros
     scratch = round_up(2 * room + sums, 16)
     return Geometry(
         p.batch, inputs, p.out_channels, outputs, kh, kw, dh, dw, top, left, p.height, p.width, oh, ow, strips,
-        col_strips, int(copied), rows, vectors, TERMS[p.accuracy], scratch, room, window_rows, window_cols,
+        col_strips, int(copied), rows, vectors, TERMS[p.accuracy], scratch, room, window_rows, window_cols, together,
     )  # fmt: skip

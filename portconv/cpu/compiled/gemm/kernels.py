@@ -8,16 +8,16 @@ parts are added in pairs, so that rounding errors grow with the logarithm of the
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..epilogue import finish, record
+from ..jobs import job_of, take
+from ..kernel import kernel
 from ..memory import add_in_pairs, copy, fill_plane, put, put_more, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
-from ..team import driver, kernel
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
 
-__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm_alone", "gemm_team", "tile_shape"]
+__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "tile_shape"]
 
 FEW = ROWS // 2
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
@@ -179,14 +179,14 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
 
 
 @kernel
-def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions, source_rows,
+def _gemm(block, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions, source_rows,
           source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
     If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs.
     """
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
-     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
+     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, tile_block, in_place, row_by_row,
      streamed, part_size, window_size, sums_size) = geometry  # fmt: skip
     xb, xc, xh, xw = x_strides
     yb, yc, yh, yw = y_strides
@@ -197,9 +197,10 @@ def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail
     tiles = (outputs + tile_rows - 1) // tile_rows
     weight_pitch = inputs * taps * tile_rows
     tasks = batch * groups * len(regions) * output_parts
-    # regions with fewer taps take less time, and come last: they are dealt out one by one
-    start, stop, step = (part, tasks, parts) if by_tap else (part * tasks // parts, (part + 1) * tasks // parts, 1)
-    for task in range(start, stop, step):
+    for _ in range(tasks):
+        task = take(block)  # regions with fewer taps take less time, and come last
+        if task >= tasks:
+            break
         rest, output_part = divmod(task, output_parts)
         rest, region = divmod(rest, len(regions))
         b, g = divmod(rest, groups)
@@ -234,22 +235,16 @@ def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
                 _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
-                          tile_rows, wide, widest, column, columns, block, line, cols, epilogue, g * outputs,
+                          tile_rows, wide, widest, column, columns, tile_block, line, cols, epilogue, g * outputs,
                           unfinished, y, place, y_strides, c0 > 0, streamed, sums, tail)  # fmt: skip
     if streamed:
         _fence(sums, ())
 
 
+_share = job_of(_gemm)
+
+
 @kernel
-def gemm_alone(*arguments):
-    """The whole convolution on the calling thread."""
-    _gemm(0, 1, *arguments)
-
-
-@driver
-def gemm_team(parts, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
-              source_rows, source_cols, geometry, scratch):  # fmt: skip
-    """The whole convolution on `parts` threads."""
-    for part in prange(parts):
-        _gemm(np.int64(part), parts, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
-              source_rows, source_cols, geometry, scratch)  # fmt: skip
+def gemm(block, parts, patience, *arguments):
+    """The whole convolution, as a job of a block."""
+    return _share(block, parts, patience, arguments)

@@ -215,7 +215,7 @@ class CompiledGemmPlan(CompiledPlan):
             x, x_strides = contiguous(x, x_strides, p)
         scratch = threads.scratch(self.parts * self.scratch, y.dtype)
         launch(
-            kernels.gemm_alone, kernels.gemm_team, self.parts,
+            kernels.gemm, self.parts,
             x, x_strides, y, y_strides, data, epilogue, *tables, tuple(self.geometry), scratch,
         )  # fmt: skip
 

@@ -8,17 +8,17 @@ the weights are read once.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ....engines.winograd import TILES, Tile, matrices
 from ..epilogue import finish, record
+from ..jobs import job_of, take
+from ..kernel import kernel
 from ..memory import put, stage_rows, transpose
 from ..moves import mark_nonfinite, tile_transform
 from ..products import row_products
-from ..team import driver, kernel
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, Generate, one_of
 
-__all__ = ["winograd_alone", "winograd_team"]
+__all__ = ["winograd"]
 
 _mark = mark_nonfinite()
 _products_of = one_of({n: row_products(ROWS, n) for n in (1, 2, 3)})
@@ -138,9 +138,12 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
 
 
 @kernel
-def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
+def _step(block, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
           source_cols, geometry, scratch, sizes, marks):  # fmt: skip
-    """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs."""
+    """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs.
+
+    A task is a block, some lines, or some panels of a product.
+    """
     own_size, v_size, m_size, stage_size = sizes
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
@@ -156,7 +159,10 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, we
         own = own[v_size + m_size :]
         stage, square = own[:stage_size], own[stage_size:]
         blocks = (lines + block_lines - 1) // block_lines
-        for i in range(part * blocks // parts, (part + 1) * blocks // parts):
+        for _ in range(blocks):
+            i = take(block)
+            if i >= blocks:
+                break
             l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
             _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, zero, stage, square)
             _products(zero, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
@@ -165,34 +171,25 @@ def _step(step, part, parts, b0, b1, block_lines, x, x_strides, y, y_strides, we
     v, m = scratch[:v_size], scratch[v_size : v_size + m_size]
     own = scratch[v_size + m_size + part * own_size : v_size + m_size + (part + 1) * own_size]
     stage, square = own[:stage_size], own[stage_size:]
-    l0, l1 = b0 + part * lines // parts, b0 + (part + 1) * lines // parts
-    tile = (l0 - b0) * across
-    if step == 1:
-        _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, tile * c_pad, stage, square)
-    elif step == 2:
-        q0, q1 = part * pairs // parts, (part + 1) * pairs // parts
-        _products(q0, q1, lines * across, padded, weight, geometry, v, m)
-    else:
-        _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, tile * o_pad, stage, square, mark)
+    tasks = pairs if step == 2 else lines
+    for _ in range(tasks):
+        task = take(block)
+        if task >= tasks:
+            break
+        line, tile = b0 + task, task * across
+        if step == 1:
+            _inputs(line, line + 1, padded, x, x_strides, source_rows, source_cols, geometry, v, tile * c_pad, stage,
+                    square)  # fmt: skip
+        elif step == 2:
+            _products(task, task + 1, lines * across, padded, weight, geometry, v, m)
+        else:
+            _outputs(line, line + 1, padded, y, y_strides, epilogue, geometry, m, tile * o_pad, stage, square, mark)
+
+
+_share = job_of(_step)
 
 
 @kernel
-def winograd_alone(together, lines, block_lines, *arguments):
-    """The whole convolution on the calling thread."""
-    first, last, stretch = (1, 3, block_lines) if together else (0, 0, lines)
-    for b0 in range(0, lines, stretch):
-        for step in range(first, last + 1):
-            _step(step, 0, 1, b0, min(b0 + stretch, lines), block_lines, *arguments)
-
-
-@driver
-def winograd_team(parts, together, lines, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
-                  source_cols, geometry, scratch, sizes, marks):  # fmt: skip
-    """The whole convolution on `parts` threads; `together` they do one step after the other."""
-    first, last, stretch = (1, 3, block_lines) if together else (0, 0, lines)
-    for b0 in range(0, lines, stretch):
-        for step in range(first, last + 1):
-            for part in prange(parts):
-                _step(step, np.int64(part), parts, b0, min(b0 + stretch, lines), block_lines, x, x_strides, y,
-                      y_strides, weight, epilogue, source_rows, source_cols, geometry, scratch, sizes,
-                      marks)  # fmt: skip
+def winograd(block, parts, patience, *arguments):
+    """A step of the convolution, or the whole of it, as a job of a block."""
+    return _share(block, parts, patience, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,11 +154,13 @@ class CompiledWinogradPlan(CompiledPlan):
             self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
             return
         marks = np.zeros(self.parts * VECTOR_BYTES // y.itemsize, y.dtype)
-        launch(
-            kernels.winograd_alone, kernels.winograd_team, self.parts,
-            self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], epilogue, *self.tables,
-            tuple(self.geometry), threads.scratch(self.scratch, y.dtype), self.sizes, marks,
-        )  # fmt: skip
+        scratch, geometry = threads.scratch(self.scratch, y.dtype), tuple(self.geometry)
+        steps, stretch = ((1, 2, 3), self.block_lines) if self.together else ((0,), self.lines)
+        for first, step in itertools.product(range(0, self.lines, stretch), steps):
+            launch(
+                kernels.winograd, self.parts, step, first, min(first + stretch, self.lines), self.block_lines,
+                x, x_strides, y, y_strides, data[0], epilogue, *self.tables, geometry, scratch, self.sizes, marks,
+            )  # fmt: skip
         # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
         if marks.any():
             self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
