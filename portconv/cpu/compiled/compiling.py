@@ -94,7 +94,7 @@ def _noticed(module: list[str], folder: str | None) -> Iterator[None]:
     if _told or _timer is not None or os.environ.get("PORTCONV_QUIET", "0").strip() not in ("", "0"):
         yield
         return
-    timer = Timer(SILENT_SECONDS, _tell, (module[-2 if module[-1] == "kernels" else -1], folder))
+    timer = Timer(SILENT_SECONDS, _tell, (_of_what(module), folder))
     timer.daemon = True
     try:
         timer.start()
@@ -108,6 +108,11 @@ def _noticed(module: list[str], folder: str | None) -> Iterator[None]:
         _timer = None
         timer.cancel()
         timer.join(SILENT_SECONDS)  # Python warns of forks while there are other threads
+
+
+def _of_what(module: list[str]) -> str:
+    """The engine, whose folder has a file `kernels`, or what a file of other kernels is for."""
+    return module[-2] if module[-1] == "kernels" else {"jobs": "the team"}.get(module[-1], module[-1])
 
 
 def _tell(what: str, folder: str | None) -> None:

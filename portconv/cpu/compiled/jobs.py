@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -211,7 +212,7 @@ def job_of(function: Any) -> Any:
                 _wake((block, parts, ALL_BITS))
             elif _load((block, SLEEPERS)) > 0:
                 _wake((block, parts, ALL_BITS if core == ANYWHERE else ALL_BITS ^ _bits_of(core)))
-        function(block, 0, *arguments)
+        function(block, np.int64(0), *arguments)  # for a literal, Numba would compile it once more
         if parts < 2:
             return 0
         left = _add((block, STATE, -OPEN)) & FIELD

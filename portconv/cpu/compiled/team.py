@@ -39,27 +39,27 @@ class _Team:
 
     def __init__(self) -> None:
         self.block, self._memory = _new_block()
-        self._size = 1
+        self.size = 1
         self._cores: list[int] = []
-        self._asleep: dict[int, Any] = {}  # threads that only Python can wake: each has a lock that somebody releases
+        self.asleep: dict[int, Any] = {}  # threads that only Python can wake: each has a lock that somebody releases
         pause = _pause_seconds(self.block)
         self.patience, self._alert = int(PATIENT_SECONDS / pause), int(ALERT_SECONDS / pause)
 
     def call(self, parts: int) -> None:
         """See to it that there are so many threads, the calling one among them, and that they will look for a job."""
-        if self._size < parts:
+        if self.size < parts:
             self._grow(parts)
-        for which in list(self._asleep):
-            if (bell := self._asleep.pop(which, None)) is not None:
+        for which in list(self.asleep):
+            if (bell := self.asleep.pop(which, None)) is not None:
                 bell.release()
 
     def _grow(self, parts: int) -> None:
         self._cores = sorted(os.sched_getaffinity(0)) if jobs.CAN_SLEEP else []
-        for core in self._cores if len(self._cores) == parts else [jobs.ANYWHERE] * (parts - self._size):
+        for core in self._cores if len(self._cores) == parts else [jobs.ANYWHERE] * (parts - self.size):
             thread = Thread(target=self._serve, args=(core,), name="portconv-team", daemon=True)
             with suppress(RuntimeError):  # there can be no more threads, as at the end of the process
                 thread.start()
-        self._size = parts
+        self.size = parts
 
     def _serve(self, core: int) -> None:
         if core != jobs.ANYWHERE and not _settled(core, self.block):
@@ -70,9 +70,9 @@ class _Team:
         bell.acquire()
         while True:
             last = jobs.serve(self.block, core, last, self._alert, jobs.CAN_SLEEP)
-            self._asleep[id(bell)] = bell
+            self.asleep[id(bell)] = bell
             # A caller that looked before that line counts on this thread, and has opened its job.
-            if jobs.is_open(self.block) and self._asleep.pop(id(bell), None) is not None:
+            if jobs.is_open(self.block) and self.asleep.pop(id(bell), None) is not None:
                 continue
             bell.acquire()
 
@@ -88,7 +88,8 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
     try:
         if _team is None:
             _team = _Team()
-        _team.call(parts)
+        if _team.size < parts or _team.asleep:
+            _team.call(parts)
         left = job(_team.block, parts, _team.patience, *arguments)
     finally:
         if _team is not None:  # nobody may be at work when the caller gets its arrays back, whatever has happened

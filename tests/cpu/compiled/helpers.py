@@ -8,10 +8,8 @@ import portconv
 from portconv.engines.cropped import CroppedPlan
 from portconv.testing import assert_close, reference_at, reference_conv2d
 
-# A module: a kernel, and a job that runs it on rows.
+# A module: a kernel, and one that calls it.
 SOURCE = """
-import numpy as np
-from portconv.cpu.compiled.jobs import job_of, take
 from portconv.cpu.compiled.kernel import kernel
 
 @kernel
@@ -20,18 +18,9 @@ def double(x):
         x[i] *= 2
 
 @kernel
-def _double_rows(block, part, x):
-    for _ in range(x.shape[0]):
-        row = take(block)
-        if row >= x.shape[0]:
-            break
-        double(x[row])
-
-_share = job_of(_double_rows)
-
-@kernel
-def double_rows(block, parts, patience, *arguments):
-    return _share(block, parts, patience, arguments)
+def double_rows(x):
+    for i in range(x.shape[0]):
+        double(x[i])
 """
 
 ENGINES = ("gemm", "winograd", "direct")

@@ -93,7 +93,7 @@ def _put(out, count, y, place, channel_step, pixel_step):
 
 
 @kernel
-def _depthwise(block, part, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
+def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
     """Tasks are (image, block of channels, strip of rows)."""
     (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,
      line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
@@ -110,12 +110,12 @@ def _depthwise(block, part, x, x_strides, y, y_strides, weight, epilogue, table,
                 _move(zeros, (stage.ctypes.data + (row * line + col) * VECTOR_BYTES, 0, zeros.ctypes.data, 0, 1))
     tasks = batch * blocks * strips
     for _ in range(tasks):
-        task = take(block)
+        task = take(job)
         if task >= tasks:
             break
         rest, strip = divmod(task, strips)
-        b, channel_block = divmod(rest, blocks)
-        c0 = min(channel_block * lanes, channels - lanes)  # the last block overlaps the one before
+        b, block = divmod(rest, blocks)
+        c0 = min(block * lanes, channels - lanes)  # the last block overlaps the one before
         r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
         first = min(max(r0 * sh - top, 0), height)
         after = max(min((r1 - 1) * sh - top + (kh - 1) * dh + 1, height), first)
@@ -126,7 +126,7 @@ def _depthwise(block, part, x, x_strides, y, y_strides, weight, epilogue, table,
                    table, stage, line, lead)  # fmt: skip
         for m in range(multiplier):
             gather_records(epilogue, c0 * multiplier + m, multiplier, lanes, records)
-            factors = weight.ctypes.data + (channel_block * multiplier + m) * kh * kw * VECTOR_BYTES
+            factors = weight.ctypes.data + (block * multiplier + m) * kh * kw * VECTOR_BYTES
             for r in range(r0, r1):
                 row = r * sh - top
                 i0 = (max(-row, 0) + dh - 1) // dh  # kernel rows i0 to i1 meet the image
@@ -156,6 +156,6 @@ _share = job_of(_depthwise)
 
 
 @kernel
-def depthwise(block, parts, patience, *arguments):
-    """The whole convolution, as a job of a block."""
-    return _share(block, parts, patience, arguments)
+def depthwise(job, parts, patience, *arguments):
+    """The whole convolution, as a job of the team."""
+    return _share(job, parts, patience, arguments)

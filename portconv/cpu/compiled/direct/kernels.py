@@ -110,7 +110,7 @@ def _two_passes(window, line, columns, row_weights, o, outputs, kernel_size, dil
 
 
 @kernel
-def _direct(block, part, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
+def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
             separable, scratch):  # fmt: skip
     """Tasks are (image, group, strip of rows, strip of columns, output of the group).
 
@@ -132,7 +132,7 @@ def _direct(block, part, x, x_strides, y, y_strides, weight, row_weights, epilog
     filled = -1
     for turn in range(tasks):
         if turn % together == 0:
-            first_task = take(block) * together
+            first_task = take(job) * together
         task = first_task + turn % together
         if task >= tasks:
             break
@@ -175,6 +175,6 @@ _share = job_of(_direct)
 
 
 @kernel
-def direct(block, parts, patience, *arguments):
-    """The whole convolution, as a job of a block."""
-    return _share(block, parts, patience, arguments)
+def direct(job, parts, patience, *arguments):
+    """The whole convolution, as a job of the team."""
+    return _share(job, parts, patience, arguments)

@@ -179,14 +179,14 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
 
 
 @kernel
-def _gemm(block, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions, source_rows,
+def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions, source_rows,
           source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
     If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs.
     """
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
-     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, tile_block, in_place, row_by_row,
+     col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
      streamed, part_size, window_size, sums_size) = geometry  # fmt: skip
     xb, xc, xh, xw = x_strides
     yb, yc, yh, yw = y_strides
@@ -198,7 +198,7 @@ def _gemm(block, part, x, x_strides, y, y_strides, weight, epilogue, table, tail
     weight_pitch = inputs * taps * tile_rows
     tasks = batch * groups * len(regions) * output_parts
     for _ in range(tasks):
-        task = take(block)  # regions with fewer taps take less time, and come last
+        task = take(job)  # regions with fewer taps take less time, and come last
         if task >= tasks:
             break
         rest, output_part = divmod(task, output_parts)
@@ -235,7 +235,7 @@ def _gemm(block, part, x, x_strides, y, y_strides, weight, epilogue, table, tail
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
                 _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
-                          tile_rows, wide, widest, column, columns, tile_block, line, cols, epilogue, g * outputs,
+                          tile_rows, wide, widest, column, columns, block, line, cols, epilogue, g * outputs,
                           unfinished, y, place, y_strides, c0 > 0, streamed, sums, tail)  # fmt: skip
     if streamed:
         _fence(sums, ())
@@ -245,6 +245,6 @@ _share = job_of(_gemm)
 
 
 @kernel
-def gemm(block, parts, patience, *arguments):
-    """The whole convolution, as a job of a block."""
-    return _share(block, parts, patience, arguments)
+def gemm(job, parts, patience, *arguments):
+    """The whole convolution, as a job of the team."""
+    return _share(job, parts, patience, arguments)

@@ -138,7 +138,7 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
 
 
 @kernel
-def _step(block, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
+def _step(job, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
           source_cols, geometry, scratch, sizes, marks):  # fmt: skip
     """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs.
 
@@ -160,7 +160,7 @@ def _step(block, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, we
         stage, square = own[:stage_size], own[stage_size:]
         blocks = (lines + block_lines - 1) // block_lines
         for _ in range(blocks):
-            i = take(block)
+            i = take(job)
             if i >= blocks:
                 break
             l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
@@ -173,7 +173,7 @@ def _step(block, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, we
     stage, square = own[:stage_size], own[stage_size:]
     tasks = pairs if step == 2 else lines
     for _ in range(tasks):
-        task = take(block)
+        task = take(job)
         if task >= tasks:
             break
         line, tile = b0 + task, task * across
@@ -190,6 +190,6 @@ _share = job_of(_step)
 
 
 @kernel
-def winograd(block, parts, patience, *arguments):
-    """A step of the convolution, or the whole of it, as a job of a block."""
-    return _share(block, parts, patience, arguments)
+def winograd(job, parts, patience, *arguments):
+    """A step of the convolution, or the whole of it, as a job of the team."""
+    return _share(job, parts, patience, arguments)
