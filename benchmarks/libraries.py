@@ -10,6 +10,7 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before portconv
 
+from portconv.bench import peers
 from portconv.processes.session import Target, environment
 
 HERE = Path(__file__).resolve().parent
@@ -20,17 +21,14 @@ TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
     "portconv-jit": (("PORTCONV_JIT", None),),
 }
 OURS = (*TIERS, "portconv-mlx")
-PEERS = (
-    *("torch", "torch-channels-last", "onnxruntime", "openvino", "jax"),
-    *("opencv", "opencv-separable", "mlx"),
-)
+PEERS = tuple(peers.PEERS)
 
 _PORTCONV = "portconv.bench.worker"
 TARGETS = {
     "portconv-numpy": Target("portconv-numpy", _PORTCONV, ("numpy",), TIERS["portconv-numpy"]),
     "portconv-jit": Target("portconv-jit", _PORTCONV, ("numpy", "--require", "numba"), TIERS["portconv-jit"]),
     "portconv-mlx": Target("portconv-mlx", _PORTCONV, ("mlx",)),
-    **{name: Target(name, "workers", (name,)) for name in PEERS},
+    **{name: peers.target_of(name) for name in PEERS},
 }
 
 
