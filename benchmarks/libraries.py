@@ -11,23 +11,17 @@ from pathlib import Path
 import checkout  # noqa: F401  before portconv
 
 from portconv.bench import peers
+from portconv.bench.worker import TIERS, tier_target
 from portconv.processes.session import Target, environment
 
 HERE = Path(__file__).resolve().parent
 
-# portconv's two tiers on NumPy arrays: without its compiled kernels, and with them.
-TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
-    "portconv-numpy": (("PORTCONV_JIT", "0"),),
-    "portconv-jit": (("PORTCONV_JIT", None),),
-}
 OURS = (*TIERS, "portconv-mlx")
 PEERS = tuple(peers.PEERS)
 
-_PORTCONV = "portconv.bench.worker"
 TARGETS = {
-    "portconv-numpy": Target("portconv-numpy", _PORTCONV, ("numpy",), TIERS["portconv-numpy"]),
-    "portconv-jit": Target("portconv-jit", _PORTCONV, ("numpy", "--require", "numba"), TIERS["portconv-jit"]),
-    "portconv-mlx": Target("portconv-mlx", _PORTCONV, ("mlx",)),
+    **{tier: tier_target(tier) for tier in TIERS},
+    "portconv-mlx": Target("portconv-mlx", "portconv.bench.worker", ("mlx",)),
     **{name: peers.target_of(name) for name in PEERS},
 }
 

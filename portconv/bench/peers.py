@@ -23,7 +23,7 @@ from .reference import separable_taps
 from .runner import handle_task
 from .timing import Prepare, Prepared, Unsupported
 
-__all__ = ["PEERS", "main", "target_of"]
+__all__ = ["NETWORK_PEERS", "PEERS", "main", "target_of"]
 
 # The words of ONNX, JAX and others for the modes of padding.
 _MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -248,6 +248,10 @@ PEERS: dict[str, Callable[[int], Prepare]] = {
     "opencv-separable": partial(_opencv, separable=True),
     "mlx": _mlx,
 }
+
+
+# OpenCV has no convolution of several channels.
+NETWORK_PEERS = tuple(name for name in PEERS if not name.startswith("opencv"))
 
 
 def target_of(peer: str) -> Target:

@@ -11,11 +11,24 @@ import portconv
 
 from ..processes.devices import placement
 from ..processes.serve import serve, versions
+from ..processes.session import Target
 from .layers import Layer
 from .runner import handle_task
 from .timing import Prepare, Prepared, seconds
 
-__all__ = ["main", "make_conv", "prepare"]
+__all__ = ["TIERS", "main", "make_conv", "prepare", "tier_target"]
+
+# portconv's two tiers on NumPy arrays: with its compiled kernels, and without them.
+TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "portconv-jit": (("PORTCONV_JIT", None),),
+    "portconv-numpy": (("PORTCONV_JIT", "0"),),
+}
+
+
+def tier_target(tier: str) -> Target:
+    """The worker for a tier. The compiled one counts as missing without Numba."""
+    arguments = ("numpy", "--require", "numba") if tier == "portconv-jit" else ("numpy",)
+    return Target(tier, "portconv.bench.worker", arguments, TIERS[tier])
 
 
 def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.Conv2d:
