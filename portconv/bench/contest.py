@@ -9,7 +9,7 @@ from ..processes.session import Message, Settings, Target
 from . import peers
 from .layers import Layer
 from .runner import keep_best_network, run_network
-from .worker import TIERS, tier_target
+from .worker import TIERS, backend_target, tier_target
 
 __all__ = ["Contest", "best_peer", "contest", "contestants", "is_ours"]
 
@@ -34,7 +34,7 @@ def contestants(backends: Iterable[str] = (), others: Iterable[str] = ()) -> lis
         if name == "numpy":
             ours += [tier_target(tier) for tier in TIERS]
         else:
-            ours.append(Target(f"portconv-{name}", "portconv.bench.worker", (name,)))
+            ours.append(backend_target(name, f"portconv-{name}"))
     return [*ours, *(peers.target_of(name) for name in others or peers.NETWORK_PEERS)]
 
 

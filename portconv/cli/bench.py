@@ -18,8 +18,9 @@ from ..bench.layers import LayerError
 from ..bench.networks import NETWORKS, network
 from ..bench.peers import NETWORK_PEERS
 from ..bench.runner import Task, Timed, run_all
-from ..bench.survey import Choice, SurveyError, choose, survey, target_of
+from ..bench.survey import Choice, SurveyError, choose, survey
 from ..bench.timing import describe
+from ..bench.worker import backend_target
 from ..machine import usable_cores
 from ..processes.files import write_json
 from ..processes.machine import machine
@@ -180,7 +181,7 @@ def _timed(choice: Choice, settings: Settings, passes: int) -> dict[str, Timed]:
             if not console.is_terminal:
                 console.print(f"{where}: {describe(found)}", markup=False, soft_wrap=True)
 
-        jobs = {target_of(name): tasks for name, tasks in choice.tasks.items()}
+        jobs = {backend_target(name): tasks for name, tasks in choice.tasks.items()}
         results = run_all(jobs, settings, passes, progress)
     for name, timed in results.items():
         if "missing" in timed.hello:  # it was there when asked before, so it is no bad input
