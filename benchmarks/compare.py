@@ -113,6 +113,11 @@ def main() -> int:
             if "error" in answer:
                 print(f"\n{library}, {layer.id}: {describe(answer)}")
 
+    answers = [answer for found in (results, whole.results) for here in found.values() for answer in here.values()]
+    if disturbed := sum(bool(answer.get("disturbed")) for answer in answers):
+        print(f"\n{disturbed} of {len(answers)} times were taken while something else used a core: they mean little.")
+        print("More --passes keep the undisturbed ones.")
+
     verdicts = []
     if options.claims:
         Console(width=200).print(network_table(whole))
