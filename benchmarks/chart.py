@@ -1,4 +1,4 @@
-"""Draws the results of compare.py: for every layer, each library's time relative to the fastest.
+"""Draws the results of compare.py, each library's time of every layer, and those of `portconv bench --network`.
 
 python benchmarks/chart.py results.json chart.png
 """
@@ -11,27 +11,31 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before portconv
 
-from portconv.bench.chart import Series, draw
+from portconv.bench.chart import LOOKS, Series, draw, draw_networks
 
-# label, colour (of Okabe and Ito, which colour-blind readers can tell apart), marker, size, hollow; the first on top
+# marker, size, hollow; the first on top
 STYLES = {
-    "portconv-jit": ("portconv, compiled", "#D55E00", "o", 60, False),
-    "portconv-numpy": ("portconv, plain NumPy", "#D55E00", "o", 52, True),
-    "onnxruntime": ("ONNX Runtime", "#0072B2", "s", 26, False),
-    "openvino": ("OpenVINO", "#009E73", "^", 30, False),
-    "torch": ("PyTorch", "#CC79A7", "v", 30, False),
-    "torch-channels-last": ("PyTorch, channels last", "#E69F00", "D", 22, False),
-    "jax": ("JAX", "#56B4E9", "P", 34, False),
-    "opencv": ("OpenCV, filter2D", "#777777", "X", 34, False),
-    "opencv-separable": ("OpenCV, sepFilter2D", "#777777", "d", 34, False),
-    "portconv-mlx": ("portconv, MLX arrays", "#000000", "o", 40, True),
-    "mlx": ("mx.conv2d, CPU", "#000000", "*", 30, False),
+    "portconv-jit": ("o", 60, False),
+    "portconv-numpy": ("o", 52, True),
+    "onnxruntime": ("s", 26, False),
+    "openvino": ("^", 30, False),
+    "torch": ("v", 30, False),
+    "torch-channels-last": ("D", 22, False),
+    "jax": ("P", 34, False),
+    "opencv": ("X", 34, False),
+    "opencv-separable": ("d", 34, False),
+    "portconv-mlx": ("o", 40, True),
+    "mlx": ("*", 30, False),
 }
 
 
 def draw_document(document: dict, target: str | Path) -> None:
+    if "layers" not in document:  # what `portconv bench --network` wrote
+        draw_networks(document, target)
+        return
     series = []
-    for library, (label, colour, marker, size, hollow) in STYLES.items():
+    for library, (marker, size, hollow) in STYLES.items():
+        label, colour = LOOKS[library]
         times = {
             f"{layer['suite']}/{layer['name']}": layer["results"][library]["best_ms"]
             for layer in document["layers"]
@@ -45,7 +49,7 @@ def draw_document(document: dict, target: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what compare.py --json wrote")
+    parser.add_argument("results", type=Path, help="what --json wrote")
     parser.add_argument("chart", type=Path, help=".png, .svg or .pdf to write")
     options = parser.parse_args()
     draw_document(json.loads(options.results.read_text(encoding="utf-8")), options.chart)

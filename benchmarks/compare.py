@@ -12,10 +12,13 @@ import sys
 import checkout  # noqa: F401  before portconv
 import claims
 from libraries import OURS, TARGETS
+from rich.console import Console
 from tables import Results, aligned, layer_table, suite_table
 
 from portconv.bench import suites
+from portconv.bench.contest import Contest, contest
 from portconv.bench.layers import Layer, LayerError, load
+from portconv.bench.report import network_table
 from portconv.bench.runner import Task, run_all
 from portconv.bench.timing import describe
 from portconv.processes.files import write_json
@@ -64,6 +67,18 @@ def run(jobs: dict[str, list[Layer]], settings: Settings, passes: int) -> tuple[
     return {library: found.hello for library, found in timed.items()}, results
 
 
+def whole_networks(options: argparse.Namespace, settings: Settings) -> Contest:
+    """The networks that claims are about."""
+
+    def progress(network: str, library: str, found: dict) -> None:
+        print(f"{library:>20}  {network}, whole: {describe(found)}", file=sys.stderr, flush=True)
+
+    libraries, networks = claims.networks(options.libraries)
+    # a network takes as long as some layers
+    longer = Settings(settings.threads, 5 * settings.budget, 10 * settings.limit)
+    return contest([TARGETS[name] for name in libraries], networks, longer, options.passes, progress)
+
+
 def main() -> int:
     options = arguments()
     if options.list:
@@ -82,6 +97,7 @@ def main() -> int:
     if options.claims:
         jobs = claims.jobs(options.libraries, options.chosen)
     layers = list(dict.fromkeys(layer for needed in jobs.values() for layer in needed))
+    whole = whole_networks(options, settings) if options.claims else Contest()
     hellos, results = run(jobs, settings, options.passes)
     installed = [library for library in jobs if "missing" not in hellos[library]]
 
@@ -97,9 +113,17 @@ def main() -> int:
             if "error" in answer:
                 print(f"\n{library}, {layer.id}: {describe(answer)}")
 
+    answers = [answer for found in (results, whole.results) for here in found.values() for answer in here.values()]
+    if disturbed := sum(bool(answer.get("disturbed")) for answer in answers):
+        print(f"\n{disturbed} of {len(answers)} times were taken while something else used a core: they mean little.")
+        print("More --passes keep the undisturbed ones.")
+
     verdicts = []
     if options.claims:
-        verdicts = claims.judge(results, options.chosen, options.threads, lambda line: print(line, file=sys.stderr))
+        Console(width=200).print(network_table(whole))
+        verdicts = claims.judge(
+            results, whole, options.chosen, options.threads, lambda line: print(line, file=sys.stderr)
+        )
         print("\nClaims\n")
         print(aligned([["verdict", "claim", "figure"], *([v.verdict, v.claim, v.figure] for v in verdicts)]))
     document = {
@@ -107,6 +131,7 @@ def main() -> int:
         "settings": {**vars(settings), "passes": options.passes},
         "libraries": hellos,
         "layers": [{**layer.to_json(), "macs": layer.macs, "results": results[layer.id]} for layer in layers],
+        "networks": whole.results,
         "claims": [vars(verdict) for verdict in verdicts],
     }
     if options.json:

@@ -10,38 +10,31 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before portconv
 
-from portconv.processes.session import Target, environment
+from portconv.bench import peers
+from portconv.bench.worker import TIERS, backend_target, tier_target
+from portconv.processes.session import environment
 
 HERE = Path(__file__).resolve().parent
 
-# portconv's two tiers on NumPy arrays: without its compiled kernels, and with them.
-TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
-    "portconv-numpy": (("PORTCONV_JIT", "0"),),
-    "portconv-jit": (("PORTCONV_JIT", None),),
-}
 OURS = (*TIERS, "portconv-mlx")
-PEERS = (
-    *("torch", "torch-channels-last", "onnxruntime", "openvino", "jax"),
-    *("opencv", "opencv-separable", "mlx"),
-)
+PEERS = tuple(peers.PEERS)
 
-_PORTCONV = "portconv.bench.worker"
 TARGETS = {
-    "portconv-numpy": Target("portconv-numpy", _PORTCONV, ("numpy",), TIERS["portconv-numpy"]),
-    "portconv-jit": Target("portconv-jit", _PORTCONV, ("numpy", "--require", "numba"), TIERS["portconv-jit"]),
-    "portconv-mlx": Target("portconv-mlx", _PORTCONV, ("mlx",)),
-    **{name: Target(name, "workers", (name,)) for name in PEERS},
+    **{tier: tier_target(tier) for tier in TIERS},
+    "portconv-mlx": backend_target("mlx", "portconv-mlx"),
+    **{name: peers.target_of(name) for name in PEERS},
 }
 
 
 def missing(tier: str) -> str | None:
-    """Why a tier cannot be measured, or None."""
-    return "numba is not installed" if tier == "portconv-jit" and find_spec("numba") is None else None
+    """Why a tier, or PyTorch, cannot be measured, or None."""
+    needed = {"portconv-jit": "numba", "torch": "torch"}.get(tier)
+    return f"{needed} is not installed" if needed and find_spec(needed) is None else None
 
 
 def run_child(script: str, arguments: dict, threads: int, tier: str) -> dict:
     """What a script of this folder prints as JSON when it runs in a new process as `script --child ARGUMENTS`."""
     command = [sys.executable, str(HERE / script), "--child", json.dumps(arguments)]
-    env = environment(threads, dict(TIERS[tier]))
+    env = environment(threads, dict(TIERS.get(tier, ())))
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True, env=env)
     return json.loads(done.stdout)

@@ -9,11 +9,9 @@ compiled tier, the loading of the compiled code.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import checkout  # noqa: F401  before portconv
 from libraries import TIERS, missing, run_child
@@ -23,27 +21,10 @@ from portconv.bench.layers import Layer, LayerError, load
 from portconv.bench.worker import make_conv
 from portconv.processes.files import write_json
 from portconv.processes.machine import machine
+from portconv.processes.memory import peak_resident, reset_peak_resident
 
 MIB = 2**20
 COLUMNS = ("input", "output", "packed", "scratch", "first_call", "resident", "planned")
-
-
-def peak_resident() -> int:
-    """The most memory that this process has had resident, in bytes."""
-    with contextlib.suppress(OSError, StopIteration):
-        # not `ru_maxrss`, which on Linux starts at the peak of the process that started this one
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    import resource  # not on Windows, where the rest works
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak_resident() -> None:
-    """Make the peak what is resident now. Linux only; elsewhere the peak of setting up stays in, and hides as much."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def python_objects() -> int:

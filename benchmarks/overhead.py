@@ -1,4 +1,7 @@
-"""What a call of `portconv.Conv2d` on a 1x1x8x8 image costs beyond the engine's own work, in microseconds."""
+"""What a call of `portconv.Conv2d` on a 1x1x8x8 image costs beyond the engine's own work, in microseconds.
+
+With `--library torch` what the whole call of `torch.nn.Conv2d` takes there, to compare with.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,22 @@ def clock(call) -> float:
     return 1e6 * (time.perf_counter() - start) / CALLS
 
 
+def measure_torch(kernel: int) -> dict:
+    import torch
+
+    torch.set_grad_enabled(False)
+    conv, x = torch.nn.Conv2d(1, 1, kernel, padding=kernel // 2).eval(), torch.randn(1, 1, 8, 8)
+
+    def call():
+        return conv(x)
+
+    clock(call)
+    return {"library": "torch", "kernel": kernel, "call_us": min(clock(call) for _ in range(ROUNDS))}
+
+
 def measure(library: str, kernel: int) -> dict:
+    if library == "torch":
+        return measure_torch(kernel)
     import numpy as np
 
     import portconv
@@ -77,7 +95,7 @@ def in_new_process(library: str, kernel: int, threads: int, tier: str) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--library", choices=("numpy", "mlx"), default="numpy")
+    parser.add_argument("--library", choices=("numpy", "mlx", "torch"), default="numpy")
     parser.add_argument("--kernel", type=int, default=3, help="kernel size (default: 3)")
     parser.add_argument("--tier", choices=TIERS, default="portconv-numpy", help="default: portconv-numpy")
     parser.add_argument("--threads", type=int, default=2)
@@ -92,7 +110,9 @@ def main() -> int:
     figures = in_new_process(options.library, options.kernel, options.threads, options.tier)
     if options.json:
         write_json(options.json, figures)
-    if options.json != "-":
+    if options.json != "-" and options.library == "torch":
+        print(f"torch, 1x1x8x8, {figures['kernel']}x{figures['kernel']}: a call {figures['call_us']:.1f} us")
+    elif options.json != "-":
         print(
             f"{figures['library']}, 1x1x8x8, {options.kernel}x{options.kernel}, engine {figures['engine']}: "
             f"a call {figures['call_us']:.1f} us, the engine alone {figures['engine_us']:.1f} us, "

@@ -2,7 +2,8 @@
 
 `import_and_call` is what the process itself measures from its first statement on: `import portconv, numpy` and one call
 of `conv2d`. `process` is measured from outside, and has the start and the end of the interpreter in it, too. With the
-compiled tier a first process fills the cache of compiled code, and does not count.
+compiled tier a first process fills the cache of compiled code, and does not count. `--tier torch` is PyTorch, to
+compare with: `import torch` and the same convolution.
 """
 
 from __future__ import annotations
@@ -36,17 +37,26 @@ portconv.conv2d(x, weight, padding={padding})
 print(time.perf_counter() - start)
 """
 
+TORCH_CODE = """
+import time
+start = time.perf_counter()
+import torch
+x, weight = torch.ones({x}), torch.ones({weight})
+torch.nn.functional.conv2d(x, weight, padding={padding})
+print(time.perf_counter() - start)
+"""
+
 
 def measure(
     threads: int, tier: str, x: tuple[int, ...] = X, weight: tuple[int, ...] = WEIGHT, padding: int = PADDING
 ) -> dict:
     root = str(Path(__file__).resolve().parent.parent)
-    code = CODE.format(root=root, x=x, weight=weight, padding=padding)
+    code = (TORCH_CODE if tier == "torch" else CODE).format(root=root, x=x, weight=weight, padding=padding)
     inside, outside = [], []
     for _ in range(PROCESSES + 1):  # the first one fills caches: of compiled code, and of files
         start = time.perf_counter()
         command = [sys.executable, "-c", code]
-        env = environment(threads, dict(TIERS[tier]))
+        env = environment(threads, dict(TIERS.get(tier, ())))
         done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True, env=env)
         outside.append(time.perf_counter() - start)
         inside.append(float(done.stdout))
@@ -55,7 +65,7 @@ def measure(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tier", choices=TIERS, default="portconv-numpy", help="default: portconv-numpy")
+    parser.add_argument("--tier", choices=[*TIERS, "torch"], default="portconv-numpy", help="default: portconv-numpy")
     parser.add_argument("--x", default="x".join(map(str, X)), help="shape of the image (default: %(default)s)")
     parser.add_argument("--weight", default="x".join(map(str, WEIGHT)), help="and of the weight (%(default)s)")
     parser.add_argument("--padding", type=int, default=PADDING)

@@ -13,12 +13,12 @@ import numpy as np
 from .core.array_types import library_of
 from .core.version import __version__
 from .cpu import busy
-from .cpu.machine import code_folder, host_environment, processor, vector_bits
+from .cpu.machine import code_folder, host_environment, memory_bytes, processor, vector_bits
 from .cpu.threads import get_num_threads, usable_cores
 from .dispatch.arguments import Conv2dSpec, device_name, make_problem
 from .dispatch.registry import get_backend
 
-__all__ = ["code_folder", "disturbed", "environment", "processor", "usable_cores", "vector_bits"]
+__all__ = ["code_folder", "disturbed", "environment", "memory_bytes", "processor", "usable_cores", "vector_bits"]
 
 
 def environment(x_or_name: Any = None, /, *, device: str | None = None) -> dict[str, str | int]:

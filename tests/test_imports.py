@@ -22,7 +22,12 @@ OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
-LIBRARIES = {"mlx": {"mlx"}, "processes.devices": {"mlx", "torch", "jax"}, "testing.calls": {"mlx", "torch", "jax"}}
+LIBRARIES = {
+    "mlx": {"mlx"},
+    "processes.devices": {"mlx", "torch", "jax"},
+    "testing.calls": {"mlx", "torch", "jax"},
+    "bench.peers": {"mlx", "torch", "jax"},  # in processes of their own
+}
 
 TESTS = Path(__file__).parent
 ARCHITECTURE = TESTS.parent / "docs" / "architecture.md"

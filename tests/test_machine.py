@@ -12,6 +12,7 @@ import pytest
 import portconv
 from portconv import machine
 from portconv.cpu import busy
+from portconv.cpu import machine as cpu_machine
 
 
 def test_environment(tier):
@@ -90,3 +91,18 @@ def test_the_folder_of_compiled_code(jit):
 def test_the_plain_tier_has_no_code(plain_tier):
     with plain_tier():
         assert machine.code_folder() is None
+
+
+def test_memory_is_that_of_the_container_where_it_has_less(monkeypatch, tmp_path):
+    here = machine.memory_bytes()
+    assert here is None or here > 2**20
+    files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes", tmp_path / "not there"]
+    files[0].write_text("max\n")
+    files[1].write_text(f"{2**63 - 4096}\n")
+    monkeypatch.setattr(cpu_machine, "_MEMORY_LIMITS", files)
+    physical = machine.memory_bytes()
+    files[0].write_text("4194304\n")
+    assert machine.memory_bytes() == 4194304 and (sys.platform == "win32" or physical > 4194304)
+    monkeypatch.setattr(cpu_machine, "_MEMORY_LIMITS", ())
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert machine.memory_bytes() is None

@@ -11,11 +11,25 @@ from typing import Any
 from ..processes.files import replace_file
 from .runner import Timed
 
-__all__ = ["COLOURS", "SUFFIXES", "Series", "disturbed", "draw", "of_results"]
+__all__ = ["COLOURS", "LOOKS", "SUFFIXES", "Series", "disturbed", "draw", "draw_networks", "of_results"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+# What the libraries of a comparison are called, and their colours.
+LOOKS = {
+    "portconv-jit": ("portconv, compiled", "#D55E00"),
+    "portconv-numpy": ("portconv, plain NumPy", "#F2B48C"),
+    "portconv-mlx": ("portconv, MLX arrays", "#000000"),
+    "onnxruntime": ("ONNX Runtime", "#0072B2"),
+    "openvino": ("OpenVINO", "#009E73"),
+    "torch": ("PyTorch", "#CC79A7"),
+    "torch-channels-last": ("PyTorch, channels last", "#E69F00"),
+    "jax": ("JAX", "#56B4E9"),
+    "opencv": ("OpenCV, filter2D", "#777777"),
+    "opencv-separable": ("OpenCV, sepFilter2D", "#777777"),
+    "mlx": ("mx.conv2d, CPU", "#999999"),
+}
 MARKERS = {"auto": "o", "gemm": "s", "fft": "^", "direct": "v", "winograd": "D", "native": "*"}
 MORE_MARKERS = "PXphd<>"  # for engines that have no mark of their own yet
 SLOWEST = 300.0  # beyond, a mark stands at the edge
@@ -122,6 +136,50 @@ def draw(
         handles = [axes.scatter([], [], **key.look) for column in zip_longest(*keys, fillvalue=blank) for key in column]
         columns = max(map(len, keys))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    replace_file(target, lambda file: figure.savefig(file, dpi=130))
+
+
+LONGEST = 4.2  # times the fastest: where a bar of a network is cut
+
+
+def draw_networks(document: Mapping[str, Any], target: str | Path) -> None:
+    """Draw a panel of bars for each network of what `report.network_document` gives, and write the chart.
+
+    A bar is the time of a pass in one library; libraries without a time are left out.
+    """
+    from matplotlib.figure import Figure
+
+    shown = {
+        network: sorted((found["best_ms"], name) for name, found in here["results"].items() if "best_ms" in found)
+        for network, here in document["networks"].items()
+    }
+    bars = max(map(len, shown.values()), default=0)
+    columns = 2 if len(shown) > 1 else 1
+    rows = max(-(-len(shown) // columns), 1)
+    figure = Figure(figsize=(4.8 * columns, 0.5 + rows * (0.55 + 0.23 * max(bars, 2))), layout="constrained")
+    panels: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, (network, times) in zip(panels.flat, shown.items(), strict=False):
+        fastest = times[0][0] if times else 1.0
+        for place, (milliseconds, name) in enumerate(times):
+            _, colour = LOOKS.get(name, (name, "#777777"))
+            length = milliseconds / fastest
+            axes.barh(place, min(length, LONGEST), color=colour, height=0.74, zorder=3)
+            cut = "... " if length > LONGEST else ""
+            axes.text(min(length, LONGEST) + 0.05, place, f"{cut}{milliseconds:.3g} ms", va="center", fontsize=8)
+        axes.set_yticks(range(len(times)), [LOOKS.get(name, (name,))[0] for _, name in times], fontsize=8)
+        for label, (_, name) in zip(axes.get_yticklabels(), times, strict=True):
+            label.set_fontweight("bold" if name.startswith("portconv") else "normal")
+        axes.set_title(network, fontsize=10, loc="left")
+        axes.invert_yaxis()
+        axes.set_xlim(0, LONGEST + 0.9)
+        axes.set_xticks([])
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    where, threads = document["machine"], document["settings"]["threads"]
+    title = f"All convolutions of a network, one image, float32, {threads} threads; {where['cpu']}"
+    figure.suptitle(f"{title}, {where['usable_cores']} cores", fontsize=10)
     replace_file(target, lambda file: figure.savefig(file, dpi=130))
 
 

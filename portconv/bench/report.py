@@ -10,11 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..processes.session import Settings
+from .contest import Contest, best_peer
 from .layers import Layer
+from .networks import NETWORKS
 from .runner import Task, Timed
 from .timing import milliseconds
 
-__all__ = ["document", "gflops", "problems", "reasons", "table", "without_row"]
+__all__ = [
+    *("document", "gflops", "problems", "reasons", "table", "without_row"),
+    *("network_document", "network_problems", "network_table"),
+]
 
 Message = dict[str, Any]
 Results = Mapping[str, Timed]  # by the backend's name
@@ -112,3 +117,76 @@ def _record(name: str, task: Task, found: Message) -> Message:
     record: Message = {"backend": name, "device": task.device, "engine": task.engine}
     record |= {"chosen" if key == "engine" else key: value for key, value in found.items()}
     return record | ({"gflops": gflops(task.layer, found["best_ms"])} if "best_ms" in found else {})
+
+
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+
+def network_table(found: Contest) -> Table:
+    """The figures, network by network, the fastest library first; `to the best peer`: above 1 a library beats it."""
+    caption = (
+        "ms: one pass, each layer once, the best round; the best peer has a star\n"
+        "first: until the first pass is done, with compiled code of an earlier process\n"
+        "error: the largest, as a share of the bound; MiB: the peak of the process, and what came after the import"
+    )
+    if any(answer.get("disturbed") for answers in found.results.values() for answer in answers.values()):
+        caption += "\n! something else used a core before or after it was timed: it may be faster than that"
+    grid = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", caption=caption, caption_justify="left"
+    )
+    for column in ("network", "library"):
+        grid.add_column(column, no_wrap=True)
+    for column in ("ms", "to the best peer", "first, ms", "error", "MiB", "MiB of it"):
+        grid.add_column(column, justify="right", no_wrap=True)
+    for network, answers in found.results.items():
+        best = best_peer(answers)
+        ordered = sorted(answers.items(), key=lambda item: item[1].get("best_ms", float("inf")))
+        for place, (library, answer) in enumerate(ordered):
+            head = Text(network if place == 0 else "", style="bold")
+            if "best_ms" not in answer:
+                word = "error" if "error" in answer else "skipped"
+                grid.add_row(head, Text(library), Text(word, style="bold red" if word == "error" else "dim"))
+                continue
+            mark = ("! " if answer.get("disturbed") else "") + ("* " if library == best else "")
+            figures = (
+                mark + milliseconds(answer["best_ms"]),
+                f"{answers[best]['best_ms'] / answer['best_ms']:.2f}" if best else "",
+                milliseconds(answer["build_ms"] + answer["first_ms"]),
+                f"{answer['error_share']:.3f}" if "error_share" in answer else "",
+                f"{answer['process_bytes'] / 2**20:.0f}",
+                f"{answer['network_bytes'] / 2**20:.0f}",
+            )
+            grid.add_row(head, Text(library), *map(Text, figures), style="green" if place == 0 else None)
+        grid.add_section()
+    return grid
+
+
+def network_problems(found: Contest) -> list[str]:
+    """One line for everything that has no time, errors first, and for every library that is not there."""
+    lines = [
+        (kind, f"{library}, {network}: {answer[kind]}")
+        for network, answers in found.results.items()
+        for library, answer in answers.items()
+        for kind in ("error", "skipped")
+        if kind in answer
+    ]
+    return [
+        *(line for _, line in sorted(lines, key=lambda item: item[0])),
+        *(f"{library} is not here: {reason}" for library, reason in found.missing.items()),
+    ]
+
+
+def network_document(
+    networks: Mapping[str, Sequence[Layer]], found: Contest, settings: Settings, more: Mapping[str, Any]
+) -> Message:
+    """Everything that is known, for a file."""
+    records = {
+        name: {
+            "source": NETWORKS[name].source,
+            "macs": sum(layer.macs for layer in layers),
+            "layers": [{**layer.to_json(), "macs": layer.macs} for layer in layers],
+            "results": found.results[name],
+        }
+        for name, layers in networks.items()
+    }
+    return {**more, "settings": vars(settings), "libraries": found.hellos, "networks": records}

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..processes.session import Message, Session, Settings, Target
+from . import rounds
 from .layers import Layer
 from .timing import Prepare, answer
 
-__all__ = ["Task", "Timed", "handle_task", "run_all", "run_target"]
+__all__ = ["Task", "Timed", "handle_task", "keep_best_network", "run_all", "run_network", "run_target"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,30 @@ def run_target(
     return timed
 
 
+def run_network(target: Target, layers: Sequence[Layer], settings: Settings, check: bool) -> tuple[Message, Message]:
+    """The greeting of a worker, and the figures of a whole network in it; it is checked in a process before that.
+
+    The check fills the cache of compiled code, too, and leaves nothing in the memory of the process that is timed.
+    """
+    message = {"network": [layer.to_json() for layer in layers], "budget": settings.budget}
+    checked: Message = {}
+    if check:
+        with Session(target, settings) as session:
+            checked = session.ask({**message, "check": True})
+            if "error_share" not in checked:
+                return session.hello, checked
+    with Session(target, settings) as session:
+        found = session.ask({**message, "check": False})
+        return session.hello, {**checked, **found}
+
+
 def handle_task(prepare: Callable[[str, str], Prepare], message: Message) -> Message:
-    """A worker's answer to a task; `prepare` is of an engine and a device."""
+    """A worker's answer to a task, or on a whole network; `prepare` is of an engine and a device."""
+    if "network" in message:
+        layers = [Layer.from_json(record) for record in message["network"]]
+        if message["check"]:
+            return rounds.answer_check(prepare("auto", ""), layers)
+        return rounds.answer_network(prepare("auto", ""), layers, message["budget"])
     layer = Layer.from_json(message["layer"])
     return answer(prepare(message["engine"], message["device"]), layer, message["budget"])
 
@@ -79,6 +102,15 @@ def keep_best(before: Timed, now: Timed) -> Timed:
         if old is None or ("error" not in old and ("error" in found or _rank(found) < _rank(old))):
             kept[task] = found
     return Timed({**before.hello, **now.hello}, kept)
+
+
+def keep_best_network(before: Message | None, now: Message) -> Message:
+    """The better of two answers on a network, with the least memory, and the least time of the first pass, of both."""
+    if before is None or "best_ms" not in before or "best_ms" not in now:
+        return before if before is not None and "error" in before else now
+    best = before if _rank(before) <= _rank(now) else now
+    least = ("build_ms", "first_ms", "second_ms", "process_bytes", "network_bytes")
+    return {**before, **best, **{key: min(before[key], now[key]) for key in least}}
 
 
 def _rank(message: Message) -> tuple[bool, float]:

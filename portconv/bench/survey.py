@@ -17,7 +17,7 @@ from ..processes.session import Session, Settings, Target
 from .layers import Layer
 from .runner import Task
 
-__all__ = ["Choice", "SurveyError", "choose", "main", "survey", "target_of"]
+__all__ = ["Choice", "SurveyError", "choose", "main", "survey"]
 
 # A library for checking programs, many times slower than the NumPy that it wraps: only for those who name it.
 NOT_UNASKED = {"array_api_strict"}
@@ -146,8 +146,3 @@ def _engines(offers: dict[str, Any], named: Sequence[str]) -> dict[str, str | No
     if named:
         return {engine: verdicts.get(engine, "the backend does not have it") for engine in named}
     return verdicts
-
-
-def target_of(backend: str) -> Target:
-    """The worker for a backend."""
-    return Target(backend, "portconv.bench.worker", (backend,))

@@ -12,11 +12,17 @@ from portconv import machine
 from . import reference
 from .layers import Layer
 
-__all__ = ["Prepare", "Prepared", "Unsupported", "answer", "describe", "milliseconds", "seconds"]
+__all__ = [
+    *("SLOW", "Prepare", "Prepared", "Unsupported"),
+    *("answer", "describe", "milliseconds", "reported", "seconds", "seems_disturbed", "wrong"),
+]
 
 WARM_UP = 0.1  # seconds
 ROUND = 0.02  # seconds; short calls are repeated so that a round lasts as long
 ROUNDS = 25
+# Seconds until a library's own threads have ceased to spin for more work, 30 ms in ONNX Runtime, 100 ms in OpenBLAS:
+# before, they would seem to be another program.
+SETTLE = 0.12
 SLOW = 10.0  # seconds; calls as slow as this are not repeated
 
 
@@ -66,18 +72,18 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
     start = time.perf_counter()
     prepared = prepare(layer, x, weight, bias)
     built = time.perf_counter()
-    disturbed = machine.disturbed()
+    disturbed = seems_disturbed()
     begun = time.perf_counter()
     y = prepared.call()
     first = time.perf_counter() - begun
     share = reference.check(layer, x, weight, bias, prepared.to_numpy(y))
     if share > 1:
-        return {"error": f"wrong result: the error is {share:.3g} times the bound"}
+        return {"error": wrong(share)}
     del y
     # a slow first call may have compiled something; if the second is as slow, that must do
     again = first if first < SLOW else seconds(prepared.call)
     rounds = sorted(_steady_state(prepared.call, budget)) if again < SLOW else [min(first, again)]
-    disturbed = machine.disturbed() or disturbed
+    disturbed = seems_disturbed() or disturbed
     return {
         "best_ms": 1e3 * rounds[0],
         "median_ms": 1e3 * rounds[len(rounds) // 2],
@@ -92,12 +98,28 @@ def _time(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
 
 def answer(prepare: Prepare, layer: Layer, budget: float) -> dict[str, Any]:
     """The figures of a layer, or `skipped` or `error` with the reason. A wrong result is an error and gets no time."""
+    return reported(lambda: _time(prepare, layer, budget))
+
+
+def reported(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it gives back, or `skipped` or `error` with the reason."""
     try:
-        return _time(prepare, layer, budget)
+        return work()
     except Unsupported as reason:
         return {"skipped": str(reason)}
     except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
         return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def seems_disturbed() -> bool:
+    """Whether something else uses a core that this process needs."""
+    time.sleep(SETTLE)
+    return machine.disturbed()
+
+
+def wrong(share: float) -> str:
+    """What is said of a wrong result, by its error as a share of the bound."""
+    return f"wrong result: the error is {share:.3g} times the bound"
 
 
 def describe(found: dict[str, Any]) -> str:

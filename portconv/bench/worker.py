@@ -11,11 +11,37 @@ import portconv
 
 from ..processes.devices import placement
 from ..processes.serve import serve, versions
+from ..processes.session import Target
 from .layers import Layer
 from .runner import handle_task
 from .timing import Prepare, Prepared, seconds
 
-__all__ = ["main", "make_conv", "prepare"]
+__all__ = ["TIERS", "backend_target", "main", "make_conv", "prepare", "tier_target"]
+
+# What makes a neighbour disturb the compiled tier least, unless the user has set it: after a product, as when a weight
+# is packed, OpenBLAS's threads spin for some 25 ms against those that convolve; with 4 they sleep at once. In the plain
+# tier, whose products follow each other, they would have to be woken for each, which costs up to a fifth on an idle
+# machine: benchmarks/README.md has the figures. Other libraries run as their users have them.
+COMPILED: tuple[tuple[str, str | None], ...] = (
+    ("OPENBLAS_THREAD_TIMEOUT", os.environ.get("OPENBLAS_THREAD_TIMEOUT", "4")),
+)
+# portconv's two tiers on NumPy arrays: with its compiled kernels, and without them.
+TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "portconv-jit": (("PORTCONV_JIT", None), *COMPILED),
+    "portconv-numpy": (("PORTCONV_JIT", "0"),),
+}
+
+
+def tier_target(tier: str) -> Target:
+    """The worker for a tier. The compiled one counts as missing without Numba."""
+    arguments = ("numpy", "--require", "numba") if tier == "portconv-jit" else ("numpy",)
+    return Target(tier, "portconv.bench.worker", arguments, TIERS[tier])
+
+
+def backend_target(backend: str, name: str | None = None) -> Target:
+    """The worker for a backend, in the tier that this process would use, under a name (by default the backend's)."""
+    compiled = portconv.environment()["tier"] != "plain"
+    return Target(name or backend, "portconv.bench.worker", (backend,), COMPILED if compiled else ())
 
 
 def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.Conv2d:

@@ -15,13 +15,17 @@ import portconv
 from ..bench import chart as charts
 from ..bench import report, suites
 from ..bench.layers import LayerError
+from ..bench.networks import NETWORKS, network
+from ..bench.peers import NETWORK_PEERS
 from ..bench.runner import Task, Timed, run_all
-from ..bench.survey import Choice, SurveyError, choose, survey, target_of
+from ..bench.survey import Choice, SurveyError, choose, survey
 from ..bench.timing import describe
+from ..bench.worker import backend_target
 from ..machine import usable_cores
 from ..processes.files import write_json
 from ..processes.machine import machine
 from ..processes.session import Settings, Target
+from .network import bench_networks
 from .options import layer_options, layers_of, output
 
 __all__ = ["bench"]
@@ -29,29 +33,47 @@ __all__ = ["bench"]
 
 @click.command(short_help="Compare the backends, devices and engines that are here.")
 @layer_options
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice([*NETWORKS, "all"]),
+    help="A whole network beside other libraries, see --list; repeatable.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice(NETWORK_PEERS),
+    help="Which others, by default all that are installed; repeatable.",
+)
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
 @click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default all worth a try; repeatable.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="For every library; by default all cores.")
 @click.option(
-    "--budget", metavar="SECONDS", type=click.FloatRange(0), default=0.5, help="To time an engine; by default 0.5."
+    "--budget", metavar="SECONDS", type=click.FloatRange(0), help="To time an engine; by default 0.5, a network 5."
 )
 @click.option(
-    "--limit", metavar="SECONDS", type=click.FloatRange(1), default=60, help="Until it is given up; by default 60."
+    "--limit", metavar="SECONDS", type=click.FloatRange(1), help="Until it is given up; by default 60, a network 600."
 )
 @click.option("--passes", metavar="N", type=click.IntRange(1), default=1, help="Run all so often, and keep the best.")
 @click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
 @click.option(
     "--chart", "chart_file", metavar="FILE", callback=output(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
 )
-@click.option("--list", "list_suites", is_flag=True, help="List the suites, and stop.")
+@click.option("--list", "list_suites", is_flag=True, help="List suites and networks, and stop.")
 def bench(
+    networks: Sequence[str],
+    peers: Sequence[str],
     backends: Sequence[str],
     devices: Sequence[str],
     engines: Sequence[str],
     threads: int | None,
-    budget: float,
-    limit: float,
+    budget: float | None,
+    limit: float | None,
     passes: int,
     json_file: str | None,
     chart_file: str | None,
@@ -63,17 +85,36 @@ def bench(
     A result is checked against a float64 sum before it is timed: a wrong one gets no time, and the exit status is 1.
     GFLOP/s count the operations of the direct sum, whatever an engine does instead.
 
+    With --network, all convolutions of a network in their order, each once a round, by portconv on NumPy arrays and by
+    PyTorch, ONNX Runtime, OpenVINO, JAX and MLX on the CPU, whichever are installed; and the memory that each needs.
+
     \b
     portconv bench --suite mobilenet_v1 --backend numpy --chart chart.png
     portconv bench --x 1x64x56x56 --weight 64x64x3x3 --padding 1 --json results.json
+    portconv bench --network resnet50 --network vgg19 --chart networks.png
     """  # noqa: D301  \b is a character that keeps click from filling the paragraph
     if list_suites:
         for name, suite in suites.SUITES.items():
             click.echo(f"{name:<15} {len(suite.rows):>2} layers  {suite.source}")
+        click.echo("\nnetworks, for --network:")
+        for name, whole in NETWORKS.items():
+            click.echo(f"{name:<15} {len(network(name)):>2} layers  {whole.source}")
         return 0
     if chart_file is not None:
         importlib.import_module("matplotlib")  # its absence must show before the timing
-    settings = Settings(threads or usable_cores(), budget, limit)
+    # with the document on stdout, everything else goes to stderr
+    console = Console(stderr=json_file == "-", highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge
+    usual = (0.5, 60.0) if not networks else (5.0, 600.0)
+    settings = Settings(
+        threads or usable_cores(), usual[0] if budget is None else budget, usual[1] if limit is None else limit
+    )
+    if networks:
+        _check_alone(devices, engines, given)
+        return bench_networks(console, networks, backends, peers, settings, passes, json_file, chart_file)
+    if peers:
+        raise click.UsageError("--peer needs --network.", click.get_current_context())
     try:
         layers = layers_of(**given)
         found = survey(layers, backends, settings)
@@ -81,10 +122,6 @@ def bench(
     except (LayerError, SurveyError) as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
 
-    # with the document on stdout, everything else goes to stderr
-    console = Console(stderr=json_file == "-", highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge
     where = machine()
     console.print(_heading(where, settings, found), markup=False)
     results = _timed(choice, settings, passes)
@@ -101,6 +138,15 @@ def bench(
         series, legend = charts.of_results(results)
         charts.draw(series, [layer.id for layer in layers], title, chart_file, legend, charts.disturbed(results))
     return 1 if wrong else 0
+
+
+def _check_alone(devices: Sequence[str], engines: Sequence[str], given: dict[str, Any]) -> None:
+    """A network has its layers, on the default device of each library, by the engines that portconv chooses."""
+    others = {"--device": devices, "--engine": engines, "--suite": given["names"], "--layers": given["file"]}
+    others |= {"--x": given["x_shape"], "--weight": given["weight_shape"], "--select": given["pattern"]}
+    for option, value in others.items():
+        if value:
+            raise click.UsageError(f"--network and {option} exclude each other.", click.get_current_context())
 
 
 def _heading(where: dict[str, Any], settings: Settings, found: dict[str, Any]) -> str:
@@ -135,7 +181,7 @@ def _timed(choice: Choice, settings: Settings, passes: int) -> dict[str, Timed]:
             if not console.is_terminal:
                 console.print(f"{where}: {describe(found)}", markup=False, soft_wrap=True)
 
-        jobs = {target_of(name): tasks for name, tasks in choice.tasks.items()}
+        jobs = {backend_target(name): tasks for name, tasks in choice.tasks.items()}
         results = run_all(jobs, settings, passes, progress)
     for name, timed in results.items():
         if "missing" in timed.hello:  # it was there when asked before, so it is no bad input

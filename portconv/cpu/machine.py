@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from .threads import get_num_threads
 
-__all__ = ["code_folder", "host_environment", "processor", "vector_bits", "version"]
+__all__ = ["code_folder", "host_environment", "memory_bytes", "processor", "vector_bits", "version"]
 
 # The names that NumPy gives to instruction sets, and the bits of their vectors.
 _VECTORS = {"X86_V4": 512, "AVX512": 512, "X86_V3": 256, "AVX2": 256, "AVX": 256, "X86_V2": 128, "SSE": 128}
@@ -87,6 +88,29 @@ def vector_bits() -> int | None:
     sets = _configuration().get("SIMD Extensions", {})
     names = [*sets.get("baseline", ()), *sets.get("found", ())]
     return max((bits for name in names for start, bits in _VECTORS.items() if name.startswith(start)), default=None)
+
+
+# Where Linux keeps the limit of a container, of both generations; in the older one a huge number is "none".
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_bytes() -> int | None:
+    """The memory of this machine, or of the container if it may have less; None where the system does not say.
+
+    Examples
+    --------
+    >>> from portconv import machine
+    >>> memory = machine.memory_bytes()
+    >>> memory is None or memory > 2**20
+    True
+    """
+    found = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError), open(name, encoding="ascii") as file:  # noqa: PTH123  see above
+            found.append(int(file.read()))  # "max", without a limit, is no number
+    return min((number for number in found if number > 0), default=None)
 
 
 def code_folder() -> str | None:

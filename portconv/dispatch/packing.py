@@ -10,8 +10,15 @@ from threading import Lock
 from typing import Any
 
 from ..core.backend import PackedWeight, Plan
+from ..cpu.machine import memory_bytes
 
-__all__ = ["PackCache", "packs"]
+__all__ = ["PackCache", "bound", "packs"]
+
+# The bound of what `conv2d` keeps for its users follows the machine: a network whose packed weights exceed it packs all
+# of them anew in every pass, since the least recently used leave first. VGG-19's, for Winograd, need some 600 MiB.
+# What belongs to weights that are gone leaves at the next packing, so that a large bound costs nobody who needs it not.
+MEMORY_SHARE = 1 / 4
+LEAST_BOUND = 256 << 20  # bytes; also where the system does not say how much memory there is
 
 
 class PackCache:
@@ -61,4 +68,9 @@ class PackCache:
             self.nbytes -= entry[2].nbytes
 
 
-packs = PackCache(limit_bytes=256 << 20)
+def bound(memory: int | None) -> int:
+    """The bytes of packed weights that `conv2d` keeps on a machine with so many bytes of memory (None: not known)."""
+    return max(LEAST_BOUND, int((memory or 0) * MEMORY_SHARE))
+
+
+packs = PackCache(limit_bytes=bound(memory_bytes()))

@@ -7,25 +7,19 @@ import platform
 from datetime import datetime, timezone
 from typing import Any
 
-from ..machine import processor, usable_cores
+from ..machine import memory_bytes, processor, usable_cores
 
 __all__ = ["machine"]
 
 
-def _memory() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def machine() -> dict[str, Any]:
     """A description of this machine, as JSON has it."""
+    memory = memory_bytes()
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "memory_gib": _memory(),
+        "memory_gib": None if memory is None else round(memory / 2**30, 1),
         "os": platform.platform(),
         "architecture": platform.machine(),
         "python": platform.python_version(),

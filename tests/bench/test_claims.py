@@ -10,6 +10,7 @@ import pytest
 
 import portconv
 from portconv.bench import suites
+from portconv.bench.contest import Contest
 from tests.bench.helpers import SECOND, TINY, other
 
 BENCHMARKS = Path(portconv.__file__).parents[1] / "benchmarks"
@@ -74,6 +75,35 @@ def test_claims_can_fail(claims, monkeypatch):
 
     slowest = claims._slowest("c", [TINY, SECOND], "portconv-jit", ("torch",), 1.5, {TINY.id: fast, SECOND.id: slow})
     assert slowest.verdict == "FAIL" and "2.00 times as long (given/second, torch)" in slowest.figure
+
+
+def test_claims_on_whole_networks_can_fail(claims, monkeypatch):
+    monkeypatch.setattr(claims, "missing", lambda tier: None)
+
+    def verdict(**milliseconds):
+        found = Contest({}, {"vgg19": answers(**milliseconds)})
+        return claims._network("vgg19", found).verdict
+
+    assert verdict(portconv_jit=1.0, torch=1.2, onnxruntime=3.0) == "pass"  # the best single peer
+    assert verdict(portconv_jit=1.0, torch=1.05) == "FAIL"
+    assert verdict(portconv_jit=1.0, mlx=1.05) == verdict(torch=1.0) == "not measured"
+    wrong = Contest({}, {"vgg19": {"portconv-jit": {"error": "wrong"}, **answers(torch=1.0)}})
+    assert claims._network("vgg19", wrong).verdict == "FAIL"
+    assert claims._network("resnet50", wrong).verdict == "not measured"
+    libraries, networks = claims.networks(["portconv-jit", "portconv-numpy", "torch", "mlx", "opencv"])
+    assert libraries == ["portconv-jit", "torch"] and len(networks["resnet50"]) == 53
+
+
+@pytest.mark.parametrize(("own", "expected"), [(1.0, "pass"), (4.0, "FAIL")])
+def test_claims_on_overhead_and_start_are_ratios(claims, monkeypatch, own, expected):
+    monkeypatch.setattr(claims, "missing", lambda tier: None)
+    whole = {"torch": {"call_us": 4.0}, "numpy": {"overhead_us": own}}
+    monkeypatch.setattr(claims.overhead, "in_new_process", lambda library, *_: whole[library])
+    monkeypatch.setattr(claims.startup, "measure", lambda _, tier: {"import_and_call_s": 8 if tier == "torch" else own})
+    assert claims._overhead("portconv-jit", 2).verdict == expected
+    assert claims._startup("portconv-numpy", 2).verdict == expected
+    monkeypatch.setattr(claims, "missing", lambda tier: "torch is not installed" if tier == "torch" else None)
+    assert claims._overhead("portconv-jit", 2).verdict == claims._startup("portconv-jit", 2).verdict == "not measured"
 
 
 def test_claims_run_what_they_need(claims):

@@ -7,9 +7,11 @@ import json
 import pytest
 
 import portconv
+from portconv.bench.contest import Contest
 from portconv.bench.runner import Timed
 from portconv.cli import bench as command
 from portconv.cli import main
+from portconv.cli import network as network_command
 from tests.helpers import lines
 
 GIVEN = ["bench", "--x", "1x4x9x8", "--weight", "6x2x3x3", "--padding", "1x0", "--backend", "numpy", "--budget", "0.01"]
@@ -65,12 +67,18 @@ def test_json_on_stdout_and_named_engines(run_python):
         (["bench", "--json", "/"], "is a directory"),
         (["bench", "--chart", "chart.bmp"], "must end in .png"),
         ([*GIVEN, "--backend", "nonesuch"], "nonesuch"),
+        (["bench", "--network", "nonesuch"], "'nonesuch' is not one of"),
+        (["bench", "--network", "vgg19", "--peer", "opencv"], "--peer"),
+        (["bench", "--peer", "torch"], "--peer needs --network"),
+        (["bench", "--network", "vgg19", "--suite", "vgg19"], "--network and --suite exclude each other"),
+        (["bench", "--network", "vgg19", "--engine", "fft"], "--network and --engine exclude each other"),
         ([*GIVEN, "--engine", "nonesuch"], "engine 'nonesuch' is none of auto, "),
         ([*GIVEN, "--device", "nonesuch"], "device 'nonesuch' is none of cpu"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(command, "run_all", lambda *_: pytest.fail("something was timed"))
+    monkeypatch.setattr(network_command, "contest", lambda *_: pytest.fail("something was timed"))
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -98,3 +106,52 @@ def test_interrupted(capsys, monkeypatch):
     monkeypatch.setattr(command, "run_all", interrupt)
     assert main(GIVEN) == 130
     assert capsys.readouterr().err.strip().endswith("interrupted")
+
+
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+FIGURES = {
+    "best_ms": 2.0,
+    "build_ms": 1.0,
+    "first_ms": 4.0,
+    "process_bytes": 1 << 20,
+    "network_bytes": 1 << 20,
+    "error_share": 0.5,
+    "disturbed": False,
+}
+
+
+def contest_with(seen, **answers):
+    """What stands for the timing: it gives these answers for every network, and notes what it was asked."""
+
+    def contest(targets, networks, settings, passes, progress):
+        seen.append(([target.name for target in targets], list(networks), settings, passes))
+        return Contest({}, dict.fromkeys(networks, answers))
+
+    return contest
+
+
+@pytest.mark.filterwarnings("default")  # those of Matplotlib's own parser of fonts
+def test_a_network(capsys, monkeypatch, tmp_path):
+    seen, table, chart = [], tmp_path / "a.json", tmp_path / "a.png"
+    monkeypatch.setattr(network_command, "contest", contest_with(seen, torch={**FIGURES}, portconv={**FIGURES}))
+    files = ["--json", str(table), "--chart", str(chart)]
+    arguments = ["--network", "vgg19", "--network", "convnext_t", "--peer", "torch", "--threads", "2", "--passes", "3"]
+    assert main(["bench", *arguments, *files]) == 0
+    ((targets, networks, settings, passes),) = seen
+    assert targets == ["portconv-jit", "portconv-numpy", "torch"] and networks == ["vgg19", "convnext_t"]
+    assert (settings.threads, settings.budget, settings.limit, passes) == (2, 5.0, 600.0, 3)
+    assert "torch" in capsys.readouterr().out
+    document = json.loads(table.read_text())
+    assert set(document["networks"]) == {"vgg19", "convnext_t"} and document["machine"]["cpu"]
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_networks_and_the_status(capsys, monkeypatch):
+    seen, wrong = [], {"error": "wrong result"}
+    monkeypatch.setattr(network_command, "contest", contest_with(seen, torch=wrong, portconv={**FIGURES}))
+    assert main(["bench", "--network", "all", "--budget", "0.1"]) == 0  # a peer's error is not ours
+    assert len(seen[0][1]) == 4 and seen[0][2].budget == 0.1
+    monkeypatch.setattr(network_command, "contest", contest_with(seen, portconv=wrong))
+    assert main(["bench", "--network", "all"]) == 1
+    assert "portconv, vgg19: wrong result" in capsys.readouterr().out

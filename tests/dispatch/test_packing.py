@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv import machine
+from portconv.core.backend import PackedWeight
+from portconv.dispatch import packing
+from portconv.dispatch.packing import PackCache
 from tests.helpers import ones
 
 # --- weights that change ----------------------------------------------------------------------------------------------
@@ -98,3 +102,55 @@ def test_a_pack_that_is_no_longer_needed_leaves_the_cache(packs, unchangeable):
     del weights[:2], weight
     portconv.conv2d(ones(1, 2, 20, 20), unchangeable(ones(3, 2, 15, 15)), engine="fft")
     assert len(packs._entries) == 2
+
+
+# --- a network, pass after pass ---------------------------------------------------------------------------------------
+
+
+class CountedPlan:
+    """Stands for a plan whose packed weights are large; it says how often it packed."""
+
+    def __init__(self, nbytes):
+        self.stamp, self.nbytes, self.count = "counted", nbytes, 0
+
+    def pack(self, weight):
+        self.count += 1
+        return PackedWeight(self.stamp, None, self.nbytes)
+
+
+@pytest.mark.parametrize("gib", [4, 24])
+def test_a_network_of_large_weights_is_packed_once(gib):
+    """VGG-19's packed weights exceed 256 MiB: with a bound below what it needs, every pass would pack all of them."""
+    cache = PackCache(limit_bytes=packing.bound(gib << 30))
+    weights, plan = [np.zeros(1) for _ in range(16)], CountedPlan(40 << 20)
+    for _ in range(3):
+        for weight in weights:
+            cache.get(weight, 0, plan)
+    assert plan.count == len(weights) and cache.nbytes == 640 << 20
+
+
+def test_the_bound_follows_the_memory():
+    assert packing.bound(None) == packing.bound(0) == packing.bound(1 << 30) == 256 << 20
+    assert packing.bound(24 << 30) == 6 << 30
+    assert packing.packs.limit_bytes == packing.bound(machine.memory_bytes()) >= 256 << 20
+
+
+def test_no_layer_packs_in_its_second_pass(tier, packs, plans, unchangeable):
+    """By the functional form with weights that cannot change, and by layers."""
+    packs.limit_bytes = 8 << 20
+    x = np.ones((1, 16, 14, 14), np.float32)
+    weights = [unchangeable(ones(16, 16, kernel, kernel)) for kernel in (1, 3, 3, 5, 9)]
+    layers = [portconv.Conv2d(16, 16, kernel, padding=kernel // 2) for kernel in (1, 3, 3, 5, 9)]
+
+    def one_pass():
+        for weight in weights:
+            portconv.conv2d(x, weight, padding=weight.shape[2] // 2)
+        for layer in layers:
+            layer(x)
+
+    one_pass()
+    assert len(packs) == len(weights)
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in {type(plan) for plan in plans}:
+            patch.setattr(kind, "pack", lambda *_: pytest.fail("a weight was packed anew"))
+        one_pass()

@@ -1,34 +1,41 @@
-"""Times a peer of portconv in a process of its own, driven by `portconv.bench.runner`.
+"""The libraries that a user could have instead, each timed in a process of its own as its users would call it.
 
-A library is a function of the thread count that imports it and returns `prepare(layer, x, weight, bias)`, which returns
-a `Prepared`. The environment has the thread counts already: most libraries read them only once.
+A library is a function of the thread count that imports it and returns what prepares layers. The environment has the
+thread counts already: most libraries read them only once. What is not installed says so when its worker starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import checkout  # noqa: F401  before portconv
+import numpy as np
 
-from portconv.bench.layers import Layer
-from portconv.bench.reference import separable_taps
-from portconv.bench.runner import handle_task
-from portconv.bench.timing import Prepared, Unsupported
-from portconv.processes.serve import serve, versions
+from ..processes.serve import serve, versions
+from ..processes.session import Target
+from .layers import Layer
+from .reference import separable_taps
+from .runner import handle_task
+from .timing import Prepare, Prepared, Unsupported
+
+__all__ = ["NETWORK_PEERS", "PEERS", "main", "target_of"]
+
+# The words of ONNX, JAX and others for the modes of padding.
+_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def mlx_library(_threads: int):
+def _mlx(_threads: int) -> Prepare:
     """`mx.conv2d` as MLX likes it best: NHWC input and OHWI weight, both contiguous. It has no setting for threads."""
-    import mlx.core as mx
-    import numpy as np
-
+    mx = importlib.import_module("mlx.core")
     mx.set_default_device(mx.cpu)
     modes = {"zeros": None, "replicate": "edge"}
 
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
+    def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         if layer.padding_mode not in modes:
             raise Unsupported(f"mx.pad has no {layer.padding_mode}")
         mode = modes[layer.padding_mode]
@@ -39,7 +46,7 @@ def mlx_library(_threads: int):
         padding = layer.padding if mode is None else 0
         pairs = ((0, 0), *((p, p) for p in layer.padding), (0, 0))
 
-        def call():
+        def call() -> Any:
             padded = x if mode is None else mx.pad(x, pairs, mode=mode)
             y = mx.conv2d(padded, weight, layer.stride, padding, layer.dilation, layer.groups)
             if bias is not None:
@@ -52,14 +59,13 @@ def mlx_library(_threads: int):
     return prepare
 
 
-def torch_library(threads: int, channels_last: bool):
-    import torch
-
+def _torch(threads: int, channels_last: bool) -> Prepare:
+    torch = importlib.import_module("torch")
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
+    def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         conv = torch.nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, bias=layer.bias, **layer.options)
         conv.weight.copy_(torch.from_numpy(weight))
         if layer.bias:
@@ -71,30 +77,33 @@ def torch_library(threads: int, channels_last: bool):
     return prepare
 
 
-def onnxruntime_library(threads: int):
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
+def _onnxruntime(threads: int) -> Prepare:
+    onnx = importlib.import_module("onnx")
+    helper, to_tensor = onnx.helper, onnx.numpy_helper.from_array
+    onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    modes = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    if hasattr(onnxruntime, "set_global_thread_pool_sizes"):
+        # Each layer is a session here. With pools of their own, the threads of one would spin against those of the
+        # next, and ResNet-50 would take 1000 ms in the place of 45; a network in one session has one pool, too.
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
-        import numpy as np
-
-        tensors = [numpy_helper.from_array(weight, "weight")]
+    def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
+        tensors = [to_tensor(weight, "weight")]
         inputs = ["x", "weight"]
         if bias is not None:
-            tensors.append(numpy_helper.from_array(bias, "bias"))
+            tensors.append(to_tensor(bias, "bias"))
             inputs.append("bias")
         nodes = []
         height, width = layer.padding
         if layer.padding_mode != "zeros":
             pads = np.array([0, 0, height, width, 0, 0, height, width], dtype=np.int64)
-            tensors.append(numpy_helper.from_array(pads, "pads"))
-            nodes.append(helper.make_node("Pad", ["x", "pads"], ["padded"], mode=modes[layer.padding_mode]))
+            tensors.append(to_tensor(pads, "pads"))
+            nodes.append(helper.make_node("Pad", ["x", "pads"], ["padded"], mode=_MODES[layer.padding_mode]))
             inputs[0] = "padded"
             height = width = 0
         nodes.append(
@@ -111,8 +120,8 @@ def onnxruntime_library(threads: int):
         graph = helper.make_graph(
             nodes,
             "layer",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, layer.x_shape)],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, layer.y_shape)],
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, layer.x_shape)],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, layer.y_shape)],
             tensors,
         )
         # Not the newest versions: onnx may be ahead of what the installed runtime reads.
@@ -124,23 +133,20 @@ def onnxruntime_library(threads: int):
     return prepare
 
 
-def openvino_library(threads: int):
+def _openvino(threads: int) -> Prepare:
     # Its telemetry would start a process of its own and report over the network; without that package it has a stub.
-    sys.modules["openvino_telemetry"] = None
-    import openvino
-    from openvino import opset13 as ops
-
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # which is how Python writes "not there"
+    openvino = importlib.import_module("openvino")
+    ops = openvino.opset13
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # else CPUs with bfloat16 instructions may use them
     }
-    modes = {"reflect": "reflect", "replicate": "edge"}
+    modes = {"reflect": "reflect", "replicate": "edge"}  # and no circular
 
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
-        import numpy as np
-
+    def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         source = value = ops.parameter(layer.x_shape, np.float32)
         padding = layer.padding
         if layer.padding_mode != "zeros":
@@ -164,22 +170,18 @@ def openvino_library(threads: int):
     return prepare
 
 
-def jax_library(_threads: int):
+def _jax(_threads: int) -> Prepare:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
+    jax = importlib.import_module("jax")
+    jnp = jax.numpy
 
-    modes = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
+    def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         pairs = [(p, p) for p in layer.padding]
 
-        @jax.jit
-        def conv(x, weight, bias):
+        def conv(x: Any, weight: Any, bias: Any) -> Any:
             padding = pairs
             if layer.padding_mode != "zeros":
-                x = jnp.pad(x, [(0, 0), (0, 0), *pairs], mode=modes[layer.padding_mode])
+                x = jnp.pad(x, [(0, 0), (0, 0), *pairs], mode=_MODES[layer.padding_mode])
                 padding = [(0, 0), (0, 0)]
             y = jax.lax.conv_general_dilated(
                 x,
@@ -194,20 +196,19 @@ def jax_library(_threads: int):
 
         x, weight = jnp.asarray(x), jnp.asarray(weight)
         bias = None if bias is None else jnp.asarray(bias)
-        return Prepared(lambda: conv(x, weight, bias).block_until_ready(), np.asarray)
+        compiled = jax.jit(conv)
+        return Prepared(lambda: compiled(x, weight, bias).block_until_ready(), np.asarray)
 
     return prepare
 
 
-def opencv_library(threads: int, separable: bool):
+def _opencv(threads: int, separable: bool) -> Prepare:
     """One call a channel: `filter2D` with the whole kernel, or `sepFilter2D` where it is a column times a row."""
-    import cv2
-    import numpy as np
-
+    cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(threads)
     modes = {"zeros": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101, "replicate": cv2.BORDER_REPLICATE}
 
-    def prepare(layer: Layer, x, weight, bias) -> Prepared:
+    def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         centred = all(k % 2 and p == k // 2 for k, p in zip(layer.kernel, layer.padding, strict=True))
         if not (layer.is_depthwise and centred and layer.stride == layer.dilation == (1, 1)):
             raise Unsupported("filter2D is for one channel, stride 1, same size")
@@ -219,14 +220,14 @@ def opencv_library(threads: int, separable: bool):
         border = modes[layer.padding_mode]
         shifts = [0.0] * layer.out_channels if bias is None else bias.tolist()
 
-        def filtered(plane, kernel, target, shift):
+        def filtered(plane: Any, kernel: Any, target: Any, shift: float) -> None:
             if factors is None:
                 cv2.filter2D(plane, cv2.CV_32F, kernel[0], dst=target, delta=shift, borderType=border)
             else:
                 column, row = factors
                 cv2.sepFilter2D(plane, cv2.CV_32F, row, column, dst=target, delta=shift, borderType=border)
 
-        def call():
+        def call() -> Any:
             y = np.empty_like(x)
             for image, result in zip(x, y, strict=True):
                 for plane, kernel, target, shift in zip(image, weight, result, shifts, strict=True):
@@ -238,30 +239,44 @@ def opencv_library(threads: int, separable: bool):
     return prepare
 
 
-LIBRARIES = {
-    "torch": partial(torch_library, channels_last=False),
-    "torch-channels-last": partial(torch_library, channels_last=True),
-    "onnxruntime": onnxruntime_library,
-    "openvino": openvino_library,
-    "jax": jax_library,
-    "opencv": partial(opencv_library, separable=False),
-    "opencv-separable": partial(opencv_library, separable=True),
-    "mlx": mlx_library,
+PEERS: dict[str, Callable[[int], Prepare]] = {
+    "torch": partial(_torch, channels_last=False),
+    "torch-channels-last": partial(_torch, channels_last=True),
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "jax": _jax,
+    "opencv": partial(_opencv, separable=False),
+    "opencv-separable": partial(_opencv, separable=True),
+    "mlx": _mlx,
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library", choices=LIBRARIES)
-    library = parser.parse_args().library
-    prepare = None
+# OpenCV has no convolution of several channels.
+NETWORK_PEERS = tuple(name for name in PEERS if not name.startswith("opencv"))
 
-    def hello() -> dict:
+
+def target_of(peer: str) -> Target:
+    """The worker for a peer."""
+    return Target(peer, "portconv.bench.peers", (peer,))
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", choices=PEERS)
+    library = parser.parse_args().library
+    prepare: Prepare | None = None
+
+    def hello() -> dict[str, Any]:
         nonlocal prepare
         try:
-            prepare = LIBRARIES[library](int(os.environ["OMP_NUM_THREADS"]))
+            prepare = PEERS[library](int(os.environ["OMP_NUM_THREADS"]))
         except (ImportError, OSError) as error:  # OSError: a shared library of its own is missing
             return {"missing": f"{type(error).__name__}: {error}"}
         return {"versions": versions()}
 
-    serve(hello, lambda message: handle_task(lambda _engine, _device: prepare, message))
+    def prepared(_engine: str, _device: str) -> Prepare:
+        assert prepare is not None  # else `serve` has ended after the hello
+        return prepare
+
+    serve(hello, lambda message: handle_task(prepared, message))
