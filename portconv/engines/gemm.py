@@ -19,7 +19,7 @@ the shifted form.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -295,8 +295,12 @@ class GemmPlan(EnginePlan):
         return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=False)
 
     def values(self, x: Any, weight: PackedWeight, block: Block, /) -> Iterator[tuple[Block, Any]]:
-        """The outputs `block`, of any size; `x` is (C, B, H, W)."""
-        return values(x, weight.data, block, self.problem, self.steps)
+        """The outputs `block`, of any size, where each output has a channel of its own; `x` is (C, B, H, W)."""
+        channels, count = block.channels, block.channels.stop - block.channels.start
+        alone = replace(self.problem, in_channels=count, out_channels=count, groups=count)
+        part = block._replace(channels=slice(0, count))
+        for found, value in values(x[channels, ...], weight.data[channels, ...], part, alone, self.steps):
+            yield found._replace(channels=channels), value
 
 
 def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) -> Iterator[tuple[Block, Any]]:

@@ -11,11 +11,13 @@ from portconv.cpu.bridge import numpy_steps
 from portconv.engines import banded
 from portconv.engines.banded import BandedPlan
 from portconv.engines.costs import CPU
+from portconv.engines.gemm import GemmPlan
 from portconv.engines.steps import Block, Steps
 from portconv.testing import assert_close, reference_conv2d
 from tests.helpers import PAD_MODES
 
 WIDE, NARROW = (1, 4, 70, 90), (1, 48, 14, 12)  # one for each form
+MANY = (1, 90, 70, 80)  # channels, which are cut into several strips
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_large_kernels(tier, x_shape):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("x_shape", [WIDE, NARROW])
+@pytest.mark.parametrize("x_shape", [WIDE, NARROW, MANY])
 def test_values_that_are_not_finite_stay_in_place(tier, x_shape, value):
     """The bands multiply them by zero for outputs that do not meet them."""
     x, weight = arrays(x_shape, (3, 3))
@@ -94,6 +96,23 @@ def test_values_that_are_not_finite_stay_in_place(tier, x_shape, value):
     weight[2, 0, 1, 2] = value
     expected = reference_conv2d(x, weight, groups=x_shape[1], padding=1)
     assert_close(convolved(x, weight, padding=1), expected)
+
+
+def test_only_the_strip_that_is_not_finite_is_computed_anew(plain_only, monkeypatch):
+    seen = []
+
+    def values(self, x, weight, block):
+        seen.append(block.channels)
+        return compute(self, x, weight, block)
+
+    x, weight = arrays(MANY, (3, 3))
+    x[0, 89, 3, 4] = np.inf
+    plan = portconv.plan_conv2d(x, weight, groups=90, padding=1, engine="gemm")
+    compute = GemmPlan.values
+    monkeypatch.setattr(GemmPlan, "values", values)
+    y = convolved(x, weight, padding=1)
+    assert seen == [slice(90 - plan.tiling.channels, 90)] != [slice(0, 90)]
+    assert_close(y, reference_conv2d(x, weight, groups=90, padding=1))
 
 
 @pytest.mark.parametrize("x_shape", [WIDE, NARROW])
