@@ -9,6 +9,7 @@ import portconv
 from portconv.core.problem import Problem
 from portconv.cpu.bridge import numpy_steps
 from portconv.engines import banded
+from portconv.engines.accuracy import TERMS
 from portconv.engines.banded import BandedPlan
 from portconv.engines.costs import CPU
 from portconv.engines.gemm import GemmPlan
@@ -195,3 +196,29 @@ def test_depthwise_layers_choose_it(plain_only, x_shape, kernel):
     plan = portconv.plan_conv2d(x_shape, weight, groups=x_shape[1], padding=kernel // 2)
     (offer,) = [c for c in plan.candidates if c.engine == "gemm"]
     assert plan.engine == "gemm" and offer.note == "banded"
+
+
+@pytest.mark.parametrize("accuracy", ["normwise", "elementwise"])
+@pytest.mark.parametrize(
+    ("x_shape", "kernel"), [(WIDE, (13, 5)), (WIDE, (5, 31)), (NARROW, (11, 11)), (NARROW, (5, 25))]
+)
+def test_no_sum_is_longer_than_it_may_be(plain_only, x_shape, kernel, accuracy):
+    p = problem_of(x_shape, kernel, padding=(kernel[0] // 2, kernel[1] // 2), accuracy=accuracy)
+    t = banded.tiling(p, numpy_steps(), CPU)
+    assert t.terms * kernel[0 if t.form == "down" else 1] <= TERMS[accuracy]
+
+
+def test_a_weight_packed_for_other_bands_is_refused(plain_only):
+    """The bands of a stride, a dilation, a height and a width are their own."""
+    weight = np.ones((48, 1, 3, 3), np.float32)
+    others = [((1, 48, 70, 90), {"stride": s, "dilation": d}) for s, d in ((1, 1), (2, 1), (1, 2))]
+    others += [((1, 48, 14, w), {"stride": s, "dilation": d}) for w in (12, 14) for s, d in ((1, 1), (2, 1), (1, 2))]
+    others += [((1, 48, 11, 90), {}), ((1, 48, 12, 90), {}), ((1, 48, 14, 12), {"padding": (1, 0)})]
+    plans = []
+    for shape, options in others:
+        plan = portconv.plan_conv2d(shape, weight.shape, groups=48, engine="gemm", **({"padding": 1} | options))
+        assert isinstance(plan, BandedPlan)
+        plans.append(plan)
+    assert len({plan.stamp for plan in plans}) == len(plans)
+    with pytest.raises(ValueError, match="was packed for"):
+        plans[1].execute(np.ones(others[1][0], np.float32), plans[0].pack(weight))
