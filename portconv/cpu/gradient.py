@@ -15,9 +15,8 @@ import numpy as np
 from ..core.backend import Plan
 from ..core.problem import Problem
 from ..core.shapes import axis_source, ranges
-from ..engines.accuracy import TERMS
+from ..engines.accuracy import TERMS, accumulate
 from ..engines.cropped import CroppedPlan, cropped
-from ..engines.steps import accumulate
 from ..engines.transposed import Phase, gradient_size, image_gradient_phases
 from .bridge import host_candidates, numpy_plan, numpy_steps
 

@@ -12,14 +12,12 @@ import numpy as np
 
 from ..core.layout import TO_CBHW
 from ..core.problem import Problem
-from ..engines.accuracy import RUN_TERMS
-from ..engines.steps import Block, Steps, Window, accumulate
+from ..engines.accuracy import RUN_TERMS, accumulate
+from ..engines.steps import Block, Steps, Window
 from . import blas, separable, threads
 from .views import strided
 
 __all__ = ["NumpySteps"]
-
-RUN = 150  # elements that a run of its innermost loop costs beyond its length
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
@@ -29,6 +27,7 @@ class NumpySteps(Steps):
     """Steps for NumPy arrays, read-only ones included."""
 
     pack_dtype = "float64"
+    banded = True
 
     def __init__(self) -> None:
         super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=8 << 20)
@@ -61,6 +60,12 @@ class NumpySteps(Steps):
 
     def cast(self, x: Array, dtype: str) -> Array:
         return x.astype(np.dtype(dtype), copy=False)
+
+    def all_finite(self, x: Array) -> bool:
+        if x.size == 0 or x.dtype.kind == "c":
+            return super().all_finite(x)
+        with self.quiet():  # two passes, each several times as fast as a sum
+            return bool(np.isfinite(x.max()) and np.isfinite(x.min()))
 
     def quiet(self) -> AbstractContextManager[object]:
         return np.errstate(all="ignore")
@@ -106,37 +111,59 @@ class NumpySteps(Steps):
 
         return self.sum_of_products(columns(), "columns", buffer)
 
-    def small_images(self, x: Array, weight: Array, block: Block, problem: Problem) -> Array | None:
-        """As in `Steps`: the channels become the innermost axis, along which `einsum` has the longer runs."""
-        p, (kh, kw), (rows, cols) = problem, problem.kernel, problem.out_size
-        (top, bottom, left, right), (dh, dw) = p.padding, p.dilation
-        channels = block.channels.stop - block.channels.start
-        padded = (p.height + top + bottom, p.width + left + right)
-        images = block.batch.stop - block.batch.start
-        # the runs of its innermost loop: along the image, or along the channels with two transpositions besides
-        along_image = channels * (RUN + rows * padded[1])
-        along_channels = rows * cols * (RUN + channels) + 6 * padded[0] * padded[1] * channels // (kh * kw)
-        if p.padding_mode != "zeros" or images != 1 or along_image < along_channels:
-            return None
-        image = self._scratch("image", (*padded, channels), np.dtype(p.compute_dtype))
-        image[:] = 0
-        image[top : top + p.height, left : left + p.width] = x[block.channels, block.batch.start].transpose(1, 2, 0)
-        taps = np.ascontiguousarray(weight.reshape(channels, kh, kw).transpose(1, 2, 0))
-        row, col, one = image.strides
-        count = max(1, RUN_TERMS // kw)
+    def shifted(self, x: Array, block: Block, problem: Problem, row: int, count: int, apart: int, lines: int) -> Array:
+        p, cols = problem, block.cols.stop - block.cols.start
+        (stride, dilation), (left, right), kw = (p.stride[1], p.dilation[1]), p.padding[2:], p.kernel[1]
+        total, first = (lines - 1) * apart + count, block.cols.start * stride - left
+        channels, images = (part.stop - part.start for part in block[:2])
+        out = self._scratch("stack", (channels, images, lines, kw, count, cols), np.dtype(p.compute_dtype))
+        if stride > 1 or p.padding_mode != "zeros" or not cols == p.out_size[1] == p.width:
+            reach = slice(first, first + (cols - 1) * stride + dilation * (kw - 1) + 1)
+            window = self.window(x, block._replace(rows=slice(row, row + total), cols=reach), p)
+            c, b, h, w = window.strides
+            np.copyto(out, strided(window, out.shape, (c, b, h * apart, w * dilation, h, w * stride)))
+            return out
+        # As wide as the image: rows follow each other in memory without padding, so that copies are runs of many rows.
+        # What comes from the next row is cleared.
+        flat = self._rows(x, block, p, row, total, left, right)
+        runs, one = out.reshape(*out.shape[:4], count * cols), flat.itemsize
+        np.copyto(runs, strided(flat, runs.shape, (*flat.strides[:2], apart * cols * one, dilation * one, one)))
+        for k in range(kw):
+            if (shift := k * dilation - left) < 0:
+                out[..., k, :, :-shift] = 0
+            elif shift > 0:
+                out[..., k, :, max(cols - shift, 0) :] = 0
+        return out
 
-        def parts() -> Iterable[tuple[Array, Array]]:
-            for r in range(0, kh, count):
-                some = taps[r : r + count]
-                shape, strides = (len(some), kw, rows, cols, channels), (dh * row, dw * col, row, col, one)
-                yield strided(image[r * dh :], shape, strides), some
+    def lines(self, x: Array, block: Block, problem: Problem) -> Array:
+        p, height = problem, block.rows.stop - block.rows.start
+        (stride, dilation), kh = (p.stride[0], p.dilation[0]), p.kernel[0]
+        channels, images = (part.stop - part.start for part in block[:2])
+        out = self._scratch("stack", (channels, images, height, kh, p.width), np.dtype(p.compute_dtype))
+        total = (height - 1) * stride + (kh - 1) * dilation + 1
+        flat = self._rows(x, block, p, block.rows.start * stride - p.padding[0], total)
+        line, one = p.width * flat.itemsize, flat.itemsize
+        np.copyto(out, strided(flat, out.shape, (*flat.strides[:2], stride * line, dilation * line, one)))
+        return out
 
-        value = self.sum_of_products(parts(), "taps")
-        return value.transpose(2, 0, 1)[:, None]
+    def _rows(
+        self, x: Array, block: Block, problem: Problem, row: int, total: int, before: int = 0, after: int = 0
+    ) -> Array:
+        """Whole rows of the image, (C, B, elements), zeros above and below it; any values `before` and `after` them."""
+        p, (channels, images) = problem, (part.stop - part.start for part in block[:2])
+        shape = (channels, images, before + total * p.width + after)
+        flat = self._scratch("image", shape, np.dtype(p.compute_dtype))
+        rows = flat[..., before : before + total * p.width].reshape(channels, images, total, p.width)
+        start = min(max(-row, 0), total)
+        stop = max(min(p.height - row, total), start)
+        rows[:, :, :start] = 0
+        rows[:, :, stop:] = 0
+        rows[:, :, start:stop] = x[block.channels, block.batch, row + start : row + stop]
+        return flat
 
     def sum_of_products(self, pairs: Iterable[tuple[Array, Array]], product: str, buffer: str = "sum") -> Array:
         """As in `Steps`. Each thread has scratch memory of its own."""
-        multiply: Any = {"columns": _columns, "taps": _taps}.get(product) or getattr(np, product)
+        multiply: Any = _columns if product == "columns" else getattr(np, product)
         names = iter((buffer,))  # partial sums beyond the first few terms are new arrays
 
         def add(total: Array | None, pair: tuple[Array, Array]) -> Array:
@@ -214,14 +241,7 @@ def _columns(view: Array, weight: Array, out: Array | None) -> Array:
     return result
 
 
-def _taps(view: Array, weight: Array, out: Array | None) -> Array:
-    result: Array = np.einsum("ijhwg,ijg->hwg", view, weight, out=out)
-    return result
-
-
 def _product_shape(a: Array, b: Array, product: str) -> tuple[int, ...]:
-    if product == "taps":
-        return (a.shape[2], a.shape[3], a.shape[4])
     if product == "columns":
         return (*b.shape[:2], a.shape[2], a.shape[4])
     if product == "multiply":

@@ -7,7 +7,10 @@ point summation", SIAM J. Sci. Comput. 14 (1993).
 
 from __future__ import annotations
 
-__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS"]
+from collections.abc import Callable, Iterable
+from typing import Any
+
+__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate"]
 
 # By the accuracy asked for: of a matrix product, whose BLAS may add one term after the other, and of compiled loops.
 TERMS = {"normwise": 192, "elementwise": 32}
@@ -17,3 +20,44 @@ FREQUENCY_TERMS = 128
 TILE_TERMS = {"plain": 96, "compiled": 64}
 # Of NumPy's `einsum`, which is used for any accuracy.
 RUN_TERMS = 32
+
+
+def _add(current: Any, term: Any) -> Any:
+    if current is None:
+        return term
+    current += term
+    return current
+
+
+def accumulate(terms: Iterable[Any], add: Callable[[Any, Any], Any] = _add, leaf: int = 8) -> Any:
+    """Sum of arrays: `leaf` of them one after the other, then in pairs, which keeps rounding errors small.
+
+    Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms
+    may be overwritten; the arrays alive at a time are as many as the logarithm of the terms. `add(sum, term)` gives the
+    sum with the term, and `add(None, term)` a new sum.
+    """
+    sums: list[tuple[int, Any]] = []  # (level, partial sum), levels falling, as the digits of a binary counter
+    current, count = None, 0
+    for term in terms:
+        current = add(current, term)
+        del term  # before the next one is made
+        count += 1
+        if count == leaf:
+            _carry(sums, current)
+            current, count = None, 0
+    if current is None:
+        _, current = sums.pop()
+    while sums:
+        _, left = sums.pop()
+        left += current
+        current = left
+    return current
+
+
+def _carry(sums: list[tuple[int, Any]], value: Any) -> None:
+    level = 0
+    while sums and sums[-1][0] == level:
+        _, left = sums.pop()
+        left += value
+        value, level = left, level + 1
+    sums.append((level, value))

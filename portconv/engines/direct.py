@@ -99,6 +99,7 @@ def candidate(p: Problem, _steps: Steps, costs: Costs) -> Candidate:
     if t.apart:
         passes *= 3.0  # every term is a copy
     seconds = passes * (elements * costs.element + costs.row) + tasks * (costs.task + terms * 2 * costs.call) / threads
+    seconds += (threads > 1) * costs.task / 2
     return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(p), if_separable=share(p))
 
 
@@ -147,15 +148,8 @@ class DirectPlan(EnginePlan):
         p, steps = self.problem, self.steps
         x = steps.cbhw(x, p.layout)
 
-        small = not self.apart and p.stride == (1, 1) and p.groups == p.in_channels == p.out_channels and self._whole()
-
         def compute(task: Task) -> Iterator[tuple[Block, Any]]:
             images, rows, cols = (s.stop - s.start for s in task.block[1:])
-            if small and not weight.separable:
-                value = steps.small_images(x, weight.data[task.groups, ...], task.block, p)
-                if value is not None:
-                    yield task.block, value
-                    return
             if self.apart:
                 value = steps.sum_of_products(self._terms_apart(x, weight.data, task), "multiply")
             elif p.stride == (1, 1):
@@ -166,10 +160,6 @@ class DirectPlan(EnginePlan):
             yield task.block, value[:, :, :, :cols]
 
         return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=True)
-
-    def _whole(self) -> bool:
-        """Whether every strip is a whole image."""
-        return all((task.block.rows.stop, task.block.cols.stop) == self.problem.out_size for task in self.tasks[:1])
 
     def _correlation(self, x: Any, weight: PackedWeight, task: Task) -> Any:
         """A strip at stride 1, (g, o, B, rows * columns); rows end with the halo's columns. Two passes if separable."""

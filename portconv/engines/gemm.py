@@ -1,12 +1,13 @@
 """Convolution as matrix products, block by block, without an im2col matrix of the image.
 
 A block of the result is a sum over the taps of the kernel, `y = sum_t W[t] x[t]`, where `x[t]` is the block's window
-shifted by the tap. There are two ways to do it:
+shifted by the tap. There are three ways to do it:
 
 * **gather**: shifted windows are copied, those of several taps into one stack where the channels are few, and each
   stack is a product. For few channels, small images and batches.
 * **shift**: the window lies flat in memory, so a shift is an offset, and each tap is a product without any copy. Each
   row then has a few columns too many at its end, which are cut off. For many channels and wide rows.
+* **banded**: products of small matrices with bands in them, for depthwise layers; see `banded.py`.
 
 1x1 kernels are the gather of one tap: a product of the weight with the image as it lies.
 
@@ -18,7 +19,7 @@ the shifted form.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,7 +27,9 @@ from ..core.backend import Candidate, EnginePlan, PackedWeight
 from ..core.integers import Pair
 from ..core.problem import Problem
 from ..core.shapes import ranges
+from . import banded
 from .accuracy import TERMS
+from .banded import BandedPlan
 from .costs import Costs
 from .engine import Engine
 from .steps import Block, Steps, Window
@@ -49,6 +52,7 @@ from .taps import (
 __all__ = ["ENGINE", "NAME", "GemmPlan", "Tiling", "pack", "values"]
 
 NAME = "gemm"
+BANDED = "banded"
 
 MAX_WINDOW_BYTES = 24 << 20
 MIN_COLUMNS = 128  # narrower products waste the BLAS kernels
@@ -211,6 +215,14 @@ def tiling(problem: Problem, block_bytes: int) -> Tiling:
 
 def candidate(problem: Problem, steps: Steps, costs: Costs) -> Candidate:
     """The estimate for any problem: this engine runs everything."""
+    found = _candidate(problem, steps, costs)
+    t = banded.tiling(problem, steps, costs)
+    if t is None or (seconds := banded.seconds(problem, t, costs)) > found.seconds:
+        return found
+    return Candidate(NAME, seconds, costs.threads * t.workspace_bytes(problem), note=BANDED)
+
+
+def _candidate(problem: Problem, steps: Steps, costs: Costs) -> Candidate:
     p, t = problem, tiling(problem, steps.block_bytes)
     oh, ow = p.out_size
     outputs = p.batch * oh * ow
@@ -231,10 +243,14 @@ def candidate(problem: Problem, steps: Steps, costs: Costs) -> Candidate:
     return Candidate(NAME, seconds, t.workspace_bytes, note=t.form)
 
 
-def build(problem: Problem, steps: Steps, _costs: Costs) -> GemmPlan:
+def build(problem: Problem, steps: Steps, costs: Costs) -> EnginePlan:
     """Bind the engine to a problem."""
     t = tiling(problem, steps.block_bytes)
-    return GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=tasks(problem, t))
+    plan = GemmPlan(problem, NAME, t.workspace_bytes, steps=steps, tiling=t, tasks=tasks(problem, t))
+    bands, offer = banded.tiling(problem, steps, costs), candidate(problem, steps, costs)
+    if bands is None or offer.note != BANDED:
+        return plan
+    return BandedPlan(problem, NAME, offer.workspace_bytes, steps=steps, tiling=bands, exact=plan)
 
 
 def stamp(problem: Problem, steps: Steps) -> Hashable:
@@ -277,6 +293,14 @@ class GemmPlan(EnginePlan):
 
         # not in parallel: the products themselves use all threads
         return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=False)
+
+    def values(self, x: Any, weight: PackedWeight, block: Block, /) -> Iterator[tuple[Block, Any]]:
+        """The outputs `block`, of any size, where each output has a channel of its own; `x` is (C, B, H, W)."""
+        channels, count = block.channels, block.channels.stop - block.channels.start
+        alone = replace(self.problem, in_channels=count, out_channels=count, groups=count)
+        part = block._replace(channels=slice(0, count))
+        for found, value in values(x[channels, ...], weight.data[channels, ...], part, alone, self.steps):
+            yield found._replace(channels=channels), value
 
 
 def values(x: Any, weight: Any, block: Block, problem: Problem, steps: Steps) -> Iterator[tuple[Block, Any]]:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 from ..core.layout import FROM_CBHW, TO_CBHW, reorder
 from ..core.problem import Problem
 from ..core.shapes import AxisSource, axis_source
+from .accuracy import accumulate
 
-__all__ = ["Block", "Steps", "Window", "accumulate", "window_of"]
+__all__ = ["Block", "Steps", "Window", "window_of"]
 
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ class Steps:
     """
 
     threads = 1
+    banded = False  # whether one call multiplies many small matrices about as fast as large ones
     pack_dtype: str | None = None  # what weights are transformed in, where it is not the dtype of the computation
 
     def __init__(
@@ -216,12 +218,38 @@ class Steps:
         )
         return self.sum_of_products(terms, "multiply", buffer)
 
-    def small_images(self, x: Any, weight: Any, block: Block, problem: Problem) -> Any:
-        """A depthwise block of whole images at stride 1, (O, B, oh, ow), where a step of its own is faster; else None.
+    def shifted(self, x: Any, block: Block, problem: Problem, row: int, count: int, apart: int, lines: int) -> Any:
+        """What each column of the kernel reads for the outputs `block`, (C, B, lines, kw, rows, columns).
 
-        `x` is the whole image as (C, B, H, W), with as many channels as the result; `weight` is (O, 1, 1, kh, kw).
+        Line n has `count` rows of the padded image (C, B, H, W), from row `row + n * apart` on, counted from the first
+        pixel. Copy k of them has the columns that tap k of a row of the kernel reads. It may be scratch memory.
         """
-        return None
+        p, xp = problem, self.xp
+        (stride, dilation), left = (p.stride[1], p.dilation[1]), p.padding[2]
+        cols, width = block.cols, (block.cols.stop - block.cols.start - 1) * stride + 1
+        first, reach = cols.start * stride - left, (p.kernel[1] - 1) * dilation
+        rows = slice(row, row + (lines - 1) * apart + count)
+        window = self.window(x, block._replace(rows=rows, cols=slice(first, first + reach + width)), p)
+        parts = []
+        for n in range(lines):
+            line = window[:, :, n * apart : n * apart + count, :]
+            taps = [line[..., k : k + width : stride] for k in range(0, reach + 1, dilation)]
+            parts.append(xp.stack(taps, axis=2))
+        return xp.stack(parts, axis=2)
+
+    def lines(self, x: Any, block: Block, problem: Problem) -> Any:
+        """What each row of the kernel reads for the outputs `block`, (C, B, rows, kh, W), as wide as the image.
+
+        Above and below the image (C, B, H, W) it is zeros. It may be scratch memory.
+        """
+        p, height = problem, block.rows.stop - block.rows.start
+        (stride, dilation), kh = (p.stride[0], p.dilation[0]), p.kernel[0]
+        row, length = block.rows.start * stride - p.padding[0], (height - 1) * stride + 1
+        rows = slice(row, row + length + (kh - 1) * dilation)
+        window = self.window(x, block._replace(rows=rows, cols=slice(0, p.width)), p)
+        return self.xp.stack(
+            [window[:, :, i * dilation : i * dilation + length : stride, :] for i in range(kh)], axis=3
+        )
 
     def all_finite(self, x: Any) -> bool:
         """Whether `x`, real or complex, has neither NaN nor infinity; it may say no where only their sum overflows."""
@@ -351,44 +379,3 @@ def _joined(xp: ModuleType, parts: list[tuple[tuple[slice, ...], Any]]) -> Any:
         if len(groups) > 1:
             return xp.concat([_joined(xp, group) for group in groups], axis=axis)
     raise ValueError("the blocks of a result overlap")
-
-
-def _add(current: Any, term: Any) -> Any:
-    if current is None:
-        return term
-    current += term
-    return current
-
-
-def accumulate(terms: Iterable[Any], add: Callable[[Any, Any], Any] = _add, leaf: int = 8) -> Any:
-    """Sum of arrays: `leaf` of them one after the other, then in pairs, which keeps rounding errors small.
-
-    Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms
-    may be overwritten; the arrays alive at a time are as many as the logarithm of the terms. `add(sum, term)` gives the
-    sum with the term, and `add(None, term)` a new sum.
-    """
-    sums: list[tuple[int, Any]] = []  # (level, partial sum), levels falling, as the digits of a binary counter
-    current, count = None, 0
-    for term in terms:
-        current = add(current, term)
-        del term  # before the next one is made
-        count += 1
-        if count == leaf:
-            _carry(sums, current)
-            current, count = None, 0
-    if current is None:
-        _, current = sums.pop()
-    while sums:
-        _, left = sums.pop()
-        left += current
-        current = left
-    return current
-
-
-def _carry(sums: list[tuple[int, Any]], value: Any) -> None:
-    level = 0
-    while sums and sums[-1][0] == level:
-        _, left = sums.pop()
-        left += value
-        value, level = left, level + 1
-    sums.append((level, value))

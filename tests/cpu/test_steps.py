@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.cpu.bridge import numpy_steps
 
 KERNEL = np.random.default_rng(1).random((4, 3, 3, 3), dtype=np.float32)
 PADDINGS = [(0, "zeros"), (1, "zeros"), (1, "replicate"), (2, "reflect"), (1, "circular")]
@@ -91,3 +92,13 @@ def test_nothing_beyond_the_last_page_is_read(tier, engine, run_python):
         """,
         PORTCONV_JIT="0" if tier == "plain" else "1",
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_whether_all_is_finite(dtype, value):
+    steps = numpy_steps()
+    x = np.full((3, 1, 7, 100), 3, dtype)
+    assert steps.all_finite(x) and steps.all_finite(x[..., ::2]) and steps.all_finite(x[:0])
+    x[2, 0, 5, 98] = value
+    assert not steps.all_finite(x) and not steps.all_finite(x[..., ::2]) and steps.all_finite(x[..., 1::2])

@@ -17,8 +17,7 @@ from ...core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ...core.problem import Problem
 from ...core.shapes import dilated, ranges
 from ...cpu.machine import version
-from ...engines.accuracy import TERMS
-from ...engines.steps import accumulate
+from ...engines.accuracy import TERMS, accumulate
 from ...namespaces import memory_order
 from .arrays import STEPS, dtype_named, evaluated
 

@@ -19,7 +19,7 @@ transpose = transpose_block()
 def add_in_pairs(sums, depth, count, last, nbytes):
     """Adds partial sums of `nbytes` each in pairs, `depth` of them at the start of `sums`; returns how many are left.
 
-    To be called after each part, `count` so far: as `accumulate` of engines/steps.py carries, and all after the last.
+    To be called after each part, `count` so far: as `accumulate` in engines/accuracy.py does; and all after the last.
     """
     while depth > 1 and (count % 2 == 0 or last):
         place = sums.ctypes.data + (depth - 2) * nbytes
