@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..epilogue import finish, record
-from ..memory import add_in_pairs, fill_plane, put
+from ..epilogue import record
+from ..memory import add_in_pairs, fill_plane, native_kind, put
 from ..products import tap_sums
 from ..team import driver, kernel
 from ..vectors import VECTOR_BYTES, one_of
@@ -68,21 +68,17 @@ def _patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilati
 
 
 @kernel
-def _store(sums, pitch, rows, cols, epilogue, channel, y, start, row_step, col_step):
+def _store(sums, pitch, rows, cols, epilogue, channel, kind, start, row_step, col_step):
+    """The results of a patch, as numbers of a kind, at the address `start`; steps are bytes."""
     size = sums.itemsize
     own = record(epilogue, channel)
     for r in range(rows):
-        place, source = start + r * row_step, r * pitch
-        if col_step == 1:
-            put(sums, (y.ctypes.data + place * size, sums.ctypes.data + source * size, cols, own))
-        else:
-            for j in range(cols):
-                y[place + j * col_step] = finish(sums[source + j], epilogue, channel)
+        put(sums, start + r * row_step, col_step, sums.ctypes.data + r * pitch * size, cols, own, kind)
 
 
 @kernel
 def _two_passes(window, line, columns, row_weights, o, outputs, kernel_size, dilation, rows, cols, patch_rows, vectors,
-                chunk, between, sums, epilogue, y, start, row_step, col_step):  # fmt: skip
+                chunk, between, sums, epilogue, kind, start, row_step, col_step):  # fmt: skip
     """A separable kernel on a padded window: all columns' sums first, `between`, then their rows' sums.
 
     `columns` and `row_weights` are the factors of the kernels, of all outputs.
@@ -102,12 +98,12 @@ def _two_passes(window, line, columns, row_weights, o, outputs, kernel_size, dil
             for i in range(min(patch_rows, rows - r)):
                 target = between.ctypes.data + ((r + i) * line + col) * size
                 count = min(width, line - col)
-                put(sums, (target, sums.ctypes.data + i * width * size, count, unfinished))
+                put(sums, target, size, sums.ctypes.data + i * width * size, count, unfinished, native_kind(sums))
     for r in range(0, rows, patch_rows):
         for col in range(0, cols, width):
             _patch(between.ctypes.data, line * size, 0, 1, row, (1, kw), (1, dw), r, col, 0, 0, patch_rows, vectors,
                    False, chunk, sums)  # fmt: skip
-            _store(sums, width, min(patch_rows, rows - r), min(width, cols - col), epilogue, o, y,
+            _store(sums, width, min(patch_rows, rows - r), min(width, cols - col), epilogue, o, kind,
                    start + r * row_step + col * col_step, row_step, col_step)  # fmt: skip
 
 
@@ -120,7 +116,9 @@ def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilog
     """
     (batch, inputs, outputs, group_outputs, kh, kw, dh, dw, top, left, height, width, out_rows, out_cols, strips,
      col_strips, copied, rows, vectors, chunk, part_size, window_size, window_rows, window_cols) = geometry  # fmt: skip
+    x_first, _, x_kind = x
     xb, xc, xh, xw = x_strides
+    y_first, _, kind = y
     yb, yc, yh, yw = y_strides
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
@@ -140,16 +138,16 @@ def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilog
         o = g * group_outputs + o_in
         r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
         c0, c1 = col_strip * out_cols // col_strips, (col_strip + 1) * out_cols // col_strips
-        first = b * xb + g * inputs * xc
+        first = x_first + b * xb + g * inputs * xc
         if copied and place != filled:
             filled = place
             for c in range(inputs):
-                fill_plane(x, first + c * xc, xh, xw, source_rows, source_cols, r0, 1, r1 - r0 + reach_rows, c0, 1,
+                fill_plane(first + c * xc, x_kind, xh, xw, source_rows, source_cols, r0, 1, r1 - r0 + reach_rows, c0, 1,
                            window_cols, left, width, window, c * window_rows * window_cols)  # fmt: skip
-        start = b * yb + o * yc + r0 * yh + c0 * yw
+        start = y_first + b * yb + o * yc + r0 * yh + c0 * yw
         if separable:
             _two_passes(window, window_cols, weight, row_weights, o, outputs, (kh, kw), (dh, dw), r1 - r0, c1 - c0,
-                        rows, vectors, chunk, between, sums, epilogue, y, start, yh, yw)  # fmt: skip
+                        rows, vectors, chunk, between, sums, epilogue, kind, start, yh, yw)  # fmt: skip
             continue
         factors = weight.ctypes.data + o * inputs * kh * kw * size
         for r in range(r0, r1, rows):
@@ -161,9 +159,9 @@ def _direct(part, parts, x, x_strides, y, y_strides, weight, row_weights, epilog
                     row, column = r - top, col - left
                     inside = row >= 0 and column >= 0 and row + rows + reach_rows <= height
                     inside = inside and column + vectors * lanes + reach_cols <= width
-                    _patch(x.ctypes.data + first * size, xh * size, xc * size, inputs, factors, (kh, kw), (dh, dw), row,
+                    _patch(first, xh, xc, inputs, factors, (kh, kw), (dh, dw), row,
                            column, height, width, rows, vectors, not inside, chunk, sums)  # fmt: skip
-                _store(sums, vectors * lanes, min(rows, r1 - r), min(vectors * lanes, c1 - col), epilogue, o, y,
+                _store(sums, vectors * lanes, min(rows, r1 - r), min(vectors * lanes, c1 - col), epilogue, o, kind,
                        start + (r - r0) * yh + (col - c0) * yw, yh, yw)  # fmt: skip
 
 

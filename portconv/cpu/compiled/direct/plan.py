@@ -14,7 +14,8 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS
 from ....engines.separable import Passes, in_two_passes, may_be_separable, share
 from ... import separable, threads
-from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, Launch, contiguous, per_thread, read_only, round_up, sources
+from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, Launch, per_thread, read_only, round_up, sources
+from ..conversions import kind_of
 from ..costs import CompiledCosts
 from ..gemm.kernels import LEVELS
 from ..vectors import VECTOR_BYTES, lanes
@@ -31,6 +32,7 @@ class CompiledDirectPlan(CompiledPlan):
     """`direct`: see `kernels.py`. Strides are left to the plain engine."""
 
     geometry: Geometry
+    window: Geometry  # for images in memory orders that cannot be read in place
     passes: Geometry  # for separable kernels
     copied: bool = False
 
@@ -41,15 +43,17 @@ class CompiledDirectPlan(CompiledPlan):
             return None
         # masks cost where the CPU has no masked loads
         copied = VECTOR_BYTES < 32 or p.layout != "NCHW" or (any(p.padding) and p.padding_mode != "zeros")
-        geometry = _direct_geometry(p, copied)
+        copied = copied or p.x_dtype != p.compute_dtype
+        geometry, window = _direct_geometry(p, copied), _direct_geometry(p, True)
         passes = _direct_geometry(p, True) if p.in_channels == p.groups and p.kernel[0] * p.kernel[1] > 1 else geometry
-        if max(geometry.part_size, passes.part_size) * p.itemsize > MAX_STRIP_BYTES:
+        scratch = max(g.part_size for g in (geometry, window, passes))
+        if scratch * p.itemsize > MAX_STRIP_BYTES:
             return None
         tasks = p.batch * p.out_channels * geometry.strips * geometry.col_strips
-        parts, scratch = threads.usable_cores(), max(geometry.part_size, passes.part_size)
+        parts = threads.usable_cores()
         return cls(
-            p, "direct", parts * scratch * p.itemsize, tables=sources(p), geometry=geometry, passes=passes,
-            parts=min(parts, max(tasks, 1)), scratch=scratch, copied=copied,
+            p, "direct", parts * scratch * p.itemsize, tables=sources(p), geometry=geometry, window=window,
+            passes=passes, parts=min(parts, max(tasks, 1)), scratch=scratch, copied=copied,
         )  # fmt: skip
 
     @cached_property  # every call compares it
@@ -104,18 +108,17 @@ class CompiledDirectPlan(CompiledPlan):
         return PackedWeight(self.stamp, data, data.nbytes)
 
     def fill(
-        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
-        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
-        p = self.problem
+        """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         two = isinstance(data, Passes)
         taps, rows = data if two else (data, data)  # a whole kernel has no rows of its own
-        if not self.copied and not two and x_strides[3] != 1:
-            x, x_strides = contiguous(x, x_strides, p)
+        geometry = self.passes if two else self.geometry
+        if not geometry.copied and not (x_strides[3] == self.dtype.itemsize and x[2] == kind_of(self.dtype)):
+            geometry = self.window
         launch(
             kernels.direct_alone, kernels.direct_team, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,
-            *self.tables, tuple(self.passes if two else self.geometry), two,
-            threads.scratch(self.parts * self.scratch, y.dtype),
+            *self.tables, tuple(geometry), two, threads.scratch(self.parts * self.scratch, self.dtype),
         )  # fmt: skip
 
 

@@ -146,17 +146,17 @@ class CompiledWinogradPlan(CompiledPlan):
         return memory, memory
 
     def fill(
-        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
-        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
+        """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         if data[0] is None:
             self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
             return
-        marks = np.zeros(self.parts * VECTOR_BYTES // y.itemsize, y.dtype)
+        marks = np.zeros(self.parts * VECTOR_BYTES // self.dtype.itemsize, self.dtype)
         launch(
             kernels.winograd_alone, kernels.winograd_team, self.parts,
             self.together, self.lines, self.block_lines, x, x_strides, y, y_strides, data[0], epilogue, *self.tables,
-            tuple(self.geometry), threads.scratch(self.scratch, y.dtype), self.sizes, marks,
+            tuple(self.geometry), threads.scratch(self.scratch, self.dtype), self.sizes, marks,
         )  # fmt: skip
         # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
         if marks.any():
