@@ -13,15 +13,17 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from .epilogue import Finish
-from .vectors import I32, I64, Vectors, intrinsic_of, loop
+from .epilogue import RECORD, Finish
+from .vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
-__all__ = ["FLOAT32", "FLOAT64", "kind_of", "put_line", "read_line"]
+__all__ = ["BYTES", "FLOAT32", "FLOAT64", "FROM_ROWS", "column_sums", "kind_of", "put_line", "put_pixels", "read_line"]
 
 KINDS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "bfloat16", "float32",
          "float64")  # fmt: skip
 SIZES = {name: 2 if name == "bfloat16" else np.dtype(name).itemsize for name in KINDS}
 FLOAT32, FLOAT64 = KINDS.index("float32"), KINDS.index("float64")
+BYTES = tuple(SIZES[name] for name in KINDS)
+FROM_ROWS = (KINDS.index("uint8"), KINDS.index("uint16"))  # kinds besides the native one that `column_sums` reads
 SWAPPED = 16  # added to the kind of numbers whose bytes are in the other order
 
 I16 = ir.IntType(16)
@@ -93,6 +95,75 @@ def put_line(*, add: bool) -> Any:
         loop(b, _chunks(b, v, count), [], body)
 
     return intrinsic_of(generate)
+
+
+def put_pixels() -> Any:
+    """`target[:n] = finish(source[:n])` for sums of pixels, whose channels lie side by side in both.
+
+    Arguments: target, bytes between its elements, source, how many elements, address of the records (see
+    `gather_phases`), kind of the target, channel of the first element, channels.
+    """
+
+    def generate(
+        b: Any, v: Vectors, target: Any, step: Any, source: Any, count: Any, records: Any, kind: Any, phase: Any,
+        channels: Any,
+    ) -> None:  # fmt: skip
+        _apart(b)
+
+        def body(i: Any, state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            finish = Finish(v, v.at(records, b.mul(state[0], I64(RECORD * v.n * v.size))), splat=False)
+            value = finish(v.load(v.at(source, b.mul(done, I64(v.size)))))
+            put(b, v, value, v.at(target, b.mul(done, step)), step, b.sub(count, done), kind)
+            return [b.srem(b.add(state[0], I64(v.n)), channels)]
+
+        loop(b, _chunks(b, v, count), [phase], body)
+
+    return intrinsic_of(generate)
+
+
+def column_sums(rows: int, vectors: int, kind: int | None) -> Generate:
+    """`out[r, :] = sum over k of weight[k] * image[r + k, :]` for `rows` lines; at least as many terms as lines.
+
+    Every line of the image is read once, in numbers of a kind, or of the computation's for None.
+
+    Arguments: address of a table of the lines' addresses, offset in bytes from there, address of the weight, terms,
+    out, bytes between its lines.
+    """
+
+    def generate(
+        b: Any, v: Vectors, table: Any, offset: Any, weight: Any, terms: Any, out: Any, out_line: Any
+    ) -> None:  # fmt: skip
+        name = KINDS[_native(v) if kind is None else kind]
+        bits = ir.VectorType(ir.IntType(8 * SIZES[name]), v.n)
+
+        def line(t: Any) -> list[Any]:
+            place = b.load(b.inttoptr(v.at(table, b.mul(t, I64(8))), I64.as_pointer()))
+            return [
+                widened(b, v, _vector(b, bits, v.at(place, offset, n * v.n * SIZES[name])), name)
+                for n in range(vectors)
+            ]
+
+        def added(t: Any, sums: list[Any], which: range) -> list[Any]:
+            values, sums = line(t), list(sums)
+            for r in which:
+                factor = v.load_splat(v.at(weight, b.mul(b.sub(t, I64(r)), I64(v.size))))
+                for n, value in enumerate(values):
+                    sums[r * vectors + n] = v.fma(value, factor, sums[r * vectors + n])
+            return sums
+
+        sums = [v.zero] * (rows * vectors)
+        for t in range(rows - 1):
+            sums = added(I64(t), sums, range(t + 1))
+        whole = b.sub(terms, I64(rows - 1))
+        sums = loop(b, whole, sums, lambda k, state: added(b.add(k, I64(rows - 1)), state, range(rows)))
+        for t in range(rows - 1):
+            sums = added(b.add(terms, I64(t)), sums, range(t + 1, rows))
+        for r in range(rows):
+            for n in range(vectors):
+                v.store(sums[r * vectors + n], v.at(out, b.mul(out_line, I64(r)), n * VECTOR_BYTES))
+
+    return generate
 
 
 def put(b: Any, v: Vectors, value: Any, place: Any, step: Any, left: Any, kind: Any) -> None:

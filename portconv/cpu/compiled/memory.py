@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from .conversions import FLOAT32, FLOAT64, put_line, read_line
+from .conversions import BYTES, FLOAT32, FLOAT64, put_line, put_pixels, read_line
 from .moves import add_vectors, copy_elements, transpose_block
 from .team import kernel
 from .vectors import VECTOR_BYTES
 
 __all__ = [
     "add_in_pairs",
+    "bytes_of",
     "copy",
+    "fill_pixels",
     "fill_plane",
     "native_kind",
     "put",
     "put_more",
+    "put_side_by_side",
     "read",
     "stage_rows",
     "transpose",
@@ -25,6 +28,7 @@ copy = copy_elements()
 _read = read_line()
 _put = put_line(add=False)
 _put_more = put_line(add=True)
+_put_pixels = put_pixels()
 transpose = transpose_block()
 
 
@@ -32,6 +36,12 @@ transpose = transpose_block()
 def read(like, target, source, step, count, kind):
     """`target[:n] = source[:n]`, in the dtype of `like`, for one or more numbers of a kind, `step` bytes apart."""
     _read(like, (target, source, step, count, kind))
+
+
+@kernel
+def bytes_of(kind):
+    """The bytes of a number of a kind."""
+    return BYTES[kind & 15]
 
 
 @kernel
@@ -44,6 +54,12 @@ def native_kind(like):
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
     _put(like, (target, step, source, count, record, kind))
+
+
+@kernel
+def put_side_by_side(like, target, step, source, count, records, kind, phase, channels):
+    """`put` for elements of pixels whose channels lie side by side; `phase` is the channel of the first."""
+    _put_pixels(like, (target, step, source, count, records, kind, phase, channels))
 
 
 @kernel
@@ -95,6 +111,40 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
             read(out, out.ctypes.data + (line + low) * size, origin + (base + low * col_jump) * col_step,
                  col_jump * col_step, high - low, kind)  # fmt: skip
         _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
+
+
+@kernel
+def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_rows, source_cols, row0, rows, col0,
+                cols, left, width, out, target, pitch):  # fmt: skip
+    """Pixels with their channels side by side: out[target + r * pitch + j * channels + c] = padded[c, row0 + r, col0 + j].
+
+    As `fill_plane`; `image` is the address of the first channel's first element.
+    """
+    size = out.itemsize
+    low = min(max(left - col0, 0), cols)
+    high = max(min(left + width - col0, cols), low)
+    together = channel_step == bytes_of(kind) and col_step == channels * channel_step
+    for r in range(rows):
+        line = target + r * pitch
+        row = source_rows[row0 + r] if row0 + r < len(source_rows) else -1
+        if row < 0:
+            for j in range(cols * channels):
+                out[line + j] = 0
+            continue
+        origin = image + row * row_step
+        for j in range(cols):
+            if j == low and together and high > low:
+                read(out, out.ctypes.data + (line + low * channels) * size, origin + (col0 + low - left) * col_step,
+                     channel_step, (high - low) * channels, kind)  # fmt: skip
+            if together and low <= j < high:
+                continue
+            col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
+            place = line + j * channels
+            if col >= 0:
+                read(out, out.ctypes.data + place * size, origin + col * col_step, channel_step, channels, kind)
+            else:
+                for c in range(channels):
+                    out[place + c] = 0
 
 
 @kernel
