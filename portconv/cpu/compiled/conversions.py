@@ -6,6 +6,7 @@ converted as a whole. The kind of a number is an argument and no type, so that o
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
+from ...core.dtypes import integer_range
 from .epilogue import RECORD, Finish
 from .vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
@@ -359,6 +361,14 @@ def narrowed(b: Any, v: Vectors, value: Any, name: str) -> Any:
 
     Integers are rounded, half to even, and the nearest that there is where they are too large; NaN is 0.
     """
+    if "float" not in name and SIZES[name] < 4:
+        low, high = (v.constant(Fraction(limit)) for limit in integer_range(name) or ())
+        if name[0] != "u":
+            value = b.select(b.fcmp_ordered("ord", value, value), value, v.zero)
+        value = b.select(b.fcmp_ordered(">", value, low), value, low)  # which makes 0 of NaN, too
+        value = b.select(b.fcmp_ordered("<", value, high), value, high)
+        wide = ir.VectorType(I32, v.n)
+        return b.trunc(b.fptosi(v.call("rint", value), wide), ir.VectorType(ir.IntType(8 * SIZES[name]), v.n))
     if "float" not in name:
         rounded = v.call("rint", value)
         kind = ir.VectorType(ir.IntType(8 * SIZES[name]), v.n)

@@ -116,7 +116,7 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
 @kernel
 def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_rows, source_cols, row0, rows, col0,
                 cols, left, width, out, target, pitch):  # fmt: skip
-    """Pixels with their channels side by side: out[target + r * pitch + j * channels + c] = padded[c, row0 + r, col0 + j].
+    """Channels side by side: out[target + r * pitch + j * channels + c] = padded[c, row0 + r, col0 + j].
 
     As `fill_plane`; `image` is the address of the first channel's first element.
     """

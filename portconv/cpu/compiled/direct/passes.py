@@ -116,13 +116,12 @@ def _column(table, kind, count, overlapped, weight, kh, rows, together, chunk, l
             if kh <= chunk:
                 _columns(sums, 16 * kind + lines, (table + r * 8, e * apart, weight, kh, out, line * size))
                 continue
-            depth, parts = 0, 0
+            depth = 0
             for k in range(0, kh, chunk):
                 partial = sums.ctypes.data + depth * width * size
                 _columns(sums, 16 * kind + 1, (table + (r + k) * 8, e * apart, weight + k * size, min(chunk, kh - k),
                                                partial, line * size))  # fmt: skip
-                parts += 1
-                depth = add_in_pairs(sums, depth + 1, parts, k + chunk >= kh, width * size)
+                depth = add_in_pairs(sums, depth + 1, k // chunk + 1, k + chunk >= kh, width * size)
             copy(sums, (out, sums.ctypes.data, width))
 
 

@@ -232,7 +232,8 @@ def _gemm(part, parts, x, x_strides, y, y_strides, weight, epilogue, table, tail
                             continue
                         fill_plane(first + c * xc, x_kind, xh, xw, source_rows, source_cols,
                                    r0 * row_stride + planes[p, 0], planes[p, 1], r1 - r0 + halo_rows,
-                                   q0 * col_stride + planes[p, 2], planes[p, 3], line, left, width, window, (c * len(planes) + p) * plane)  # fmt: skip
+                                   q0 * col_stride + planes[p, 2], planes[p, 3], line, left, width, window,
+                                   (c * len(planes) + p) * plane)  # fmt: skip
                 base = np.int64(window.ctypes.data)
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
