@@ -15,10 +15,26 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from ...core.dtypes import integer_range
-from .epilogue import RECORD, Finish
-from .vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+from .vectors import I32, I64, Vectors, loop
 
-__all__ = ["BYTES", "FLOAT32", "FLOAT64", "FROM_ROWS", "column_sums", "kind_of", "put_line", "put_pixels", "read_line"]
+__all__ = [
+    "BYTES",
+    "FLOAT32",
+    "FLOAT64",
+    "FROM_ROWS",
+    "KINDS",
+    "SIZES",
+    "chunks",
+    "gathered",
+    "kind_of",
+    "loaded",
+    "narrowed",
+    "native",
+    "stored",
+    "switched",
+    "vector",
+    "widened",
+]
 
 KINDS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "bfloat16", "float32",
          "float64")  # fmt: skip
@@ -39,157 +55,17 @@ def kind_of(dtype: np.dtype[Any]) -> int:
     return KINDS.index(name) + (0 if dtype.isnative else SWAPPED)
 
 
-def _apart(b: Any) -> None:
-    """Have the function that is being written called and not copied into its callers: it is long."""
-    b.function.attributes.add("noinline")
-
-
-def read_line() -> Any:
-    """`target[:n] = source[:n]`, in the dtype of the computation.
-
-    Arguments: target, source, bytes between its elements (of any sign), how many elements, their kind.
-    Nothing beyond the elements is touched.
-    """
-
-    def generate(b: Any, v: Vectors, target: Any, source: Any, step: Any, count: Any, kind: Any) -> None:
-        def body(i: Any, _state: list[Any]) -> list[Any]:
-            done = b.mul(i, I64(v.n))
-            left = b.sub(count, done)
-            value = _loaded(b, v, v.at(source, b.mul(done, step)), step, left, kind)
-            _stored(b, v, value, v.at(target, b.mul(done, I64(v.size))), I64(v.size), left, v.size)
-            return []
-
-        _apart(b)
-        native = b.and_(b.icmp_signed("==", kind, I64(_native(v))), b.icmp_signed("==", step, I64(v.size)))
-        with b.if_else(native) as (as_it_is, converted):
-            with as_it_is:
-                v.copy(target, source, count)
-            with converted:
-                loop(b, _chunks(b, v, count), [], body)
-
-    return intrinsic_of(generate)
-
-
-def put_line(*, add: bool) -> Any:
-    """`target[:n] = finish(source[:n])`, or `finish(target[:n] + source[:n])` if `add`, for sums of one channel.
-
-    Arguments: target, bytes between its elements, source, how many elements, address of the record, kind
-    of the target, which must be the dtype of the computation if `add`. Up to a vector beyond the source is read.
-    """
-
-    def generate(
-        b: Any, v: Vectors, target: Any, step: Any, source: Any, count: Any, record: Any, kind: Any
-    ) -> None:  # fmt: skip
-        _apart(b)
-        finish = Finish(v, record, splat=True)
-
-        def body(i: Any, _state: list[Any]) -> list[Any]:
-            done = b.mul(i, I64(v.n))
-            left = b.sub(count, done)
-            place = v.at(target, b.mul(done, step))
-            value = v.load(v.at(source, b.mul(done, I64(v.size))))
-            if add:
-                bits = _gathered(b, v, place, step, left, v.size)
-                value = b.fadd(b.bitcast(bits, v.type), value)
-            put(b, v, finish(value), place, step, left, kind)
-            return []
-
-        loop(b, _chunks(b, v, count), [], body)
-
-    return intrinsic_of(generate)
-
-
-def put_pixels() -> Any:
-    """`target[:n] = finish(source[:n])` for sums of pixels, whose channels lie side by side in both.
-
-    Arguments: target, bytes between its elements, source, how many elements, address of the records (see
-    `gather_phases`), kind of the target, channel of the first element, channels.
-    """
-
-    def generate(
-        b: Any, v: Vectors, target: Any, step: Any, source: Any, count: Any, records: Any, kind: Any, phase: Any,
-        channels: Any,
-    ) -> None:  # fmt: skip
-        _apart(b)
-
-        def body(i: Any, state: list[Any]) -> list[Any]:
-            done = b.mul(i, I64(v.n))
-            finish = Finish(v, v.at(records, b.mul(state[0], I64(RECORD * v.n * v.size))), splat=False)
-            value = finish(v.load(v.at(source, b.mul(done, I64(v.size)))))
-            put(b, v, value, v.at(target, b.mul(done, step)), step, b.sub(count, done), kind)
-            return [b.srem(b.add(state[0], I64(v.n)), channels)]
-
-        loop(b, _chunks(b, v, count), [phase], body)
-
-    return intrinsic_of(generate)
-
-
-def column_sums(rows: int, vectors: int, kind: int | None) -> Generate:
-    """`out[r, :] = sum over k of weight[k] * image[r + k, :]` for `rows` lines; at least as many terms as lines.
-
-    Every line of the image is read once, in numbers of a kind, or of the computation's for None.
-
-    Arguments: address of a table of the lines' addresses, offset in bytes from there, address of the weight, terms,
-    out, bytes between its lines.
-    """
-
-    def generate(
-        b: Any, v: Vectors, table: Any, offset: Any, weight: Any, terms: Any, out: Any, out_line: Any
-    ) -> None:  # fmt: skip
-        name = KINDS[_native(v) if kind is None else kind]
-        bits = ir.VectorType(ir.IntType(8 * SIZES[name]), v.n)
-
-        def line(t: Any) -> list[Any]:
-            place = b.load(b.inttoptr(v.at(table, b.mul(t, I64(8))), I64.as_pointer()))
-            return [
-                widened(b, v, _vector(b, bits, v.at(place, offset, n * v.n * SIZES[name])), name)
-                for n in range(vectors)
-            ]
-
-        def added(t: Any, sums: list[Any], which: range) -> list[Any]:
-            values, sums = line(t), list(sums)
-            for r in which:
-                factor = v.load_splat(v.at(weight, b.mul(b.sub(t, I64(r)), I64(v.size))))
-                for n, value in enumerate(values):
-                    sums[r * vectors + n] = v.fma(value, factor, sums[r * vectors + n])
-            return sums
-
-        sums = [v.zero] * (rows * vectors)
-        for t in range(rows - 1):
-            sums = added(I64(t), sums, range(t + 1))
-        whole = b.sub(terms, I64(rows - 1))
-        sums = loop(b, whole, sums, lambda k, state: added(b.add(k, I64(rows - 1)), state, range(rows)))
-        for t in range(rows - 1):
-            sums = added(b.add(terms, I64(t)), sums, range(t + 1, rows))
-        for r in range(rows):
-            for n in range(vectors):
-                v.store(sums[r * vectors + n], v.at(out, b.mul(out_line, I64(r)), n * VECTOR_BYTES))
-
-    return generate
-
-
-def put(b: Any, v: Vectors, value: Any, place: Any, step: Any, left: Any, kind: Any) -> None:
-    """Store a vector of results, or the first `left` of it, as numbers of a kind, `step` bytes from each other."""
-
-    def converted(name: str) -> None:
-        _stored(b, v, narrowed(b, v, value, name), place, step, left, SIZES[name])
-
-    with b.if_else(b.icmp_signed("==", kind, I64(_native(v))), likely=True) as (native, other):
-        with native:
-            _stored(b, v, value, place, step, left, v.size)
-        with other:
-            _switch(b, kind, {n: name for n, name in enumerate(KINDS) if n != _native(v)}, converted)
-
-
-def _native(v: Vectors) -> int:
+def native(v: Vectors) -> int:
+    """The kind of the computation's own numbers."""
     return FLOAT32 if v.size == 4 else FLOAT64
 
 
-def _chunks(b: Any, v: Vectors, count: Any) -> Any:
+def chunks(b: Any, v: Vectors, count: Any) -> Any:
+    """Vectors that hold so many elements."""
     return b.sdiv(b.add(count, I64(v.n - 1)), I64(v.n))
 
 
-def _switch(b: Any, number: Any, cases: dict[int, Any], generate: Any) -> list[tuple[Any, Any]]:
+def switched(b: Any, number: Any, cases: dict[int, Any], generate: Any) -> list[tuple[Any, Any]]:
     """Code for each case; returns what each gave, and the block that it ended in. The last case is for all others."""
     blocks = [b.append_basic_block(f"case{n}") for n in cases]
     after = b.append_basic_block("chosen")
@@ -211,20 +87,20 @@ def _joined(b: Any, found: list[tuple[Any, Any]]) -> Any:
     return phi
 
 
-def _loaded(b: Any, v: Vectors, source: Any, step: Any, left: Any, kind: Any) -> Any:
+def loaded(b: Any, v: Vectors, source: Any, step: Any, left: Any, kind: Any) -> Any:
     """A vector of numbers of a kind, or the first `left` of it, in the dtype of the computation."""
     swapped = b.icmp_signed(">=", kind, I64(SWAPPED))
     number = b.and_(kind, I64(SWAPPED - 1))
 
     def of_size(size: int) -> Any:
-        bits = _gathered(b, v, source, step, left, size)
+        bits = gathered(b, v, source, step, left, size)
         if size > 1:
             kind_of_bits = ir.FunctionType(bits.type, [bits.type])
             name = f"llvm.bswap.v{v.n}i{8 * size}"
             function = cgutils.get_or_insert_function(b.module, kind_of_bits, name)
             bits = b.select(swapped, b.call(function, [bits]), bits)
         names = {n: name for n, name in enumerate(KINDS) if SIZES[name] == size}
-        return _joined(b, _switch(b, number, names, lambda name: widened(b, v, bits, name)))
+        return _joined(b, switched(b, number, names, lambda name: widened(b, v, bits, name)))
 
     sizes: dict[int, list[int]] = {}
     for n, name in enumerate(KINDS):
@@ -243,7 +119,7 @@ def _loaded(b: Any, v: Vectors, source: Any, step: Any, left: Any, kind: Any) ->
     return _joined(b, found)
 
 
-def _gathered(b: Any, v: Vectors, source: Any, step: Any, left: Any, size: int) -> Any:
+def gathered(b: Any, v: Vectors, source: Any, step: Any, left: Any, size: int) -> Any:
     """The bits of a vector of elements of `size` bytes, `step` bytes from each other, or of the first `left`."""
     element = ir.IntType(8 * size)
     kind = ir.VectorType(element, v.n)
@@ -256,7 +132,7 @@ def _gathered(b: Any, v: Vectors, source: Any, step: Any, left: Any, size: int) 
 
     b.cbranch(b.and_(whole, is_step(1)), one, other)
     b.position_at_end(one)
-    found.append((_vector(b, kind, source), b.block))
+    found.append((vector(b, kind, source), b.block))
     b.branch(after)
     b.position_at_end(other)
     if size <= 4:  # pixels of 2 to 4 channels
@@ -265,7 +141,7 @@ def _gathered(b: Any, v: Vectors, source: Any, step: Any, left: Any, size: int) 
             one, other = b.append_basic_block("pixels"), b.append_basic_block("apart")
             b.cbranch(b.and_(more, is_step(channels)), one, other)
             b.position_at_end(one)
-            parts = [_vector(b, kind, v.at(source, i * size * v.n)) for i in range(channels)]
+            parts = [vector(b, kind, v.at(source, i * size * v.n)) for i in range(channels)]
             found.append((_every(b, parts, v.n), b.block))
             b.branch(after)
             b.position_at_end(other)
@@ -285,7 +161,8 @@ def _gathered(b: Any, v: Vectors, source: Any, step: Any, left: Any, size: int) 
     return _joined(b, found)
 
 
-def _vector(b: Any, kind: Any, address: Any) -> Any:
+def vector(b: Any, kind: Any, address: Any) -> Any:
+    """A vector of this LLVM type at an address."""
     value = b.load(b.inttoptr(address, kind.as_pointer()))
     value.align = 1
     return value
@@ -305,7 +182,7 @@ def _every(b: Any, parts: list[Any], n: int) -> Any:
     return total
 
 
-def _stored(b: Any, v: Vectors, value: Any, place: Any, step: Any, left: Any, size: int) -> None:
+def stored(b: Any, v: Vectors, value: Any, place: Any, step: Any, left: Any, size: int) -> None:
     """Store a vector, or the first `left` elements of it, `step` bytes from each other."""
     whole = b.icmp_signed(">=", left, I64(v.n))
     run = b.icmp_signed("==", step, I64(size))

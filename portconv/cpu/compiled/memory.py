@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .conversions import BYTES, FLOAT32, FLOAT64, put_line, put_pixels, read_line
+from .conversions import BYTES, FLOAT32, FLOAT64
 from .moves import add_vectors, copy_elements, transpose_block
+from .runs import put_line, put_pixels, read_line
 from .team import kernel
 from .vectors import VECTOR_BYTES
 
@@ -35,7 +36,13 @@ transpose = transpose_block()
 @kernel
 def read(like, target, source, step, count, kind):
     """`target[:n] = source[:n]`, in the dtype of `like`, for one or more numbers of a kind, `step` bytes apart."""
-    _read(like, (target, source, step, count, kind))
+    _read_apart(like, target, like.itemsize, source, step, count, kind)
+
+
+@kernel
+def _read_apart(like, target, target_step, source, step, count, kind):
+    """The same to places that are apart, too."""
+    _read(like, (target, target_step, source, step, count, kind))
 
 
 @kernel
@@ -132,19 +139,29 @@ def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_
                 out[line + j] = 0
             continue
         origin = image + row * row_step
-        for j in range(cols):
-            if j == low and together and high > low:
-                read(out, out.ctypes.data + (line + low * channels) * size, origin + (col0 + low - left) * col_step,
-                     channel_step, (high - low) * channels, kind)  # fmt: skip
-            if together and low <= j < high:
-                continue
-            col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
-            place = line + j * channels
-            if col >= 0:
-                read(out, out.ctypes.data + place * size, origin + col * col_step, channel_step, channels, kind)
+        _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, 0, low, out, line)
+        if high > low:
+            place, start = out.ctypes.data + (line + low * channels) * size, origin + (col0 + low - left) * col_step
+            if together:
+                read(out, place, start, channel_step, (high - low) * channels, kind)
             else:
                 for c in range(channels):
-                    out[place + c] = 0
+                    _read_apart(out, place + c * size, channels * size, start + c * channel_step, col_step, high - low,
+                                kind)  # fmt: skip
+        _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, high, cols, out, line)
+
+
+@kernel
+def _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, first, last, out, line):
+    """Pixels of the padding, each from where it comes."""
+    for j in range(first, last):
+        col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
+        place = line + j * channels
+        if col >= 0:
+            read(out, out.ctypes.data + place * out.itemsize, origin + col * col_step, channel_step, channels, kind)
+        else:
+            for c in range(channels):
+                out[place + c] = 0
 
 
 @kernel

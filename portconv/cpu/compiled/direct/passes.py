@@ -6,7 +6,7 @@ padding is copied, and so are images in other orders.
 
 from __future__ import annotations
 
-from ..conversions import FROM_ROWS, column_sums
+from ..conversions import FROM_ROWS
 from ..epilogue import record
 from ..memory import (
     add_in_pairs,
@@ -18,6 +18,7 @@ from ..memory import (
     put_side_by_side,
 )
 from ..products import tap_sums
+from ..runs import column_sums
 from ..team import kernel
 from ..vectors import ROWS, VECTOR_BYTES, one_of
 

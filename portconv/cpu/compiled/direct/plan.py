@@ -86,9 +86,10 @@ class CompiledDirectPlan(CompiledPlan):
     def seconds(self, costs: CompiledCosts) -> float:
         """The estimate, from what the kernels do with a problem of this geometry."""
         p = self.problem
-        g = self.geometry
+        # a planner sees no weights: most filters of photographs are the same for all channels
+        g = self.geometry if self.pixels is None else self.pixels[0]
         lane = lanes(p.compute_dtype)
-        wide = -(-g.out_cols // (g.vectors * lane))
+        wide = -(-g.out_cols * g.pixel // (g.vectors * lane))
         patches = g.batch * g.outputs * (-(-g.out_rows // g.rows) + g.strips - 1) * (wide + g.col_strips - 1)
         # kernel rows that meet the image, on the average
         reached = (min(g.out_rows, g.height + g.top - i * g.dh) - max(0, g.top - i * g.dh) for i in range(g.kh))
@@ -101,12 +102,12 @@ class CompiledDirectPlan(CompiledPlan):
             * (g.out_rows + g.strips * (g.kh - 1) * g.dh)
             * g.col_strips
         )
-        element = costs.filled if p.layout == "NCHW" else costs.strided
+        element = costs.filled if p.layout == "NCHW" or self.pixels is not None else costs.strided
         work = (
             patches * (costs.patch + g.rows * g.vectors * g.inputs * met * g.kw * costs.tap)
-            + filled_rows * (costs.row + g.window_cols * element)
+            + filled_rows * (costs.row + g.window_cols * g.pixel * element)
             + g.batch * g.outputs * g.out_rows * wide * costs.line
-            + g.batch * g.outputs * g.out_rows * g.out_cols / lane * costs.stored
+            + g.batch * g.outputs * g.out_rows * g.out_cols * g.pixel / lane * costs.stored
         )
         return costs.launch + work * per_thread(self.parts, g.batch * g.outputs * g.strips * g.col_strips)
 
