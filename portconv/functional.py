@@ -35,6 +35,8 @@ def conv2d(
     accuracy: str = "normwise",
     strategy: str = "heuristic",
     backend: Any = None,
+    out_dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Two-dimensional convolution (cross-correlation) of an array of any library.
 
@@ -83,18 +85,26 @@ def conv2d(
         this and later processes (see `portconv.wisdom`).
     backend
         Name or `Backend` that computes, instead of the one of `x`'s library.
+    out_dtype
+        Dtype of the result, by name: a floating one, or one of integers, such as ``"uint8"`` for a photograph. What is
+        rounded is the sum with its bias, once. Integers are rounded half to even, numbers that are too large become the
+        nearest that there is, and NaN becomes 0.
+    out
+        An array of NumPy or PyTorch that becomes the result, and is returned: of the result's shape and dtype, in any
+        order of memory, sharing none with the other arguments.
 
     Returns
     -------
     array
         ``(N, O, oh, ow)``, or ``(N, oh, ow, O)`` with ``layout="NHWC"``, with
         ``oh = floor((H + top + bottom - dilation * (kh - 1) - 1) / stride) + 1``. Its dtype is that to which the
-        floating dtypes among `x`, `weight` and `bias` promote.
+        floating dtypes among `x`, `weight` and `bias` promote, or `out_dtype`.
 
     Raises
     ------
     TypeError
-        For the wrong kind of argument, no array, arrays of two libraries, or a dtype that is not supported.
+        For the wrong kind of argument, no array, arrays of two libraries, or a dtype that is not supported; for `out`
+        with another library.
     ValueError
         For sizes that do not fit, and values that are not allowed.
     UnsupportedError
@@ -108,13 +118,26 @@ def conv2d(
     >>> y = portconv.conv2d(x, weight, stride=2, padding=1)
     >>> y.shape, y.dtype.name, float(y[0, 0, 5, 5])
     ((1, 8, 16, 16), 'float32', 27.0)
+
+    A photograph, blurred:
+
+    >>> photograph = np.full((1, 20, 30, 3), 200, np.uint8)
+    >>> box = np.full((3, 1, 5, 5), 1 / 25, np.float32)
+    >>> blurred = portconv.conv2d(photograph, box, padding="same", padding_mode="reflect", groups=3, layout="NHWC",
+    ...                           out_dtype="uint8")
+    >>> blurred.dtype.name, int(blurred.min()), int(blurred.max())
+    ('uint8', 200, 200)
     """
     spec = Conv2dSpec.normalise(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+        out_dtype=out_dtype,
     )  # fmt: skip
-    plan, packed = prepared(spec, x, weight, bias, backend)
-    return plan.execute(x, packed, bias)
+    plan, packed = prepared(spec, x, weight, bias, backend, out)
+    if out is None:
+        return plan.execute(x, packed, bias)
+    execute: Any = plan.execute  # which has `out` where the library has
+    return execute(x, packed, bias, out=out)
 
 
 def plan_conv2d(
@@ -136,6 +159,7 @@ def plan_conv2d(
     dtype: str | None = None,
     backend: Any = None,
     device: str | None = None,
+    out_dtype: Any = None,
 ) -> Plan:
     """How `conv2d` would compute this, without computing it.
 
@@ -169,6 +193,7 @@ def plan_conv2d(
     spec = Conv2dSpec.normalise(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+        out_dtype=out_dtype,
     )  # fmt: skip
     library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
     return path.plan_of(spec, library, *infos)
@@ -191,6 +216,7 @@ def tune(
     dtype: str | None = None,
     backend: Any = None,
     device: str | None = None,
+    out_dtype: Any = None,
     remember: bool = True,
 ) -> Plan:
     """Time the engines on this machine, anew, and keep which is fastest, where ``strategy="measure"`` finds it.
@@ -225,7 +251,7 @@ def tune(
 
     spec = Conv2dSpec.normalise(
         stride, padding, dilation, groups, conv_mode, compute_mode,
-        padding_mode=padding_mode, layout=layout, accuracy=accuracy,
+        padding_mode=padding_mode, layout=layout, accuracy=accuracy, out_dtype=out_dtype,
     )  # fmt: skip
     library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
     problem = path.plan_of(spec, library, *infos).problem

@@ -166,7 +166,7 @@ class Layer:
         """Shape of the result for an image of this shape, in the layer's layout."""
         return self.plan(input_shape).output_shape
 
-    def plan(self, x_or_shape: Any) -> Plan:
+    def plan(self, x_or_shape: Any, *, out_dtype: Any = None) -> Plan:
         """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
         place = self._place()
         if library_of(x_or_shape) is not None:  # the image says where it is
@@ -174,7 +174,8 @@ class Layer:
         return plan_conv2d(
             x_or_shape, self._weight_shape, self._arguments.has_bias, self.stride, self.padding, self.dilation,
             self.groups, self.conv_mode, self.compute_mode, padding_mode=self.padding_mode, layout=self.layout,
-            engine=self.engine, accuracy=self.accuracy, strategy=self.strategy, **place,
+            engine=self.engine, accuracy=self.accuracy, strategy=self.strategy,
+            out_dtype=out_dtype, **place,
         )  # fmt: skip
 
     def explain(self, x_or_shape: Any) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .core.array_types import library_of
 from .core.backend import ArrayInfo, Backend, PackedWeight, Plan
-from .core.dtypes import FLOATING, INTEGRAL, dtype_name
+from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
 from .dispatch.packing import PackCache
@@ -185,7 +186,7 @@ class Conv2d(Layer):
     def _forget_copies(self) -> None:
         # New ones, not cleared ones: a thread that packs the old weight meanwhile puts it into the old ones.
         self._copies: dict[tuple[Backend, str], tuple[Any, Any]] = {}  # parameters, by library and device
-        self._bound: dict[tuple[Backend, ArrayInfo], _Bound] = {}
+        self._bound: dict[tuple[Backend, ArrayInfo, str | None], _Bound] = {}
         self._packs = PackCache(limit=MAX_BOUND)
 
     def reset_parameters(self, rng: Any = None) -> None:
@@ -281,18 +282,23 @@ class Conv2d(Layer):
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, *, out_dtype: Any = None, out: Any = None) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         library = registry.resolve(x)
         (info,) = described(library, [("x", x)])
-        bound = self._bound.get((library, info))
+        out_dtype = out_dtype if out_dtype is None else result_name(out_dtype)
+        bound = self._bound.get((library, info, out_dtype))
         if bound is None or bound.token != library.cache_token(bound.source):
-            bound = self._bind(library, info)
-        return bound.plan.execute(x, bound.weight, bound.bias)
+            bound = self._bind(library, info, out_dtype)
+        if out is None:
+            return bound.plan.execute(x, bound.weight, bound.bias)
+        path.check_out(library, bound.plan, out, x, bound.source, bound.bias)
+        execute: Any = bound.plan.execute  # which has `out` where the library has
+        return execute(x, bound.weight, bound.bias, out=out)
 
     forward = __call__
 
-    def _bind(self, library: Backend, info: ArrayInfo) -> _Bound:
+    def _bind(self, library: Backend, info: ArrayInfo, out_dtype: str | None = None) -> _Bound:
         """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept.
 
         Where a library cannot tell of changes in place (its token is None), weights are taken to change by assignment.
@@ -301,7 +307,8 @@ class Conv2d(Layer):
         weight, bias = self._parameters_for(library, info)
         weight_info = library.describe(weight)
         bias_info = None if bias is None else weight_info._replace(shape=(1, self.out_channels, 1, 1))
-        plan = path.plan_of(self._arguments.spec, library, info, weight_info, bias_info)
+        spec = self._arguments.spec if out_dtype is None else replace(self._arguments.spec, out_dtype=out_dtype)
+        plan = path.plan_of(spec, library, info, weight_info, bias_info)
         token = library.cache_token(weight)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
         if plan.problem.traced or getattr(weight, "requires_grad", False):
@@ -309,7 +316,7 @@ class Conv2d(Layer):
         bound = _Bound(plan, packs.get(weight, token, plan), bias, weight, token)
         if len(known) >= MAX_BOUND:
             known.clear()
-        known[library, info] = bound
+        known[library, info, out_dtype] = bound
         return bound
 
     def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:

@@ -97,6 +97,7 @@ class JaxBackend(ArrayApiBackend):
         return host_candidates(problem) if self._on_host(problem) else super()._engines(problem)
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
+        self._check_wide("out_dtype", problem.result_dtype)
         if not self._on_host(problem):
             return _JaxPlan.of(super().build(problem, engine))
         return host_plan(problem, engine, view=self.to_numpy, take=self._take)
@@ -107,20 +108,20 @@ class JaxBackend(ArrayApiBackend):
         if _is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
             with _with_values():
                 return self._take(y, problem)
-        return taken if y.dtype.name == problem.dtype else taken.astype(problem.dtype)
+        return taken if y.dtype.name == problem.result_dtype else taken.astype(problem.result_dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None if _is_tracer(weight) else 0  # JAX arrays cannot change
 
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
-        wide = {"float64", "int64", "uint64"}
-        if (dtype or np.asarray(x).dtype.name) in wide and not _jax().config.jax_enable_x64:
-            raise TypeError(
-                f"JAX makes 32-bit numbers of {dtype or np.asarray(x).dtype.name}. "
-                f"Set `jax_enable_x64` for 64-bit ones."
-            )
+        self._check_wide("dtype", dtype or np.asarray(x).dtype.name)
         with _with_values():  # a layer keeps the converted weight beyond a trace
             return super().from_numpy(x, dtype=dtype, device=device)
+
+    @staticmethod
+    def _check_wide(argument: str, dtype: str) -> None:
+        if dtype in ("float64", "int64", "uint64") and not _jax().config.jax_enable_x64:
+            raise TypeError(f"`{argument}`: JAX makes 32-bit numbers of {dtype}. Set `jax_enable_x64` for 64-bit ones.")
 
     def synchronize(self, x: Any, /) -> None:
         x.block_until_ready()

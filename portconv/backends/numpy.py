@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..core.backend import ArrayInfo, Candidate, Plan
+from ..core.backend import ArrayInfo, Candidate, Plan, check_result
 from ..core.problem import Problem
 from ..cpu.bridge import host_candidates, numpy_plan
 from ..cpu.machine import host_environment
 
 __all__ = ["NumpyBackend", "backend"]
+
+MAX_WORK = 1000  # solutions that NumPy tries for whether strided arrays meet
 
 
 class NumpyBackend:
@@ -39,6 +41,8 @@ class NumpyBackend:
         return [*host_candidates(problem), native]
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
+        if problem.out_dtype == "bfloat16":
+            _bfloat16("out_dtype")
         return numpy_plan(problem, engine)
 
     def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
@@ -47,6 +51,17 @@ class NumpyBackend:
         while isinstance(base, np.ndarray):
             base = base.base
         return 0 if isinstance(base, bytes) else None
+
+    def check_out(self, out: np.ndarray[Any, Any], problem: Problem, arguments: Mapping[str, Any], /) -> None:
+        """Whether an array can become a problem's result; `arguments` are the others of the call, or None."""
+        check_result(self.describe(out), problem)
+        if not out.flags.writeable:
+            raise ValueError("`out` must be writeable, but its flag says that it is not.")
+        if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.strides, strict=True)):
+            raise ValueError("`out` must have memory for each of its elements, but an axis of it has stride 0.")
+        for name, array in arguments.items():
+            if array is not None and np.may_share_memory(out, array) and _share(out, array):
+                raise ValueError(f"`out` must not share memory with `{name}`, which is read while `out` is written.")
 
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> np.ndarray[Any, Any]:
         if device not in (None, "cpu"):
@@ -63,21 +78,30 @@ class NumpyBackend:
         return host_environment()
 
 
+def _share(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays share memory; also where NumPy would take long to find out."""
+    shares: Any = np.shares_memory  # whose annotations know two values of `max_work`
+    try:
+        return bool(shares(a, b, max_work=MAX_WORK))
+    except np.exceptions.TooHardError:
+        return True
+
+
 @lru_cache(maxsize=256)
 def _name(dtype: np.dtype[Any]) -> str:
     """NumPy makes the name anew whenever it is asked, which takes a microsecond."""
     return dtype.name
 
 
-def _bfloat16() -> np.dtype[Any]:
+def _bfloat16(argument: str = "dtype") -> np.dtype[Any]:
     """The dtype of the package ml_dtypes, which JAX brings; NumPy has none of its own."""
     try:
         found: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
         return found
     except ImportError:
         raise TypeError(
-            "`dtype` 'bfloat16' does not exist in NumPy itself. Install ml_dtypes, which has it, or use float16 or "
-            "float32, or another backend."
+            f"`{argument}` 'bfloat16' does not exist in NumPy itself. Install ml_dtypes, which has it, or use float16 "
+            "or float32, or another backend."
         ) from None
 
 

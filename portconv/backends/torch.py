@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.backend import PackedWeight, Plan
+from ..core.backend import PackedWeight, Plan, check_result
 from ..core.problem import Problem
 from ..core.shapes import met_taps
 from ..cpu.machine import processor
@@ -45,11 +45,11 @@ class _TorchPlan(OuterPlan):
         packed = self.inner.pack(self._wide(weight))
         return replace(packed, data=_TorchWeight(packed, weight if recorded else None))
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, **options: Any) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         data: _TorchWeight = weight.data
-        y = self.inner.execute(self._wide(x), data.packed, bias)
+        y = self.inner.execute(self._wide(x), data.packed, bias, **options)
         if self.apart:
             for argument in (x, data.weight, bias):
                 if argument is not None and _records(argument):
@@ -68,13 +68,36 @@ def _records(x: Any) -> bool:
     return bool(recorded or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
+def _extent(x: Any) -> tuple[int, int]:
+    """The addresses of a tensor's first byte, and after its last one."""
+    steps = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (steps + 1) * x.element_size() * (x.numel() > 0)
+
+
 class TorchBackend(ArrayApiBackend):
     """PyTorch."""
 
     namespace = "array_api_compat.torch"
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
+        if problem.result_dtype in ("uint32", "uint64"):
+            raise TypeError(f"`out_dtype`: PyTorch has next to no operations for {problem.result_dtype}. Use int64.")
         return _TorchPlan.of(super().build(problem, engine), apart=_apart(problem))
+
+    def check_out(self, out: Any, problem: Problem, arguments: Mapping[str, Any], /) -> None:
+        """Whether a tensor can become a problem's result; `arguments` are the others of the call, or None."""
+        check_result(self.describe(out), problem)
+        given = {name: array for name, array in arguments.items() if array is not None}
+        for name, array in {"out": out, **given}.items():
+            if _records(array):
+                raise ValueError(f"`out` cannot be had where gradients are recorded, but `{name}` records them.")
+        if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+            raise ValueError("`out` must have memory for each of its elements, but an axis of it has stride 0.")
+        first, last = _extent(out)
+        for name, array in given.items():
+            low, high = _extent(array)
+            if first < high and low < last:
+                raise ValueError(f"`out` must not share memory with `{name}`, which is read while `out` is written.")
 
     def _new_device(self, name: str) -> Any:
         return self._xp.device(name)

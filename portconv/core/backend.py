@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from .explain import line, table
 from .problem import Problem
 
-__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan", "lacking"]
+__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan", "check_result", "lacking"]
 
 
 class ArrayInfo(NamedTuple):
@@ -85,7 +85,10 @@ class Plan:
         raise NotImplementedError  # abstract: every subclass has its own
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
-        """Convolve `x`, which must have the problem's shape, dtype and layout."""
+        """Convolve `x`, which must have the problem's shape, dtype and layout.
+
+        Plans of libraries with a `check_out` take ``out=``, too: an array that becomes the result, and is returned.
+        """
         raise NotImplementedError  # abstract: every subclass has its own
 
     def warmup(self) -> tuple[str, ...]:
@@ -158,6 +161,19 @@ class Backend(Protocol):
         ``threads``, in digits, on how many: measurements wait until so many cores are free. For NumPy's engines
         `portconv.extending.host_environment` says it all.
         """
+
+
+def check_result(info: ArrayInfo, p: Problem) -> None:
+    """Whether an array of the caller's can become the result of a problem: its shape, dtype and device."""
+    if info.shape != p.out_shape:
+        raise ValueError(f"`out` must have the shape of the result, {p.out_shape} {p.layout}, but got {info.shape}.")
+    if info.dtype != p.result_dtype:
+        raise TypeError(
+            f"`out` must have the dtype of the result, {p.result_dtype}, but got {info.dtype}. "
+            f"`out_dtype` gives the result another one."
+        )
+    if info.device != p.device:
+        raise ValueError(f"`out` must be on the device of `x`, {p.device}, but got {info.device}.")
 
 
 _MEMBERS = (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["FLOATING", "compute_dtype", "dtype_name", "promote"]
+__all__ = ["FLOATING", "INTEGERS", "INTEGRAL", "compute_dtype", "dtype_name", "integer_range", "promote", "result_name"]
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
-INTEGRAL = ("bool", "bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+INTEGRAL = ("bool", "bool_", *INTEGERS)
 
 
 def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None) -> str:
@@ -26,13 +27,28 @@ def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None) -> str:
 
 def dtype_name(dtype: object) -> str:
     """The standard name of a floating dtype: of a name, a scalar type or a library's dtype object; None is float32."""
-    if dtype is None:
-        return "float32"
+    return "float32" if dtype is None else _name("dtype", dtype, FLOATING)
+
+
+def result_name(dtype: object) -> str | None:
+    """The standard name of a result's dtype, floating or of integers; None where it is to follow the arguments."""
+    return None if dtype is None else _name("out_dtype", dtype, (*FLOATING, *INTEGERS))
+
+
+def _name(argument: str, dtype: object, allowed: tuple[str, ...]) -> str:
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
     name = name.rpartition(".")[2]
-    if name not in FLOATING:
-        raise TypeError(f"`dtype` must be one of {', '.join(FLOATING)}, but got {dtype!r}.")
+    if name not in allowed:
+        raise TypeError(f"`{argument}` must be one of {', '.join(allowed)}, but got {dtype!r}.")
     return name
+
+
+def integer_range(name: str) -> tuple[int, int] | None:
+    """The smallest and the largest number of a dtype of integers; None for other dtypes."""
+    if name not in INTEGERS:
+        return None
+    bits = int(name.lstrip("uint"))
+    return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def compute_dtype(dtype: str) -> str:

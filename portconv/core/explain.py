@@ -51,6 +51,8 @@ def _options(p: Problem) -> Iterator[str]:
         yield p.layout
     if p.accuracy != "normwise":
         yield p.accuracy
+    if p.out_dtype is not None:
+        yield f"as {p.out_dtype}"
 
 
 def _pair(sizes: tuple[int, int]) -> str:
@@ -66,7 +68,7 @@ def _title(plan: Plan) -> str:
     p = plan.problem
     options = [f"kernel {p.kernel[0]}x{p.kernel[1]}", f"stride {p.stride}", f"padding {p.padding} {p.padding_mode}"]
     options += [f"dilation {p.dilation}", f"groups {p.groups}", f"accuracy {p.accuracy}"]
-    sizes = f"{p.x_shape} {p.layout} {p.x_dtype} -> {p.out_shape} {p.dtype} on {p.device}"
+    sizes = f"{p.x_shape} {p.layout} {p.x_dtype} -> {p.out_shape} {p.result_dtype} on {p.device}"
     return f"{sizes}\n{', '.join(options)}; engine chosen by {plan.chosen_by or 'the caller'}"
 
 

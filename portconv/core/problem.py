@@ -18,7 +18,8 @@ __all__ = ["Problem"]
 class Problem:
     """Sizes, dtypes and modes of one convolution; no arrays. Everything that a planner may look at.
 
-    `padding` is (top, bottom, left, right); `x_dtype` is the image's own dtype, `dtype` the result's.
+    `padding` is (top, bottom, left, right); `x_dtype` is the image's own dtype, `dtype` the one that the arguments
+    promote to, which the result has unless `out_dtype` names another.
     `traced` says that the values are not known yet (`jax.jit`).
     """
 
@@ -40,6 +41,7 @@ class Problem:
     accuracy: str
     device: str
     traced: bool = False
+    out_dtype: str | None = None  # what the result is rounded to, if it is to be another dtype than `dtype`
 
     @cached_property
     def out_size(self) -> Pair:
@@ -69,6 +71,11 @@ class Problem:
     def compute_dtype(self) -> str:
         """The dtype that products are summed in."""
         return compute_dtype(self.dtype)
+
+    @cached_property
+    def result_dtype(self) -> str:
+        """The dtype of the result."""
+        return self.out_dtype or self.dtype
 
     @cached_property
     def itemsize(self) -> int:

@@ -32,9 +32,6 @@ from .steps import NumpySteps
 __all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan", "numpy_steps"]
 
 
-MAX_CONVERTED_BYTES = 16 << 20
-
-
 @lru_cache(maxsize=1)
 def numpy_steps() -> NumpySteps:
     """The steps, with the scratch memory of every thread."""
@@ -44,13 +41,14 @@ def numpy_steps() -> NumpySteps:
 def bridged(p: Problem) -> Problem:
     """The problem as NumPy gets it: bfloat16, which it has not, comes as float32 and goes back as bfloat16."""
     x_dtype = {"bfloat16": "float32", "bool_": "bool"}.get(p.x_dtype, p.x_dtype)
-    return replace(p, x_dtype=x_dtype, dtype="float32" if p.dtype == "bfloat16" else p.dtype)
+    out_dtype = "float32" if p.out_dtype == "bfloat16" else p.out_dtype
+    return replace(p, x_dtype=x_dtype, dtype="float32" if p.dtype == "bfloat16" else p.dtype, out_dtype=out_dtype)
 
 
 def host_candidates(problem: Problem, costs: Costs = CPU, compiled_costs: CompiledCosts = COMPILED) -> list[Candidate]:
     """The estimates of portconv's engines on NumPy, the compiled ones where there are."""
     plain = engines.candidates(problem, numpy_steps(), costs)
-    if not compiled(problem):
+    if not jit_enabled():
         return plain
     from .compiled import plans
 
@@ -60,7 +58,7 @@ def host_candidates(problem: Problem, costs: Costs = CPU, compiled_costs: Compil
 
 def numpy_plan(problem: Problem, engine: str) -> EnginePlan:
     """A plan for NumPy arrays: compiled, where Numba is installed and has a kernel for it."""
-    if compiled(problem):
+    if jit_enabled():
         from .compiled import plans
 
         if (plan := plans.build(problem, engine)) is not None:
@@ -72,14 +70,6 @@ def numpy_plan(problem: Problem, engine: str) -> EnginePlan:
 def jit_enabled() -> bool:
     """Whether there is the compiled tier: Numba can be imported, and `PORTCONV_JIT` is not 0."""
     return os.environ.get("PORTCONV_JIT", "1") != "0" and importlib.util.find_spec("numba") is not None
-
-
-def compiled(problem: Problem) -> bool:
-    """Whether the compiled tier takes a problem: not where a large image had to be converted as a whole."""
-    if not jit_enabled():
-        return False
-    elements = problem.batch * problem.in_channels * problem.height * problem.width
-    return problem.x_dtype == problem.compute_dtype or elements * problem.itemsize <= MAX_CONVERTED_BYTES
 
 
 def host_plan(
@@ -99,7 +89,7 @@ def host_plan(
     view
         Shows one of the library's arrays to NumPy; bfloat16 as float32. NumPy's own it leaves as they are.
     take
-        Makes the library's array, of ``problem.dtype`` on ``problem.device``, of NumPy's result.
+        Makes the library's array, of ``problem.result_dtype`` on ``problem.device``, of NumPy's result.
     new
         Makes an array of the library's for the result, of any values, and NumPy's view of it, which the engine then
         writes into; or None for problems whose result `take` is to take.

@@ -40,7 +40,7 @@ def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
         The cotangent of the result, in the problem's layout.
     """
     folded = p.padding_mode != "zeros" and any(p.padding)  # of copies in the border everything counts, of zeros nothing
-    whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype)
+    whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype, out_dtype=None)
     dy = dy if p.layout == "NCHW" else dy.transpose(0, 3, 1, 2)
     weight = weight.reshape(p.weight_shape)
     phases = list(image_gradient_phases(whole, dy.dtype.name, folded))

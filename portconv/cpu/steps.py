@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..core.dtypes import INTEGERS
 from ..core.layout import TO_CBHW
 from ..core.problem import Problem
 from ..engines.accuracy import RUN_TERMS, accumulate
@@ -203,7 +204,7 @@ class NumpySteps(Steps):
         parallel: bool,
         products: bool = False,
     ) -> Array:
-        y: Array = np.empty(problem.out_shape, np.dtype(problem.dtype)) if out is None else out
+        y: Array = np.empty(problem.out_shape, np.dtype(problem.result_dtype)) if out is None else out
         blocks = y.transpose(TO_CBHW[problem.layout])
         if bias is not None:
             bias = self.bias(bias, problem.compute_dtype)
@@ -228,8 +229,10 @@ class NumpySteps(Steps):
     def finish(self, value: Array, channels: slice, problem: Problem, bias: Any, *, out: Array | None = None) -> Array:
         """As in `Steps`; stored into `out` on the way, if there is one."""
         if out is None:
-            out = np.empty(value.shape, problem.dtype)
-        if bias is None:
+            out = np.empty(value.shape, problem.result_dtype)
+        if problem.result_dtype in INTEGERS:
+            out[...] = self.rounded(value if bias is None else value + bias[channels], problem.result_dtype)
+        elif bias is None:
             np.copyto(out, value, casting="unsafe")
         else:
             np.add(value, bias[channels], out=out, casting="unsafe")

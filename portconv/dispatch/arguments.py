@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ..core import layout as layouts
-from ..core.dtypes import promote
+from ..core.dtypes import promote, result_name
 from ..core.epilogue import Epilogue
 from ..core.errors import choices, describe_shapes
 from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
@@ -105,6 +105,7 @@ class Conv2dSpec:
     engine: str
     accuracy: str
     strategy: str
+    out_dtype: str | None = None
 
     @classmethod
     def normalise(
@@ -121,6 +122,7 @@ class Conv2dSpec:
         engine: object = "auto",
         accuracy: object = "normwise",
         strategy: object = "heuristic",
+        out_dtype: object = None,
     ) -> Conv2dSpec:
         """Check every argument and bring it into normal form."""
         strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -132,6 +134,7 @@ class Conv2dSpec:
             group_count,
             *_modes(conv_mode, compute_mode, padding_mode, layout),
             *_choices(engine, accuracy, strategy),
+            result_name(out_dtype),
         )
 
     def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:
@@ -233,10 +236,11 @@ def make_problem(
     _check_bias(bias_shape, out_channels)
     sides = spec.sides(height, width, (kh, kw))
     _check_padding(spec, sides, height, width, shapes)
+    dtype = promote(*dtypes)
     problem = Problem(
         n, in_channels, height, width, out_channels, (kh, kw), spec.stride, sides, spec.dilation, spec.groups,
-        spec.padding_mode, Epilogue(bias=bias_shape is not None), dtypes[0], promote(*dtypes), spec.layout,
-        spec.accuracy, device, traced,
+        spec.padding_mode, Epilogue(bias=bias_shape is not None), dtypes[0], dtype, spec.layout,
+        spec.accuracy, device, traced, None if spec.out_dtype == dtype else spec.out_dtype,
     )  # fmt: skip
     _check_sizes(problem, shapes)
     return problem

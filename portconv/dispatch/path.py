@@ -11,12 +11,16 @@ from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
 
-__all__ = ["described", "forget_plans", "plan_for", "plan_of", "prepared"]
+__all__ = ["check_out", "described", "forget_plans", "plan_for", "plan_of", "prepared"]
 
 
-def prepared(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Plan, PackedWeight]:
+def prepared(
+    spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None, out: Any = None
+) -> tuple[Plan, PackedWeight]:
     """How these arrays are convolved, after every check, and the weight packed for it: from the cache if it may be."""
     library, plan = plan_for(spec, x, weight, bias, backend)
+    if out is not None:
+        check_out(library, plan, out, x, weight, bias)
     # A pack made from, or among, traced values belongs to the trace and must not outlive it.
     token = None if plan.problem.traced else library.cache_token(weight)
     return plan, plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
@@ -76,6 +80,17 @@ def plan_of(spec: Conv2dSpec, library: Backend, x: ArrayInfo, weight: ArrayInfo,
 
         return planner.plan(library, problem, spec.engine, measurement.fastest)
     return planner.plan(library, problem, spec.engine)
+
+
+def check_out(library: Backend, plan: Plan, out: Any, x: Any, weight: Any, bias: Any = None) -> None:
+    """Whether `out` can become the result: an array of the library's, like the result, that shares no memory."""
+    check = getattr(library, "check_out", None)
+    if check is None:
+        raise TypeError(
+            f"`out` is for arrays of NumPy and PyTorch. The backend {library.name!r} gives new results only."
+        )
+    described(library, [("x", x), ("out", out)])
+    check(out, plan.problem, {"x": x, "weight": weight, "bias": bias})
 
 
 def forget_plans() -> None:

@@ -121,9 +121,9 @@ class CroppedPlan(Plan):
         packed = self.inner.pack(self.inner.cut(weight, (..., self.crop.kernel_rows, self.crop.kernel_cols)))
         return replace(packed, stamp=self.stamp, data=packed)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, **options: Any) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         rows, cols, every = self.crop.rows, self.crop.cols, slice(None)
         index = (every, rows, cols, every) if self.problem.layout == "NHWC" else (every, every, rows, cols)
-        return self.inner.execute(self.inner.cut(x, index), weight.data, bias)
+        return self.inner.execute(self.inner.cut(x, index), weight.data, bias, **options)

@@ -75,10 +75,10 @@ class LowRankPlan(Plan):
             packed = self.general.pack(weight)
         return replace(packed, stamp=self.stamp, data=packed)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, **options: Any) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        return (self.passes if weight.separable else self.general).execute(x, weight.data, bias)
+        return (self.passes if weight.separable else self.general).execute(x, weight.data, bias, **options)
 
     def explain(self) -> str:
         return f"{super().explain()}\n  a separable kernel runs as two passes of {self.passes.engine} instead"

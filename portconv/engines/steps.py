@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
+from ..core.dtypes import integer_range
 from ..core.layout import FROM_CBHW, TO_CBHW, reorder
 from ..core.problem import Problem
 from ..core.shapes import AxisSource, axis_source
@@ -25,6 +26,7 @@ T = TypeVar("T")
 # this are as many bits as a weight has, and some for the sums of a transform.
 SMALLEST_TRANSFORMED = {"float32": 2.0**-96, "float64": 2.0**-960}
 LARGEST_TRANSFORMED = 2.0**20
+SMALL = dict.fromkeys(("int8", "uint8", "int16", "uint16"), "int32")  # what results of small integers are first
 
 
 class Block(NamedTuple):
@@ -289,7 +291,22 @@ class Steps:
         """
         if bias is not None:
             value = value + bias[channels, ...]
-        return self.cast(value, problem.dtype)
+        return self.rounded(value, problem.result_dtype)
+
+    def rounded(self, value: Any, dtype: str) -> Any:
+        """Sums in the dtype of a result; for integers half to even, the nearest that there is, and 0 for NaN."""
+        if (limits := integer_range(dtype)) is None:
+            return self.cast(value, dtype)
+        xp, (low, high) = self.xp, limits
+        value = xp.round(value)
+        # 2^n is a number of every floating dtype here, and 2^n - 1 need not be
+        above, below = value >= float(high + 1), value < float(low)
+        inside = (value < float(high + 1)) & ~below
+        # of the small ones no library has all operations
+        found = self.cast(xp.where(inside, value, xp.zeros_like(value)), SMALL.get(dtype, dtype))
+        found = xp.where(above, xp.full_like(found, high), found)
+        found = xp.where(below, xp.full_like(found, low), found)
+        return self.cast(found, dtype)
 
     def assemble(
         self,
@@ -331,12 +348,12 @@ class Steps:
                     yield reorder(block, order), xp.permute_dims(finished, order)
 
         if 0 in problem.out_shape:
-            return self.zeros(problem.out_shape, self.dtype(problem.dtype))
+            return self.zeros(problem.out_shape, self.dtype(problem.result_dtype)) if out is None else out
         if not self.writable:
             return _joined(xp, list(blocks()))
         y = out
         if y is None:
-            y = xp.empty(problem.out_shape, dtype=self.dtype(problem.dtype), **self.device)
+            y = xp.empty(problem.out_shape, dtype=self.dtype(problem.result_dtype), **self.device)
         for index, value in blocks():
             y[index] = value
         return y

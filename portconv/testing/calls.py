@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ def _layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, A
         return _function(backend, arrays, options)
     g, o, i, kh, kw = p.parts
     device = backend.describe(x).device
+    out_dtype = p.out_dtype or None
+    options = {name: value for name, value in options.items() if name != "out_dtype"}
     layer = Conv2d(
         g * i, g * o, (kh, kw), bias=bias is not None, dtype=p.dtype, backend=backend, device=device or None, rng=0,
         **options,
     )  # fmt: skip
-    layer(x)
+    layer(x, out_dtype=out_dtype)
     layer.weight = weight
     if bias is not None:
         layer.bias = bias
@@ -44,8 +47,8 @@ def _layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, A
     for axis in (2, 3) if p.argument("layout") == "NCHW" else (1, 2):
         other[axis] = slice(0, max(1, x.shape[axis] - 1))
     with suppress(ValueError):  # the kernel may not fit any more
-        layer(x[tuple(other)])
-    return layer
+        layer(x[tuple(other)], out_dtype=out_dtype)
+    return partial(layer, out_dtype=out_dtype)
 
 
 def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 ORDERS = ("C", "F", "channels last", "flipped", "every second", "odd strides", "broadcast", "unaligned", "read-only",
           "swapped bytes", "page end", "page start")  # fmt: skip
 CALLS = ("conv2d", "layer", "traced", "constant")
+OUT_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32", "float64")
 INTEGERS = ("uint8", "int8", "uint16", "int32", "int64", "bool")
 SIZES = {"tiny": 2**8, "small": 2**13, "medium": 2**17, "large": 2**24}  # elements of the image, up to
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -32,9 +33,10 @@ class Problem:
     """One call, and what there is to know of it: sizes, arguments, dtypes, memory orders, values. No arrays.
 
     `x_shape` is NCHW whatever the layout. `x_dtype` and `bias_dtype` are those of the weight, `dtype`, where they are
-    empty. `orders` are those of image, weight and bias. `call` is "conv2d", "layer" (a `Conv2d` that has seen another
-    size before), "traced" (inside `jax.jit`, `mx.compile`, `torch.func`) or "constant" (a layer there, whose arrays the
-    function that is traced does not depend on). `threads` 0 leaves their number alone.
+    empty; `out_dtype` is the result's, where it is not to follow the arguments. `orders` are those of image, weight and
+    bias. `call` is "conv2d", "layer" (a `Conv2d` that has seen another size before), "traced" (inside `jax.jit`,
+    `mx.compile`, `torch.func`) or "constant" (a layer there, whose arrays the function that is traced does not depend
+    on). `threads` 0 leaves their number alone.
     `mistake` is the argument that an error must name. `repr` gives what differs from a plain call.
     """
 
@@ -56,6 +58,7 @@ class Problem:
     seed: int = 0  # of the values
     name: str = ""
     slow: bool = False
+    out_dtype: str = ""
     mistake: str = ""
     number: int = 0  # among the problems of `portconv check`
 
@@ -84,6 +87,11 @@ class Problem:
 
     @property
     def result_dtype(self) -> str:
+        """The dtype of the result."""
+        return self.out_dtype or self.promoted_dtype
+
+    @property
+    def promoted_dtype(self) -> str:
         """The dtype to which the floating ones among the arguments promote."""
         present = [*self.dtypes[:2], *([self.dtypes[2]] if self.bias_shape is not None else [])]
         floating = {name for name in present if "float" in name}
@@ -119,6 +127,7 @@ class Problem:
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of the call, engine and accuracy among them where they are not the defaults."""
         named = {"engine": (self.engine, "auto"), "accuracy": (self.accuracy, "normwise")}
+        named["out_dtype"] = (self.out_dtype, "")
         return {**self.arguments, **{name: value for name, (value, default) in named.items() if value != default}}
 
 
@@ -161,6 +170,7 @@ class Scope(NamedTuple):
 
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
     x_dtypes: tuple[str, ...] = INTEGERS
+    out_dtypes: tuple[str, ...] = OUT_DTYPES
     engines: tuple[str, ...] = ("gemm", "winograd", "fft", "direct")
     orders: tuple[str, ...] = ORDERS
     calls: tuple[str, ...] = ("conv2d", "layer")
@@ -254,6 +264,10 @@ def _drawn(chance: _Chance, scope: Scope) -> Problem:
     dtypes = [name for name in ("float32", *scope.dtypes) if name in scope.dtypes]
     dtype = one_of(*["float32"] * 4, *dtypes)
     call = one_of(*scope.calls) if under(0.4) else "conv2d"
+    photograph = size_class in ("medium", "large") and groups * inputs <= 4 and under(0.5)
+    if photograph:
+        arguments["layout"] = one_of("NHWC", "NCHW")
+    small = [name for name in ("uint8", "uint16") if name in scope.x_dtypes]
     # an infinite weight over zero padding is either: no product, or NaN
     padded = arguments.get("padding", 0) not in (0, "valid") and "padding_mode" not in arguments
     return Problem(
@@ -263,7 +277,13 @@ def _drawn(chance: _Chance, scope: Scope) -> Problem:
         engine,
         "elementwise" if engine not in ("winograd", "fft") and under(0.25) else "normwise",
         dtype,
-        one_of(*scope.x_dtypes) if scope.x_dtypes and under(0.15) else one_of(*dtypes) if under(0.1) else "",
+        one_of(*small)
+        if photograph and small and under(0.7)
+        else one_of(*scope.x_dtypes)
+        if scope.x_dtypes and under(0.15)
+        else one_of(*dtypes)
+        if under(0.1)
+        else "",
         one_of(*dtypes) if under(0.05) else "",
         one_of(None, (total,), (1, total, 1, 1)),
         "normal" if under(0.5) else one_of(*(v for v in VALUES if not (gradient and v in _NOT_DIFFERENTIATED))),
@@ -272,6 +292,9 @@ def _drawn(chance: _Chance, scope: Scope) -> Problem:
         call,
         gradient,
         one_of(0, 1, 2),
+        out_dtype=""
+        if gradient or call not in CALLS[:2] or not scope.out_dtypes or under(0.7)
+        else one_of(*scope.out_dtypes),
     )
 
 

@@ -46,7 +46,18 @@ def shrink(p: Problem, fails: Callable[[Problem], bool], seconds: float = 60.0) 
 
 def _simpler(p: Problem) -> Iterator[Problem]:
     """Problems with one thing less in them, the large steps first."""
-    for name in ("call", "gradient", "threads", "accuracy", "bias_dtype", "x_dtype", "dtype", "data", "kernel"):
+    for name in (
+        "call",
+        "gradient",
+        "threads",
+        "accuracy",
+        "bias_dtype",
+        "x_dtype",
+        "out_dtype",
+        "dtype",
+        "data",
+        "kernel",
+    ):
         yield replace(p, **{name: _default(next(f for f in fields(p) if f.name == name))})
     yield replace(p, bias_shape=None, bias_dtype="")
     for place in range(3):

@@ -20,7 +20,7 @@ from .arrays import ORDERS_ELSEWHERE, arranged, overlap
 from .bounds import assert_close
 from .calls import CALL, DIFFERENTIATE
 from .oracle import reference_at, reference_conv2d, reference_gradients
-from .problems import CALLS, ORDERS, Problem, Scope
+from .problems import CALLS, ORDERS, OUT_DTYPES, Problem, Scope
 from .values import make_data
 
 __all__ = ["Outcome", "scope_of", "verify"]
@@ -61,10 +61,12 @@ def scope_of(name: str, device: str | None = None) -> Scope:
     dtypes = tuple(d for d in ("float16", "bfloat16", "float32", "float64") if has(d))
     offered = plan_conv2d((1, 8, 8, 8), (8, 8, 3, 3), backend=library, device=device).candidates
     engines = tuple(c.engine for c in offered if c.why_not is None)
+    results = tuple(d for d in OUT_DTYPES if has(d))
     products, elements = _SLOW.get(name, (2**27, 2**23))
     return Scope(
         dtypes,
         tuple(d for d in ("uint8", "int8", "uint16", "int32", "int64", "bool") if has(d)),
+        results,
         engines,
         ORDERS if name == "numpy" else ORDERS_ELSEWHERE,
         CALLS if name in DIFFERENTIATE else CALLS[:2],
@@ -286,11 +288,13 @@ def _share(p: Problem, values: Array, seen: list[Any], key: str) -> float:
     """The largest error as a share of the bound, of all outputs or of a sample."""
     if p.products <= WHOLE:
         reference = _exact(key, lambda: reference_conv2d(*seen, **p.arguments))
-        return assert_close(values, reference, dtype=p.result_dtype, accuracy=p.accuracy)
+        return assert_close(values, reference, dtype=p.result_dtype, accuracy=p.accuracy, computed=p.promoted_dtype)
     positions = _sample(p)
     reference = _exact(key, lambda: reference_at(positions, *seen, **p.arguments))
     nchw = values if p.argument("layout") == "NCHW" else values.transpose(0, 3, 1, 2)
-    return assert_close(nchw[positions], reference, dtype=p.result_dtype, accuracy=p.accuracy)
+    return assert_close(
+        nchw[positions], reference, dtype=p.result_dtype, accuracy=p.accuracy, computed=p.promoted_dtype
+    )
 
 
 def _sample(p: Problem) -> tuple[Array, Array, Array, Array]:

@@ -38,20 +38,21 @@ def host_plan_with_derivatives(problem: Problem, engine: str) -> Plan:
 
 
 def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
-    return mx.array(y, dtype=dtype_named(p.dtype))
+    return mx.array(y, dtype=dtype_named(p.result_dtype))
 
 
 def _memory(p: Problem) -> tuple[Any, np.ndarray[Any, Any]] | None:
     """New memory for a large result in a dtype of NumPy's."""
     count = math.prod(p.out_shape)
-    if p.dtype == "bfloat16" or count * dtype_named(p.dtype).size < WRITTEN_BYTES or count > MAX_ELEMENTS - ALIGNMENT:
+    size = dtype_named(p.result_dtype).size
+    if p.result_dtype == "bfloat16" or count * size < WRITTEN_BYTES or count > MAX_ELEMENTS - ALIGNMENT:
         return None
     return _new(p)
 
 
 def _new(p: Problem) -> tuple[Any, np.ndarray[Any, Any]]:
     """New memory of MLX's for a result, and NumPy's view of it; aligned, so that the compiled engines can write it."""
-    dtype = dtype_named(p.dtype)
+    dtype = dtype_named(p.result_dtype)
     count = math.prod(p.out_shape)
     memory = mx.zeros(count + ALIGNMENT // dtype.size, dtype)
     shown = np.array(memory, copy=False)
@@ -130,7 +131,8 @@ class _DifferentiablePlan(EitherPlan):
         def compute(weight: Any, dy: Any) -> Any:
             views = _views(weight, dy)
             if views is not None:
-                return _take(gradient.image_gradient(bridged(self.problem), *views), self.problem)
+                value = gradient.image_gradient(bridged(self.problem), *views)
+                return mx.array(value, dtype=dtype_named(self.problem.dtype))
             # a linear function has the same gradient everywhere
             anywhere = mx.zeros(self.problem.x_shape, dtype_named(self.problem.dtype))
             return mx.vjp(lambda x: self._traced(x, weight), [anywhere], [dy])[1][0]

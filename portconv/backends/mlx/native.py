@@ -105,7 +105,8 @@ class NativePlan(Plan):
         So must the gradients of pixels that are copied in the border, and of strips, which overlap.
         """
         p = self.problem
-        wide = p.epilogue.bias or self._in_parts or p.padding_mode != "zeros" or self._strip[1] < p.out_size[0]
+        wide = p.epilogue.bias or p.out_dtype is not None or p.padding_mode != "zeros"
+        wide = wide or self._in_parts or self._strip[1] < p.out_size[0]
         return p.compute_dtype if wide else p.dtype
 
     @property
@@ -138,7 +139,7 @@ class NativePlan(Plan):
         p, ohwi = self.problem, weight.data
         dtype = dtype_named(self._work_dtype)
         if p.batch == 0:
-            return mx.zeros(p.out_shape, dtype_named(p.dtype))
+            return mx.zeros(p.out_shape, dtype_named(p.result_dtype))
         x = x.astype(dtype)
         top, bottom, left, right = p.padding
         if p.padding_mode != "zeros":
@@ -158,7 +159,7 @@ class NativePlan(Plan):
                 found.append(mx.conv_general(image, ohwi, p.stride, sides, p.dilation, groups=p.groups))
             else:
                 found.append(_joined([self._sum(image, ohwi, part) for part in ranges(p.out_size[0], rows)], 1))
-        y = self.finish(_joined(found, 0), bias).astype(dtype_named(p.dtype))
+        y = STEPS.rounded(self.finish(_joined(found, 0), bias), p.result_dtype)
         return memory_order.note(mx.transpose(y, NCHW_FROM_NHWC), NHWC_FROM_NCHW) if p.layout == "NCHW" else y
 
     def finish(self, sums: Any, bias: Any) -> Any:

@@ -14,8 +14,8 @@ from ...core.backend import EnginePlan, PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import axis_source
 from ..threads import ALIGNMENT
-from ..views import strided
 from . import team
+from .conversions import kind_of
 from .costs import CompiledCosts
 from .epilogue import records
 
@@ -25,8 +25,9 @@ __all__ = [
     "Ints",
     "Launch",
     "CompiledPlan",
-    "contiguous",
     "even_width",
+    "may_stream",
+    "memory_of",
     "per_thread",
     "read_only",
     "round_up",
@@ -46,37 +47,24 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def flat(x: Array, dtype: np.dtype[Any], layout: str) -> tuple[Array, Ints]:
-    """The image as a flat array in the dtype of the computation, and its strides (B, C, H, W) in elements."""
-    if x.dtype != dtype:
-        with np.errstate(all="ignore"):
-            x = x.astype(dtype)
-    if not x.flags.aligned:
-        x = x.copy()
-    elif not x.flags.c_contiguous and not all(s > 0 and s % x.itemsize == 0 for s in x.strides):
-        x = np.ascontiguousarray(x)
-    if x.flags.c_contiguous:
-        flat = x.reshape(-1)
-        flat.flags.writeable = False  # one type, whatever the caller's array is
-    else:
-        extent = 1 + sum((n - 1) * (s // x.itemsize) for n, s in zip(x.shape, x.strides, strict=True))
-        flat = strided(x, (extent,), (x.itemsize,))
-    return flat, strides_of(x, layout)
+def memory_of(x: Array, layout: str) -> tuple[Ints, Ints]:
+    """An image or a result as the kernels see it, by integers, so that one compilation serves all dtypes and orders.
 
-
-def strides_of(x: Array, layout: str) -> Ints:
-    """Strides (B, C, H, W) in elements.
-
-    NumPy allows an axis of one element any stride, also in an array that it calls contiguous: the strides of one that
-    is follow from its shape.
+    Returns
+    -------
+    memory : tuple of int
+        Address of the first element, address after the last byte, and the kind of the numbers (see conversions.py).
+    strides : tuple of int
+        (B, C, H, W) in bytes, of any sign.
     """
+    first, size, strides = x.ctypes.data, x.itemsize, x.strides
     if x.flags.c_contiguous:
+        # NumPy allows an axis of one element any stride, also in an array that it calls contiguous
         _, second, third, last = x.shape
-        strides = second * third * last, third * last, last, 1
-    else:
-        size, (first, second, third, last) = x.itemsize, x.strides
-        strides = first // size, second // size, third // size, last // size
-    return (strides[0], strides[3], strides[1], strides[2]) if layout == "NHWC" else strides
+        strides = second * third * last * size, third * last * size, last * size, size
+    end = first + size + sum([(n - 1) * s for n, s in zip(x.shape, strides, strict=True) if s > 0])
+    memory = first, end, kind_of(x.dtype)
+    return memory, (strides[0], strides[3], strides[1], strides[2]) if layout == "NHWC" else strides
 
 
 def sources(p: Problem) -> tuple[Array, Array]:
@@ -111,6 +99,11 @@ class CompiledPlan(EnginePlan):
         """The dtype of the computation."""
         return np.dtype(self.problem.compute_dtype)
 
+    @cached_property
+    def result_dtype(self) -> np.dtype[Any]:
+        """The dtype of the result."""
+        return np.dtype(self.problem.result_dtype)
+
     @property
     def note(self) -> str:
         """For `explain`."""
@@ -128,36 +121,32 @@ class CompiledPlan(EnginePlan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        p, dtype = self.problem, self.dtype
-        y = out if _writable(out, p) else _aligned(p.out_shape, dtype)
+        p = self.problem
+        y = out if out is not None and _writable(out) else _aligned(p.out_shape, self.result_dtype)
         if y.size:
-            memory, strides = flat(x, dtype, p.layout)
-            epilogue = records(bias, p, dtype)
-            self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), weight.data, epilogue, team.launch)
-        if y is out or (out is None and y.dtype == p.dtype):
+            epilogue = records(bias, p, self.dtype)
+            self.fill(*memory_of(x, p.layout), *memory_of(y, p.layout), weight.data, epilogue, team.launch)
+        if out is None or y is out:
             return y
-        out = np.empty(p.out_shape, p.dtype) if out is None else out
-        with np.errstate(all="ignore"):  # an overflow of float16 is infinity, and no warning
-            np.copyto(out, y, casting="unsafe")
+        np.copyto(out, y)
         return out
 
     def fill(
-        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
-        """Compute the result into `y`, by kernels that `launch` runs."""
+        """Compute the result into the memory `y`, by kernels that `launch` runs; see `memory_of`."""
         raise NotImplementedError  # abstract: every engine has its own
 
     def warmup(self) -> tuple[str, ...]:
-        p, dtype, compiled = self.problem, self.dtype, list[str]()
+        p, compiled = self.problem, list[str]()
 
         def compile_job(*arguments: Any) -> None:
             compiled.extend(team.compile_ahead(*arguments))
 
         # Kernels are compiled for the types of their arguments: arrays of no elements do, and tell all strides.
-        x, y = (np.empty((0, *shape[1:]), dtype) for shape in (p.x_shape, p.out_shape))
-        memory, strides = flat(x, dtype, p.layout)
-        data, epilogue = self.packed_like(memory), records(None, p, dtype)
-        self.fill(memory, strides, y.reshape(-1), strides_of(y, p.layout), data, epilogue, compile_job)
+        x, y = np.empty((0, *p.x_shape[1:]), self.dtype), np.empty((0, *p.out_shape[1:]), self.result_dtype)
+        data, epilogue = self.packed_like(read_only(np.empty(0, self.dtype))), records(None, p, self.dtype)
+        self.fill(*memory_of(x, p.layout), *memory_of(y, p.layout), data, epilogue, compile_job)
         return tuple(compiled)
 
     def packed_like(self, memory: Array) -> Any:
@@ -165,11 +154,16 @@ class CompiledPlan(EnginePlan):
         return memory
 
 
-def _writable(out: Array | None, p: Problem) -> bool:
-    """Whether the kernels can write into it: vectors may be stored past the caches."""
-    return (
-        out is not None and out.dtype == p.compute_dtype and out.flags.c_contiguous and out.ctypes.data % ALIGNMENT == 0
-    )
+def _writable(out: Array) -> bool:
+    """Whether the kernels can write into it."""
+    return bool(out.flags.aligned and out.flags.writeable and out.dtype.isnative)
+
+
+def may_stream(y: Ints, y_strides: Ints, p: Problem) -> bool:
+    """Whether vectors may be stored past the caches: at aligned addresses, in rows that follow each other."""
+    oh, ow = p.out_size
+    plane = oh * ow * p.itemsize
+    return y[0] % ALIGNMENT == 0 and y_strides == (p.out_channels * plane, plane, ow * p.itemsize, p.itemsize)
 
 
 def _aligned(shape: Ints, dtype: np.dtype[Any]) -> Array:
@@ -180,13 +174,6 @@ def _aligned(shape: Ints, dtype: np.dtype[Any]) -> Array:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def contiguous(x: Array, strides: Ints, p: Problem) -> tuple[Array, Ints]:
-    """A copy (B, C, H, W), for views whose rows are not runs in memory, where a kernel reads the image in place."""
-    shape = (p.batch, p.in_channels, p.height, p.width)
-    copy = np.ascontiguousarray(strided(x, shape, [s * x.itemsize for s in strides]))
-    return read_only(copy.reshape(-1)), strides_of(copy, "NCHW")
 
 
 def read_only(x: Array) -> Array:

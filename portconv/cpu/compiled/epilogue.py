@@ -14,7 +14,7 @@ from ...core.problem import Problem
 from .kernel import kernel
 from .vectors import OUTPUT_VECTORS, ROWS, Vectors, lanes
 
-__all__ = ["RECORD", "Finish", "finish", "gather_records", "record", "records"]
+__all__ = ["RECORD", "Finish", "gather_phases", "gather_records", "record", "records"]
 
 RECORD = 1  # elements of a record: the bias
 MAX_TILE = max(ROWS, OUTPUT_VECTORS * lanes("float32"))  # outputs of a register tile
@@ -55,12 +55,6 @@ class Finish:
 
 
 @kernel
-def finish(value, epilogue, channel):
-    """One sum with the epilogue of its channel."""
-    return value + epilogue[channel * RECORD]
-
-
-@kernel
 def record(epilogue, channel):
     """The address of a channel's record."""
     return epilogue.ctypes.data + channel * RECORD * epilogue.itemsize
@@ -72,3 +66,12 @@ def gather_records(epilogue, first, step, lanes, out):
     for part in range(RECORD):
         for lane in range(lanes):
             out[part * lanes + lane] = epilogue[(first + lane * step) * RECORD + part]
+
+
+@kernel
+def gather_phases(epilogue, channels, lanes, out):
+    """The records of vectors of pixels, whose channels lie side by side: for each channel that one may begin with."""
+    for first in range(channels):
+        for part in range(RECORD):
+            for lane in range(lanes):
+                out[(first * RECORD + part) * lanes + lane] = epilogue[(first + lane) % channels * RECORD + part]

@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+from .conversions import BYTES, FLOAT32, FLOAT64
 from .kernel import kernel
-from .moves import add_vectors, copy_elements, put_line, transpose_block
+from .moves import add_vectors, copy_elements, transpose_block
+from .runs import put_line, put_pixels, read_line
 from .vectors import VECTOR_BYTES
 
-__all__ = ["add_in_pairs", "copy", "fill_plane", "put", "put_more", "stage_rows", "transpose"]
+__all__ = [
+    "add_in_pairs",
+    "bytes_of",
+    "copy",
+    "fill_pixels",
+    "fill_plane",
+    "native_kind",
+    "put",
+    "put_more",
+    "put_side_by_side",
+    "read",
+    "stage_rows",
+    "transpose",
+    "turn_square",
+]
 
 _add = add_vectors()
 copy = copy_elements()
-put = put_line(add=False)
-put_more = put_line(add=True)
+_read = read_line()
+_put = put_line(add=False)
+_put_more = put_line(add=True)
+_put_pixels = put_pixels()
 transpose = transpose_block()
+
+
+@kernel
+def read(like, target, source, step, count, kind):
+    """`target[:n] = source[:n]`, in the dtype of `like`, for one or more numbers of a kind, `step` bytes apart."""
+    _read_apart(like, target, like.itemsize, source, step, count, kind)
+
+
+@kernel
+def _read_apart(like, target, target_step, source, step, count, kind):
+    """The same to places that are apart, too."""
+    _read(like, (target, target_step, source, step, count, kind))
+
+
+@kernel
+def bytes_of(kind):
+    """The bytes of a number of a kind."""
+    return BYTES[kind & 15]
+
+
+@kernel
+def native_kind(like):
+    """The kind of the numbers of an array."""
+    return FLOAT32 if like.itemsize == 4 else FLOAT64
+
+
+@kernel
+def put(like, target, step, source, count, record, kind):
+    """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
+    _put(like, (target, step, source, count, record, kind))
+
+
+@kernel
+def put_side_by_side(like, target, step, source, count, records, kind, phase, channels):
+    """`put` for elements of pixels whose channels lie side by side; `phase` is the channel of the first."""
+    _put_pixels(like, (target, step, source, count, records, kind, phase, channels))
+
+
+@kernel
+def put_more(like, target, step, source, count, record, kind):
+    """`target[:n] = finish(target[:n] + source[:n])`, for results in the dtype of the computation."""
+    _put_more(like, (target, step, source, count, record, kind))
 
 
 @kernel
@@ -30,13 +90,15 @@ def add_in_pairs(sums, depth, count, last, nbytes):
 
 
 @kernel
-def fill_plane(x, start, row_step, col_step, source_rows, source_cols, row0, row_jump, rows, col0, col_jump, cols, left,
-               width, out, target):  # fmt: skip
+def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, row_jump, rows, col0, col_jump, cols,
+               left, width, out, target):  # fmt: skip
     """One channel: out[target + r * cols + j] = padded[row0 + r * row_jump, col0 + j * col_jump].
 
-    `source_rows` and `source_cols` say where rows and columns of the padded image come from, -1 being zero; `left` is
-    the padding before the `width` columns of the image.
+    `image` is the address of the channel's first element, whose kind is `kind`; its steps are bytes. `source_rows` and
+    `source_cols` say where rows and columns of the padded image come from, -1 being zero; `left` is the padding before
+    the `width` columns of the image.
     """
+    size = out.itemsize
     base = col0 - left
     low = min((-base + col_jump - 1) // col_jump, cols) if base < 0 else 0
     high = cols
@@ -50,44 +112,99 @@ def fill_plane(x, start, row_step, col_step, source_rows, source_cols, row0, row
             for j in range(cols):
                 out[line + j] = 0
             continue
-        origin = start + row * row_step
-        for j in range(cols):
-            if j == low:
-                break
-            col = col0 + j * col_jump
-            col = source_cols[col] if col < len(source_cols) else -1
-            out[line + j] = x[origin + col * col_step] if col >= 0 else 0
-        place = origin + base * col_step
-        step = col_jump * col_step
-        if step == 1:
-            copy(out, (out.ctypes.data + (line + low) * out.itemsize, x.ctypes.data + (place + low) * out.itemsize,
-                       high - low))  # fmt: skip
-        else:
-            for j in range(low, high):
-                out[line + j] = x[place + j * step]
-        for j in range(high, cols):
-            col = col0 + j * col_jump
-            col = source_cols[col] if col < len(source_cols) else -1
-            out[line + j] = x[origin + col * col_step] if col >= 0 else 0
+        origin = image + row * row_step
+        _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, 0, low, out, line)
+        if high > low:
+            read(out, out.ctypes.data + (line + low) * size, origin + (base + low * col_jump) * col_step,
+                 col_jump * col_step, high - low, kind)  # fmt: skip
+        _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
 
 
 @kernel
-def _stage_edge(x, origin, channel_step, col_step, channels, source_cols, col0, first, last, lanes, stage, target):
+def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_rows, source_cols, row0, rows, col0,
+                cols, left, width, out, target, pitch):  # fmt: skip
+    """Channels side by side: out[target + r * pitch + j * channels + c] = padded[c, row0 + r, col0 + j].
+
+    As `fill_plane`; `image` is the address of the first channel's first element.
+    """
+    size = out.itemsize
+    low = min(max(left - col0, 0), cols)
+    high = max(min(left + width - col0, cols), low)
+    together = channel_step == bytes_of(kind) and col_step == channels * channel_step
+    for r in range(rows):
+        line = target + r * pitch
+        row = source_rows[row0 + r] if row0 + r < len(source_rows) else -1
+        if row < 0:
+            for j in range(cols * channels):
+                out[line + j] = 0
+            continue
+        origin = image + row * row_step
+        _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, 0, low, out, line)
+        if high > low:
+            place, start = out.ctypes.data + (line + low * channels) * size, origin + (col0 + low - left) * col_step
+            if together:
+                read(out, place, start, channel_step, (high - low) * channels, kind)
+            else:
+                for c in range(channels):
+                    _read_apart(out, place + c * size, channels * size, start + c * channel_step, col_step, high - low,
+                                kind)  # fmt: skip
+        _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, high, cols, out, line)
+
+
+@kernel
+def _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, first, last, out, line):
+    """Pixels of the padding, each from where it comes."""
     for j in range(first, last):
         col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
-        for lane in range(lanes):
-            inside = col >= 0 and lane < channels
-            stage[target + j * lanes + lane] = x[origin + col * col_step + lane * channel_step] if inside else 0
+        place = line + j * channels
+        if col >= 0:
+            read(out, out.ctypes.data + place * out.itemsize, origin + col * col_step, channel_step, channels, kind)
+        else:
+            for c in range(channels):
+                out[place + c] = 0
 
 
 @kernel
-def stage_rows(x, start, channel_step, row_step, col_step, channels, source_rows, source_cols, row0, rows, col0, left,
-               width, cols, stage, square):  # fmt: skip
+def _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, first, last, out, line):
+    """Columns of the padding, each from where it comes."""
+    for j in range(first, last):
+        col = col0 + j * col_jump
+        col = source_cols[col] if col < len(source_cols) else -1
+        if col >= 0:
+            read(out, out.ctypes.data + (line + j) * out.itemsize, origin + col * col_step, col_step, 1, kind)
+        else:
+            out[line + j] = 0
+
+
+@kernel
+def _stage_column(origin, kind, channel_step, channels, lanes, stage, target):
+    """The channels of one pixel, and zeros for the rest of the lanes."""
+    read(stage, stage.ctypes.data + target * stage.itemsize, origin, channel_step, channels, kind)
+    for lane in range(channels, lanes):
+        stage[target + lane] = 0
+
+
+@kernel
+def _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, first, last, lanes, stage, target):
+    for j in range(first, last):
+        col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
+        place = target + j * lanes
+        if col >= 0:
+            _stage_column(origin + col * col_step, kind, channel_step, channels, lanes, stage, place)
+        else:
+            for lane in range(lanes):
+                stage[place + lane] = 0
+
+
+@kernel
+def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_rows, source_cols, row0, rows, col0,
+               left, width, cols, stage, square):  # fmt: skip
     """A part of the padded image for up to as many channels as a vector has lanes: stage[row, column, lane].
 
-    The rest of the lanes are zero. `stage` has room for a vector of columns more; `square` is lanes x lanes of scratch.
+    `image` is the address of the first channel's first element, whose kind is `kind`; its steps are bytes. The rest of
+    the lanes are zero. `stage` has room for a vector of columns more; `square` is lanes x lanes of scratch.
     """
-    size = x.itemsize
+    size = stage.itemsize
     lanes = VECTOR_BYTES // size
     low = min(max(left - col0, 0), cols)
     high = max(min(left + width - col0, cols), low)
@@ -98,26 +215,34 @@ def stage_rows(x, start, channel_step, row_step, col_step, channels, source_rows
             for j in range(cols * lanes):
                 stage[target + j] = 0
             continue
-        origin = start + row * row_step
-        if col_step == 1:
+        origin = image + row * row_step
+        if abs(channel_step) < abs(col_step):  # pixels are runs in memory
+            for j in range(low, high):
+                _stage_column(origin + (col0 + j - left) * col_step, kind, channel_step, channels, lanes, stage,
+                              target + j * lanes)  # fmt: skip
+        else:
             for j in range(low, high, lanes):
                 n = min(lanes, high - j)
-                place = x.ctypes.data + (origin + col0 + j - left) * size
-                pitch = channel_step * size
-                if n < lanes or channels < lanes:
-                    for lane in range(lanes):
-                        if lane < channels:
-                            copy(x, (square.ctypes.data + lane * lanes * size, place + lane * pitch, n))
-                        else:
-                            for i in range(n):
-                                square[lane * lanes + i] = 0
-                    place, pitch = square.ctypes.data, lanes * size
                 # what the last one writes beyond the image is overwritten: by the edge, by the next row
-                transpose(x, (stage.ctypes.data + (target + j * lanes) * size, lanes * size, place, pitch))
-        else:
-            for j in range(low, high):
-                place = origin + (col0 + j - left) * col_step
-                for lane in range(lanes):
-                    stage[target + j * lanes + lane] = x[place + lane * channel_step] if lane < channels else 0
-        _stage_edge(x, origin, channel_step, col_step, channels, source_cols, col0, 0, low, lanes, stage, target)
-        _stage_edge(x, origin, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)
+                turn_square(origin + (col0 + j - left) * col_step, kind, channel_step, col_step, channels, n, square,
+                            stage.ctypes.data + (target + j * lanes) * size)  # fmt: skip
+        _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, 0, low, lanes, stage, target)
+        _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)
+
+
+@kernel
+def turn_square(place, kind, channel_step, col_step, channels, cols, square, target):
+    """Some columns of some channels as (column, lane) at the address `target`.
+
+    It is always as many columns as lanes, of which those beyond `cols` hold anything.
+    """
+    size = square.itemsize
+    lanes = VECTOR_BYTES // size
+    if channels == lanes and cols == lanes and col_step == size and kind == native_kind(square):
+        transpose(square, (target, VECTOR_BYTES, place, channel_step))
+        return
+    for lane in range(channels):
+        read(square, square.ctypes.data + lane * VECTOR_BYTES, place + lane * channel_step, col_step, cols, kind)
+    for i in range(channels * lanes, lanes * lanes):
+        square[i] = 0
+    transpose(square, (target, VECTOR_BYTES, square.ctypes.data, VECTOR_BYTES))

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from llvmlite import ir
-from numba.core import cgutils
-
 from .epilogue import Finish
-from .vectors import I1, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+from .vectors import I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
 __all__ = [
     "add_vectors",
@@ -35,35 +32,6 @@ def add_vectors() -> Any:
             return []
 
         loop(b, count, [], body)
-
-    return intrinsic_of(generate)
-
-
-def put_line(*, add: bool) -> Any:
-    """`target[:n] = finish(source[:n])`, or `finish(target[:n] + source[:n])` if `add`, for sums of one channel.
-
-    Arguments: target, source, how many elements, address of the record. Up to a vector beyond the source is read.
-    """
-
-    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, record: Any) -> None:
-        finish = Finish(v, record, splat=True)
-        lane_numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
-
-        def body(i: Any, _state: list[Any]) -> list[Any]:
-            done = b.mul(i, I64(v.n))
-            offset = b.mul(done, I64(v.size))
-            place = v.at(target, offset)
-            inside = b.icmp_signed("<", lane_numbers, v.splat(b.sub(count, done), lane_numbers.type))
-            value = v.load(v.at(source, offset))
-            with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, partial):
-                with whole:
-                    v.store(finish(b.fadd(v.load(place), value) if add else value), place)
-                with partial:
-                    total = b.fadd(v.masked_load(place, inside), value) if add else value
-                    v.masked_store(finish(total), place, inside)
-            return []
-
-        loop(b, b.sdiv(b.add(count, I64(v.n - 1)), I64(v.n)), [], body)
 
     return intrinsic_of(generate)
 
@@ -93,12 +61,8 @@ def fence() -> Any:
 def copy_elements() -> Any:
     """Copies memory. Arguments: target, source, how many elements."""
 
-    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any) -> None:
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, I1])
-        function = cgutils.get_or_insert_function(b.module, kind, "llvm.memcpy.p0.p0.i64")
-        length = b.mul(count, I64(v.size))
-        b.call(function, [b.inttoptr(target, pointer), b.inttoptr(source, pointer), length, I1(0)])
+    def generate(_b: Any, v: Vectors, target: Any, source: Any, count: Any) -> None:
+        v.copy(target, source, count)
 
     return intrinsic_of(generate)
 

@@ -101,6 +101,14 @@ class Vectors:
         function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.store.{self.suffix}.p0")
         self.b.call(function, [value, self.b.inttoptr(address, pointer), I32(self.size), mask])
 
+    def copy(self, target: Any, source: Any, count: Any) -> None:
+        """So many elements, from address to address."""
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, I1])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.memcpy.p0.p0.i64")
+        length = self.b.mul(count, I64(self.size))
+        self.b.call(function, [self.b.inttoptr(target, pointer), self.b.inttoptr(source, pointer), length, I1(0)])
+
     def splat(self, scalar: Any, kind: Any = None) -> Any:
         kind = kind or self.type
         one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
@@ -117,6 +125,12 @@ class Vectors:
         kind = ir.FunctionType(self.type, [self.type] * 3)
         function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.fma.{self.suffix}")
         return self.b.call(function, [a, b, c])
+
+    def call(self, name: str, value: Any) -> Any:
+        """LLVM's function of this name, of a vector."""
+        kind = ir.FunctionType(self.type, [self.type])
+        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.{name}.{self.suffix}")
+        return self.b.call(function, [value])
 
     def products(self, base: Any, table: Any, weight: Any, terms: Any, rows: int, vectors: int) -> list[Any]:
         """See `shifted_products`."""

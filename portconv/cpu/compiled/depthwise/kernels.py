@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..epilogue import RECORD, gather_records
 from ..jobs import job_of, take
 from ..kernel import kernel
-from ..memory import add_in_pairs, transpose
+from ..memory import add_in_pairs, native_kind, put, read, transpose, turn_square
 from ..moves import finish_vectors, move_vectors, scatter_transposed
 from ..products import channel_sums
 from ..vectors import VECTOR_BYTES, one_of
@@ -56,40 +56,56 @@ def _run(
 
 
 @kernel
-def _stage(x, place, channel_step, pixel_step, row0, rows, width, table, stage, line, left):
-    """A block of channels of the image's rows: stage[row, left + column, lane]."""
+def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, square):
+    """A block of channels of the image's rows: stage[row, left + column, lane]; `image` is the address of the first."""
     size = stage.itemsize
     lanes = VECTOR_BYTES // size
-    source = x.ctypes.data + (place + row0 * width * pixel_step) * size
-    if pixel_step != 1:  # channels last
-        for row in range(rows):
-            target = stage.ctypes.data + (row * line + left) * VECTOR_BYTES
-            _move(stage, (target, VECTOR_BYTES, source + row * width * pixel_step * size, pixel_step * size, width))
+    _, channel_step, row_step, col_step = x_strides
+    source = image + row0 * row_step
+    native = kind == native_kind(stage)
+    if native and col_step == size and row_step == width * size and rows * width >= lanes:
+        count = rows * width
+        for n in range(0, count, lanes):
+            n = min(n, count - lanes)  # the last square overlaps the one before
+            _scatter(stage, (stage.ctypes.data, table.ctypes.data + n * 8, source + n * size, channel_step))
         return
-    count = rows * width
-    for n in range(0, count, lanes):
-        n = min(n, count - lanes)  # the last square overlaps the one before
-        _scatter(stage, (stage.ctypes.data, table.ctypes.data + n * 8, source + n * size, channel_step * size))
+    for row in range(rows):
+        target = stage.ctypes.data + (row * line + left) * VECTOR_BYTES
+        place = source + row * row_step
+        if native and channel_step == size:  # channels last
+            _move(stage, (target, VECTOR_BYTES, place, col_step, width))
+        elif abs(channel_step) < abs(col_step):
+            for col in range(width):
+                read(stage, target + col * VECTOR_BYTES, place + col * col_step, channel_step, lanes, kind)
+        else:
+            for col in range(0, width, lanes):
+                cols = min(lanes, width - col)
+                turn_square(place + col * col_step, kind, channel_step, col_step, lanes, cols, square,
+                            square.ctypes.data + lanes * VECTOR_BYTES)  # fmt: skip
+                _move(stage, (target + col * VECTOR_BYTES, VECTOR_BYTES,
+                              square.ctypes.data + lanes * VECTOR_BYTES, VECTOR_BYTES, cols))  # fmt: skip
 
 
 @kernel
-def _put(out, count, y, place, channel_step, pixel_step):
-    """Results out[pixel, lane], at y[place + lane * channel_step + pixel * pixel_step]."""
+def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, neutral):
+    """Results out[pixel, lane] of rows of `cols` pixels, as numbers of a kind, at the address `place`; steps are bytes.
+
+    `neutral` is a record that changes nothing.
+    """
     size = out.itemsize
     lanes = VECTOR_BYTES // size
-    target = y.ctypes.data + place * size
-    if pixel_step != 1 and channel_step != 1:  # channels last, those of a multiplier side by side
-        for n in range(count):
-            for lane in range(lanes):
-                y[place + n * pixel_step + lane * channel_step] = out[n * lanes + lane]
-        return
-    if pixel_step != 1:  # channels last
-        _move(out, (target, pixel_step * size, out.ctypes.data, VECTOR_BYTES, count))
-        return
-    for n in range(0, count, lanes):
-        n = min(n, count - lanes)
-        source = out.ctypes.data + n * VECTOR_BYTES
-        transpose(out, (target + n * size, channel_step * size, source, VECTOR_BYTES))
+    if kind == native_kind(out) and row_step == cols * pixel_step:
+        if channel_step == size:  # channels last
+            _move(out, (place, pixel_step, out.ctypes.data, VECTOR_BYTES, count))
+            return
+        if pixel_step == size and count >= lanes:
+            for n in range(0, count, lanes):
+                n = min(n, count - lanes)
+                transpose(out, (place + n * size, channel_step, out.ctypes.data + n * VECTOR_BYTES, VECTOR_BYTES))
+            return
+    for n in range(count):
+        target = place + n // cols * row_step + n % cols * pixel_step
+        put(out, target, channel_step, out.ctypes.data + n * VECTOR_BYTES, lanes, neutral, kind)
 
 
 @kernel
@@ -97,6 +113,9 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
     """Tasks are (image, block of channels, strip of rows)."""
     (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,
      line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
+    x_first, _, x_kind = x
+    y_first, _, y_kind = y
+    yb, yc, yh, yw = y_strides
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -122,8 +141,8 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
         if after > first:
             first = max(min(first, after - least_rows), 0)  # not less than a square
             after = max(after, first + least_rows)
-            _stage(x, b * x_strides[0] + c0 * x_strides[1], x_strides[1], x_strides[3], first, after - first, width,
-                   table, stage, line, lead)  # fmt: skip
+            _stage(x_first + b * x_strides[0] + c0 * x_strides[1], x_kind, x_strides, first, after - first, width,
+                   table, stage, line, lead, partial)  # fmt: skip
         for m in range(multiplier):
             gather_records(epilogue, c0 * multiplier + m, multiplier, lanes, records)
             factors = weight.ctypes.data + (block * multiplier + m) * kh * kw * VECTOR_BYTES
@@ -147,9 +166,9 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
                         _run(kernel_row, kw * VECTOR_BYTES, VECTOR_BYTES, image_row + c * sw * VECTOR_BYTES,
                              dh * line * VECTOR_BYTES, dw * VECTOR_BYTES, i1 - i0, kw, chunk, run, sw,
                              records.ctypes.data, place, partial, zeros.ctypes.data)  # fmt: skip
-            _put(out, (r1 - r0) * out_cols, y,
-                 b * y_strides[0] + (c0 * multiplier + m) * y_strides[1] + r0 * y_strides[2], multiplier * y_strides[1],
-                 y_strides[3])  # fmt: skip
+            place = y_first + b * yb + (c0 * multiplier + m) * yc + r0 * yh
+            _put(out, (r1 - r0) * out_cols, out_cols, y_kind, place, multiplier * yc, yh, yw,
+                 zeros.ctypes.data)  # fmt: skip
 
 
 _share = job_of(_depthwise)

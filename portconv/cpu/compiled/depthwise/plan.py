@@ -14,7 +14,7 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS
 from ....engines.separable import Passes, share
 from ... import threads
-from ..base import Array, CompiledPlan, Ints, Launch, contiguous, even_width, per_thread, read_only, round_up
+from ..base import Array, CompiledPlan, Ints, Launch, even_width, per_thread, read_only, round_up
 from ..costs import CompiledCosts
 from ..direct.plan import CompiledDirectPlan
 from ..epilogue import RECORD
@@ -65,7 +65,7 @@ class CompiledDepthwisePlan(CompiledPlan):
         stage_rows = max(min((rows - 1) * sh + reach, p.height), least_rows)
         stage = (stage_rows * line + (run + 1) * sw) * lane
         out = (rows * ow + run) * lane
-        partial = run * lane * LEVELS
+        partial = max(run * lane * LEVELS, 2 * lane * lane)  # or two squares, to stage images by
         scratch = round_up(stage + out + 2 * RECORD * lane + partial, 16)
         pixels = np.arange(stage_rows * p.width + lane)
         table = np.array((pixels // p.width * line + lead + pixels % p.width) * VECTOR_BYTES, np.int64)
@@ -135,17 +135,13 @@ class CompiledDepthwisePlan(CompiledPlan):
         return *super().warmup(), *(() if self.other is None else self.other.warmup())
 
     def fill(
-        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
-        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
-        p = self.problem
+        """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         if self.other is not None and isinstance(data, Passes):
             self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
             return
-        expected = (p.width, 1) if p.layout == "NCHW" else (p.width * p.in_channels, p.in_channels)
-        if x_strides[2:] != expected or (p.layout == "NHWC" and x_strides[1] != 1):
-            x, x_strides = contiguous(x, x_strides, p)
         launch(
             kernels.depthwise, self.parts, x, x_strides, y, y_strides, data, epilogue,
-            *self.tables, tuple(self.geometry), threads.scratch(self.parts * self.scratch, y.dtype),
+            *self.tables, tuple(self.geometry), threads.scratch(self.parts * self.scratch, self.dtype),
         )  # fmt: skip

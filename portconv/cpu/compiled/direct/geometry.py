@@ -34,4 +34,8 @@ class Geometry(NamedTuple):
     window_size: int  # elements of a window
     window_rows: int  # of a strip with its halo
     window_cols: int  # of a strip with its halo
+    pixel: int  # channels that lie side by side, with one kernel for all of them
+    line: int  # elements from row to row of a window, or of what is between two passes
+    between_size: int  # elements of what is between two passes
+    table_size: int  # elements that a table of rows takes
     together: int  # tasks that a thread takes at a time, which share a window

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..epilogue import finish, record
+from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import kernel
-from ..memory import add_in_pairs, copy, fill_plane, put, put_more, transpose
+from ..memory import add_in_pairs, copy, fill_plane, native_kind, put, put_more, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
@@ -81,11 +81,11 @@ def _turn(sums, rows, width, pitch):
 
 
 @kernel
-def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel, y, start, o_step, row_step, col_step,
-           add):  # fmt: skip
-    """Columns `first` to `last` of the flat window, from `sums[source]` on.
+def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel, kind, start, o_step, row_step,
+           col_step, add):  # fmt: skip
+    """Columns `first` to `last` of the flat window, from `sums[source]` on, as numbers of a kind.
 
-    `line` of them make a row, of which `cols` are results.
+    `line` of them make a row, of which `cols` are results. `start` is the address of the first, and steps are bytes.
     """
     size = sums.itemsize
     for r in range(rows):
@@ -95,19 +95,14 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
         p = first
         while p < last:
             run = min(line - col, last - p)
-            place = target + row * row_step + col * col_step
-            value = source + r * pitch + p - first
             count = min(run, cols - col)
-            if col_step == 1 and count > 0:
-                arguments = (y.ctypes.data + place * size, sums.ctypes.data + value * size, count, own)
+            if count > 0:
+                place = target + row * row_step + col * col_step
+                value = sums.ctypes.data + (source + r * pitch + p - first) * size
                 if add:
-                    put_more(sums, arguments)
+                    put_more(sums, place, col_step, value, count, own, kind)
                 else:
-                    put(sums, arguments)
-            else:
-                for j in range(count):
-                    total = y[place + j * col_step] + sums[value + j] if add else sums[value + j]
-                    y[place + j * col_step] = finish(total, epilogue, channel + r)
+                    put(sums, place, col_step, value, count, own, kind)
             p += run
             row, col = row + 1, 0
 
@@ -122,22 +117,23 @@ def _width(left, widest, rows):
 
 @kernel
 def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
-              widest, start_column, columns, block, line, cols, epilogue, output, unfinished, y, start, y_strides,
+              widest, start_column, columns, block, line, cols, epilogue, output, unfinished, kind, start, y_strides,
               add, streamed, sums, tail):  # fmt: skip
     """Outputs m0 to m1 of one group on some columns of a window, which starts at the address `base`.
 
     `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
     `end`, its columns are copied. Tiles that are whole, and all of whose terms are one product, write results at once.
     `output` is the group's first output; `unfinished` is the record for sums that further terms will be added to, and
-    -1 where these are the last terms.
+    -1 where these are the last terms. The results go to the address `start`, as numbers of a kind.
     """
     size = sums.itemsize
     lanes = VECTOR_BYTES // size
     unit = 1 if wide else lanes  # what widths are counted in: columns or vectors of them
     pitch = widest * unit
     total = (columns + unit - 1) // unit
-    at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and terms[1] <= chunk and y_strides[3] == 1
-    run_on = line == cols and y_strides[2] == cols  # rows of results follow each other in memory
+    at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and terms[1] <= chunk and y_strides[3] == size
+    at_once = at_once and kind == native_kind(sums)
+    run_on = line == cols and y_strides[2] == cols * size  # rows of results follow each other in memory
     for v0 in range(0, total, block):
         v1 = min(v0 + block, total)
         for m in range(m0, m1, rows):
@@ -152,10 +148,9 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 fits = place + beyond + width * unit * size <= end
                 whole = last - first == width * unit and m + rows <= outputs
                 if at_once and fits and whole and (run_on or first % line + last - first <= cols):
-                    target = start + m * y_strides[1] + first // line * y_strides[2] + first % line
+                    target = start + m * y_strides[1] + first // line * y_strides[2] + first % line * size
                     arguments = (place, table.ctypes.data + terms[2] * 8, factors + terms[2] * rows * size, terms[1],
-                                 y.ctypes.data + target * size, y_strides[1] * size,
-                                 record(epilogue, channel))  # fmt: skip
+                                 target, y_strides[1], record(epilogue, channel))  # fmt: skip
                     if streamed:
                         _streamed(sums, width, arguments)
                     else:
@@ -173,7 +168,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 if wide:
                     step = (width + lanes - 1) // lanes * lanes
                     source = _turn(sums, rows, width, step)
-                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, epilogue, channel, y,
+                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, epilogue, channel, kind,
                        start + m * y_strides[1], y_strides[1], y_strides[2], y_strides[3], add)  # fmt: skip
                 v += width
 
@@ -183,17 +178,23 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
           source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
-    If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs.
+    If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs. Results of
+    another kind, which partial sums cannot be, are put together in `results` where the channels come in parts.
     """
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
      col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
-     streamed, part_size, window_size, sums_size) = geometry  # fmt: skip
+     streamed, part_size, window_size, sums_size, results_size) = geometry  # fmt: skip
+    x_first, x_end, x_kind = x
     xb, xc, xh, xw = x_strides
+    y_first, _, y_kind = y
     yb, yc, yh, yw = y_strides
     size = scratch.itemsize
+    native = native_kind(scratch)
     own = scratch[part * part_size : (part + 1) * part_size]
     window, sums = own[:window_size], own[window_size : window_size + sums_size]
-    tail = own[window_size + sums_size :]
+    results = own[window_size + sums_size : window_size + sums_size + results_size]
+    tail = own[window_size + sums_size + results_size :]
+    apart = at_a_time < inputs and y_kind != native
     tiles = (outputs + tile_rows - 1) // tile_rows
     weight_pitch = inputs * taps * tile_rows
     tasks = batch * groups * len(regions) * output_parts
@@ -209,34 +210,46 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
         line = cols + halo_cols
         m0 = output_part * tiles // output_parts * tile_rows
         m1 = (output_part + 1) * tiles // output_parts * tile_rows
+        place = y_first + b * yb + g * outputs * yc + r0 * yh + q0 * yw
+        kind, strides = y_kind, y_strides
+        if apart:
+            plane_bytes = (r1 - r0) * cols * size
+            kind, strides = native, (0, plane_bytes, cols * size, size)
+            place = results.ctypes.data - m0 * plane_bytes
         for c0 in range(0, inputs, at_a_time):
             count = min(at_a_time, inputs - c0)
             terms = (1, count * taps, 0, 0)
             if by_tap:
                 terms = (i1 - i0, (j1 - j0) * count, (i0 * kernel_cols + j0) * count, kernel_cols * count)
-            first = b * xb + (g * inputs + c0) * xc
+            first = x_first + b * xb + (g * inputs + c0) * xc
             if in_place:
-                base = np.int64(x.ctypes.data) + (first + r0 * xh) * size
-                end = x.ctypes.data + len(x) * size
+                base = first + r0 * xh
+                end = x_end
             else:
                 for c in range(count):
                     for p in range(len(planes)):
                         i, j = p // kernel_cols, p % kernel_cols
                         if by_tap and (i < i0 or i >= i1 or j < j0 or j >= j1):
                             continue
-                        fill_plane(x, first + c * xc, xh, xw, source_rows, source_cols, r0 * row_stride + planes[p, 0],
-                                   planes[p, 1], r1 - r0 + halo_rows, q0 * col_stride + planes[p, 2], planes[p, 3],
-                                   line, left, width, window, (c * len(planes) + p) * plane)  # fmt: skip
+                        fill_plane(first + c * xc, x_kind, xh, xw, source_rows, source_cols,
+                                   r0 * row_stride + planes[p, 0], planes[p, 1], r1 - r0 + halo_rows,
+                                   q0 * col_stride + planes[p, 2], planes[p, 3], line, left, width, window,
+                                   (c * len(planes) + p) * plane)  # fmt: skip
                 base = np.int64(window.ctypes.data)
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
-            place = b * yb + g * outputs * yc + r0 * yh + q0 * yw
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
                 _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
                           tile_rows, wide, widest, column, columns, block, line, cols, epilogue, g * outputs,
-                          unfinished, y, place, y_strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+                          unfinished, kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+        if apart:
+            for m in range(m0, min(m1, outputs)):
+                for r in range(r1 - r0):
+                    target = y_first + b * yb + (g * outputs + m) * yc + (r0 + r) * yh + q0 * yw
+                    put(sums, target, yw, place + m * plane_bytes + r * cols * size, cols,
+                        record(epilogue, groups * outputs), y_kind)  # fmt: skip
     if streamed:
         _fence(sums, ())
 

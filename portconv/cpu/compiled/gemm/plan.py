@@ -20,13 +20,14 @@ from ..base import (
     CompiledPlan,
     Ints,
     Launch,
-    contiguous,
     even_width,
+    may_stream,
     per_thread,
     read_only,
     round_up,
     sources,
 )
+from ..conversions import kind_of
 from ..costs import COMPILED, CompiledCosts
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from . import kernels
@@ -39,6 +40,7 @@ MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
 STREAMED_BYTES = 24 << 20  # results from so large on are not found in a cache by whoever reads them
+MAX_RESULT_BYTES = 4 << 20  # of a strip whose partial sums are put together apart from the result
 MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 
@@ -50,6 +52,7 @@ class CompiledGemmPlan(CompiledPlan):
     in_place: bool = False  # the image itself is the window
     wide: bool = False  # register tiles have outputs in their lanes
     by_tap: int = 0  # channels at a time whose terms come tap by tap; 0 where they come channel by channel
+    other: CompiledGemmPlan | None = None  # for images in memory orders that cannot be read in place
 
     @classmethod
     def make(cls, p: Problem) -> CompiledGemmPlan:
@@ -58,15 +61,18 @@ class CompiledGemmPlan(CompiledPlan):
         return min(plans, key=lambda plan: plan.seconds(COMPILED))
 
     @classmethod
-    def with_lanes(cls, p: Problem, wide: bool) -> CompiledGemmPlan:
-        """Choose the form and the sizes of strips; `wide` tiles have outputs in their lanes."""
+    def with_lanes(cls, p: Problem, wide: bool, copied: bool = False) -> CompiledGemmPlan:
+        """Choose the form and the sizes of strips; `wide` tiles have outputs in their lanes.
+
+        What is read in place from an image in C order is `copied`, strip by strip, from others.
+        """
         oh, ow = p.out_size
         inputs, outputs = p.in_channels // p.groups, p.out_channels // p.groups
         size, lane = p.itemsize, lanes(p.compute_dtype)
         every = taps.taps(p.kernel, p.stride, p.dilation)
         tile_rows, widest = (OUTPUT_VECTORS * lane, PIXELS) if wide else kernels.tile_shape(outputs)
         halo_rows, halo_cols = taps.halo(p)
-        in_place = len(every) == 1 and p.stride == (1, 1) and not any(p.padding) and p.layout == "NCHW"
+        in_place = not copied and len(every) == 1 and p.stride == (1, 1) and not any(p.padding) and p.layout == "NCHW"
         # rows of the image that start off a vector's boundary are read slowly, each many times: better copied once
         in_place = in_place and p.x_dtype == p.compute_dtype and (wide or p.height * p.width % lane == 0)
         # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
@@ -106,6 +112,8 @@ class CompiledGemmPlan(CompiledPlan):
                 rows = max(rows, min(oh, -(-WORTH_COLUMNS // line)))
             if not in_place and row_bytes * inputs * (rows + halo_rows) > MAX_WINDOW_BYTES:
                 at_a_time = max(1, 2 * CACHE_BYTES // (row_bytes * (rows + halo_rows)))
+            if at_a_time < inputs and p.result_dtype != p.compute_dtype:
+                rows = max(1, min(rows, MAX_RESULT_BYTES // (ow * outputs * size)))
             strips = -(-oh // rows)
             if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more, or share the outputs
                 if oh // (strips * parts) >= 4 and not (outputs >= 64 * parts and halo_rows * 4 > rows):
@@ -131,26 +139,34 @@ class CompiledGemmPlan(CompiledPlan):
         sums = tile_rows * max(reach, lane) * kernels.LEVELS
         terms = at_a_time * len(every)
         tail = terms * reach
+        results = 0
+        if at_a_time < inputs and p.result_dtype != p.compute_dtype:
+            area = max((r1 - r0) * (q1 - q0) for r0, r1, q0, q1, *_ in regions)
+            results = area * -(-outputs // tile_rows // output_parts) * tile_rows + area * tile_rows + lane
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
         small = (columns * inputs if in_place else window) * size <= 2 * CACHE_BYTES
         block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
         row_by_row = not wide and round_up(ow, lane) <= line and line > ow and weight_bytes <= CACHE_BYTES
         streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
+        streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
-        scratch = round_up(window + sums + tail, 16)
+        scratch = round_up(window + sums + results + tail, 16)
         geometry = Geometry(
             p.batch, p.groups, inputs, outputs, tile_rows, int(wide), widest, output_parts, halo_rows, line - ow,
             plane, *p.stride, p.padding[2], p.width, len(every), p.kernel[1], int(table[:terms].max()), at_a_time,
             int(by_tap), TERMS[p.accuracy], block, int(in_place), int(row_by_row), int(streamed), scratch, window, sums,
+            results,
         )  # fmt: skip
         every_table = (
             read_only(table), read_only(tail_table), read_only(np.array(planes, np.int64).reshape(-1, 4)),
             read_only(np.array(regions, np.int64)), *sources(p),
         )  # fmt: skip
         tasks = p.batch * p.groups * len(regions) * output_parts
+        other = cls.with_lanes(p, wide, copied=True) if in_place else None
+        workspace = max(parts * scratch * size, 0 if other is None else other.workspace_bytes)
         return cls(
-            p, "gemm", parts * scratch * size, tables=every_table, geometry=geometry, parts=min(parts, max(tasks, 1)),
-            scratch=scratch, in_place=in_place, wide=wide, by_tap=at_a_time if by_tap else 0,
+            p, "gemm", workspace, tables=every_table, geometry=geometry, parts=min(parts, max(tasks, 1)),
+            scratch=scratch, in_place=in_place, wide=wide, by_tap=at_a_time if by_tap else 0, other=other,
         )  # fmt: skip
 
     @cached_property  # every call compares it
@@ -207,16 +223,22 @@ class CompiledGemmPlan(CompiledPlan):
         return PackedWeight(self.stamp, data, data.nbytes)
 
     def fill(
-        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
-        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
-        p, tables = self.problem, self.tables
-        if self.in_place and x_strides[1:] != (p.height * p.width, p.width, 1):
-            x, x_strides = contiguous(x, x_strides, p)
-        scratch = threads.scratch(self.parts * self.scratch, y.dtype)
+        """Hand the memory and the geometry to the kernels, on all threads of the plan."""
+        p, size = self.problem, self.problem.itemsize
+        in_order = x_strides[1:] == (p.height * p.width * size, p.width * size, size)
+        in_order = in_order and x[0] % size == 0 and x[2] == kind_of(self.dtype)
+        if self.other is not None and not in_order:
+            self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
+            return
+        geometry = self.geometry
+        if geometry.streamed and not may_stream(y, y_strides, p):
+            geometry = geometry._replace(streamed=0)
+        scratch = threads.scratch(self.parts * self.scratch, self.dtype)
         launch(
             kernels.gemm, self.parts,
-            x, x_strides, y, y_strides, data, epilogue, *tables, tuple(self.geometry), scratch,
+            x, x_strides, y, y_strides, data, epilogue, *self.tables, tuple(geometry), scratch,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....engines.winograd import TILES, Tile, matrices
-from ..epilogue import finish, record
+from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import kernel
 from ..memory import put, stage_rows, transpose
@@ -52,6 +52,7 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
     """Lines l0 to l1, transformed: v[product, tile, channel], from the element `at` on."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
+    x_first, _, kind = x
     xb, xc, xh, xw = x_strides
     size = v.itemsize
     lanes = VECTOR_BYTES // size
@@ -60,8 +61,8 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
         b, row, first = _place(line, down, segments, across, row_tiles)
         row *= mh
         for c in range(0, channels, lanes):
-            stage_rows(x, b * xb + c * xc, xc, xh, xw, min(lanes, channels - c), source_rows, source_cols, row, nh,
-                       first * mw, left, width, cols, stage, square)  # fmt: skip
+            stage_rows(x_first + b * xb + c * xc, kind, xc, xh, xw, min(lanes, channels - c), source_rows, source_cols,
+                       row, nh, first * mw, left, width, cols, stage, square)  # fmt: skip
             for i in range(across):
                 tile = (line - l0) * across + i
                 source = stage.ctypes.data + i * mw * VECTOR_BYTES
@@ -99,6 +100,7 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
     """Lines l0 to l1 of the result, from m[product, tile, output]; `mark` becomes NaN if some of it is not finite."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
+    y_first, _, kind = y
     yb, yc, yh, yw = y_strides
     size = m.itemsize
     lanes = VECTOR_BYTES // size
@@ -119,22 +121,15 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
             _mark(m, (mark, stage.ctypes.data, mh * cols))
             count = min(lanes, outputs - o)
             for r in range(min(mh, out_rows - row)):
-                place = b * yb + o * yc + (row + r) * yh + first * mw * yw
+                place = y_first + b * yb + o * yc + (row + r) * yh + first * mw * yw
                 line_start = r * cols * lanes
-                if yw != 1:
-                    for j in range(out_cols):
-                        for lane in range(count):
-                            value = stage[line_start + j * lanes + lane]
-                            y[place + j * yw + lane * yc] = finish(value, epilogue, o + lane)
-                    continue
                 for j in range(0, out_cols, lanes):
                     n = min(lanes, out_cols - j)
                     source = stage.ctypes.data + (line_start + j * lanes) * size
                     transpose(m, (square.ctypes.data, VECTOR_BYTES, source, VECTOR_BYTES))
                     for lane in range(count):
-                        target = y.ctypes.data + (place + lane * yc + j) * size
                         source = square.ctypes.data + lane * VECTOR_BYTES
-                        put(m, (target, source, n, record(epilogue, o + lane)))
+                        put(m, place + lane * yc + j * yw, yw, source, n, record(epilogue, o + lane), kind)
 
 
 @kernel

@@ -147,14 +147,14 @@ class CompiledWinogradPlan(CompiledPlan):
         return memory, memory
 
     def fill(
-        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
-        """Hand the arrays and the geometry to the kernels, on all threads of the plan."""
+        """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         if data[0] is None:
             self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
             return
-        marks = np.zeros(self.parts * VECTOR_BYTES // y.itemsize, y.dtype)
-        scratch, geometry = threads.scratch(self.scratch, y.dtype), tuple(self.geometry)
+        marks = np.zeros(self.parts * VECTOR_BYTES // self.dtype.itemsize, self.dtype)
+        scratch, geometry = threads.scratch(self.scratch, self.dtype), tuple(self.geometry)
         steps, stretch = ((1, 2, 3), self.block_lines) if self.together else ((0,), self.lines)
         for first, step in itertools.product(range(0, self.lines, stretch), steps):
             launch(

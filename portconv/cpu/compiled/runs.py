@@ -1,0 +1,157 @@
+"""Runs of numbers: read into the dtype of the computation, and results written as numbers of any kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from .conversions import KINDS, SIZES, chunks, gathered, loaded, narrowed, native, stored, switched, vector, widened
+from .epilogue import RECORD, Finish
+from .vectors import I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+
+__all__ = ["column_sums", "put_line", "put_pixels", "read_line"]
+
+
+def _apart(b: Any) -> None:
+    """Have the function that is being written called and not copied into its callers: it is long."""
+    b.function.attributes.add("noinline")
+
+
+def read_line() -> Any:
+    """`target[:n] = source[:n]`, in the dtype of the computation.
+
+    Arguments: target, bytes between its elements; source, the same (of any sign); how many elements, the kind of the
+    source. Nothing beyond the elements is touched.
+    """
+
+    def generate(
+        b: Any, v: Vectors, target: Any, target_step: Any, source: Any, step: Any, count: Any, kind: Any
+    ) -> None:  # fmt: skip
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            left = b.sub(count, done)
+            value = loaded(b, v, v.at(source, b.mul(done, step)), step, left, kind)
+            stored(b, v, value, v.at(target, b.mul(done, target_step)), target_step, left, v.size)
+            return []
+
+        _apart(b)
+        as_it_is_now = b.and_(b.icmp_signed("==", kind, I64(native(v))), b.icmp_signed("==", step, I64(v.size)))
+        as_it_is_now = b.and_(as_it_is_now, b.icmp_signed("==", target_step, I64(v.size)))
+        with b.if_else(as_it_is_now) as (as_it_is, converted):
+            with as_it_is:
+                v.copy(target, source, count)
+            with converted:
+                loop(b, chunks(b, v, count), [], body)
+
+    return intrinsic_of(generate)
+
+
+def put_line(*, add: bool) -> Any:
+    """`target[:n] = finish(source[:n])`, or `finish(target[:n] + source[:n])` if `add`, for sums of one channel.
+
+    Arguments: target, bytes between its elements, source, how many elements, address of the record, kind
+    of the target, which must be the dtype of the computation if `add`. Up to a vector beyond the source is read.
+    """
+
+    def generate(
+        b: Any, v: Vectors, target: Any, step: Any, source: Any, count: Any, record: Any, kind: Any
+    ) -> None:  # fmt: skip
+        _apart(b)
+        finish = Finish(v, record, splat=True)
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            left = b.sub(count, done)
+            place = v.at(target, b.mul(done, step))
+            value = v.load(v.at(source, b.mul(done, I64(v.size))))
+            if add:
+                bits = gathered(b, v, place, step, left, v.size)
+                value = b.fadd(b.bitcast(bits, v.type), value)
+            put(b, v, finish(value), place, step, left, kind)
+            return []
+
+        loop(b, chunks(b, v, count), [], body)
+
+    return intrinsic_of(generate)
+
+
+def put_pixels() -> Any:
+    """`target[:n] = finish(source[:n])` for sums of pixels, whose channels lie side by side in both.
+
+    Arguments: target, bytes between its elements, source, how many elements, address of the records (see
+    `gather_phases`), kind of the target, channel of the first element, channels.
+    """
+
+    def generate(
+        b: Any, v: Vectors, target: Any, step: Any, source: Any, count: Any, records: Any, kind: Any, phase: Any,
+        channels: Any,
+    ) -> None:  # fmt: skip
+        _apart(b)
+
+        def body(i: Any, state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            finish = Finish(v, v.at(records, b.mul(state[0], I64(RECORD * v.n * v.size))), splat=False)
+            value = finish(v.load(v.at(source, b.mul(done, I64(v.size)))))
+            put(b, v, value, v.at(target, b.mul(done, step)), step, b.sub(count, done), kind)
+            return [b.srem(b.add(state[0], I64(v.n)), channels)]
+
+        loop(b, chunks(b, v, count), [phase], body)
+
+    return intrinsic_of(generate)
+
+
+def column_sums(rows: int, vectors: int, kind: int | None) -> Generate:
+    """`out[r, :] = sum over k of weight[k] * image[r + k, :]` for `rows` lines; at least as many terms as lines.
+
+    Every line of the image is read once, in numbers of a kind, or of the computation's for None.
+
+    Arguments: address of a table of the lines' addresses, offset in bytes from there, address of the weight, terms,
+    out, bytes between its lines.
+    """
+
+    def generate(
+        b: Any, v: Vectors, table: Any, offset: Any, weight: Any, terms: Any, out: Any, out_line: Any
+    ) -> None:  # fmt: skip
+        name = KINDS[native(v) if kind is None else kind]
+        bits = ir.VectorType(ir.IntType(8 * SIZES[name]), v.n)
+
+        def line(t: Any) -> list[Any]:
+            place = b.load(b.inttoptr(v.at(table, b.mul(t, I64(8))), I64.as_pointer()))
+            return [
+                widened(b, v, vector(b, bits, v.at(place, offset, n * v.n * SIZES[name])), name) for n in range(vectors)
+            ]
+
+        def added(t: Any, sums: list[Any], which: range) -> list[Any]:
+            values, sums = line(t), list(sums)
+            for r in which:
+                factor = v.load_splat(v.at(weight, b.mul(b.sub(t, I64(r)), I64(v.size))))
+                for n, value in enumerate(values):
+                    sums[r * vectors + n] = v.fma(value, factor, sums[r * vectors + n])
+            return sums
+
+        sums = [v.zero] * (rows * vectors)
+        for t in range(rows - 1):
+            sums = added(I64(t), sums, range(t + 1))
+        whole = b.sub(terms, I64(rows - 1))
+        sums = loop(b, whole, sums, lambda k, state: added(b.add(k, I64(rows - 1)), state, range(rows)))
+        for t in range(rows - 1):
+            sums = added(b.add(terms, I64(t)), sums, range(t + 1, rows))
+        for r in range(rows):
+            for n in range(vectors):
+                v.store(sums[r * vectors + n], v.at(out, b.mul(out_line, I64(r)), n * VECTOR_BYTES))
+
+    return generate
+
+
+def put(b: Any, v: Vectors, value: Any, place: Any, step: Any, left: Any, kind: Any) -> None:
+    """Store a vector of results, or the first `left` of it, as numbers of a kind, `step` bytes from each other."""
+
+    def converted(name: str) -> None:
+        stored(b, v, narrowed(b, v, value, name), place, step, left, SIZES[name])
+
+    with b.if_else(b.icmp_signed("==", kind, I64(native(v))), likely=True) as (same, other):
+        with same:
+            stored(b, v, value, place, step, left, v.size)
+        with other:
+            switched(b, kind, {n: name for n, name in enumerate(KINDS) if n != native(v)}, converted)
