@@ -32,14 +32,22 @@ def shifted_products(rows: int, vectors: int) -> Generate:
 def finished_products(rows: int, vectors: int, *, streamed: bool) -> Generate:
     """`shifted_products` that writes results, `out[r, :] = finish(sum)`; past the caches if `streamed`.
 
-    Arguments: base, table, weight, terms, out, bytes between its rows, address of the first row's
-    record. Streamed results must be aligned to vectors.
+    Arguments: base, table, weight, terms, out, bytes between its rows, address of the first row's record, address of
+    partial sums of terms before these, how many there are. The last partial sum is added first. Streamed results must
+    be aligned to vectors.
     """
 
     def generate(
-        b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, records: Any
-    ) -> None:
+        b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, records: Any,
+        partial: Any, count: Any,
+    ) -> None:  # fmt: skip
         sums = v.products(base, table, weight, terms, rows, vectors)
+
+        def add(n: Any, sums: list[Any]) -> list[Any]:
+            place = v.at(partial, b.mul(b.sub(b.sub(count, n), I64(1)), I64(rows * vectors * VECTOR_BYTES)))
+            return [b.fadd(v.load(v.at(place, i * VECTOR_BYTES)), total) for i, total in enumerate(sums)]
+
+        sums = loop(b, count, sums, add, may_be_none=True)
         for r in range(rows):
             finish = Finish(v, v.at(records, r * RECORD * v.size), splat=True)
             line = v.at(out, b.mul(out_row, I64(r)))

@@ -174,10 +174,23 @@ class Vectors:
         return self.zero if total is None else total
 
 
-def loop(b: Any, count: Any, state: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
-    """`for i in range(count): state = body(i, state)`, for a count of one or more; the final state."""
+def loop(
+    b: Any,
+    count: Any,
+    state: Sequence[Any],
+    body: Callable[[Any, list[Any]], Sequence[Any]],
+    *,
+    may_be_none: bool = False,
+) -> list[Any]:
+    """`for i in range(count): state = body(i, state)`; the final state.
+
+    The count is one or more, unless there `may_be_none`.
+    """
     before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
-    b.branch(loop)
+    if may_be_none:
+        b.cbranch(b.icmp_signed(">", count, I64(0)), loop, after)
+    else:
+        b.branch(loop)
     b.position_at_end(loop)
     index = b.phi(I64)
     index.add_incoming(I64(0), before)
@@ -190,9 +203,18 @@ def loop(b: Any, count: Any, state: Sequence[Any], body: Callable[[Any, list[Any
     following = b.add(index, I64(1))
     for phi, value in zip([index, *phis], [following, *results], strict=True):
         phi.add_incoming(value, b.block)
+    end = b.block
     b.cbranch(b.icmp_signed("<", following, count), loop, after)
     b.position_at_end(after)
-    return results
+    if not may_be_none:
+        return results
+    final = []
+    for value, result in zip(state, results, strict=True):
+        phi = b.phi(value.type)
+        phi.add_incoming(value, before)
+        phi.add_incoming(result, end)
+        final.append(phi)
+    return final
 
 
 def intrinsic_of(generate: Generate) -> Any:

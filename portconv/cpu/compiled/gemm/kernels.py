@@ -68,6 +68,27 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
 
 
 @kernel
+def _before_last(sums, base, table, weight, terms, chunk, rows, width):
+    """The products of a tile but for the last part of its terms, which follow each other.
+
+    Returns
+    -------
+    int, int
+        The first term of the last part, and how many partial sums there are, at the start of `sums`.
+    """
+    tile_bytes = rows * width * VECTOR_BYTES
+    k, end = terms[2], terms[2] + terms[1]
+    depth, count = 0, 0
+    while end - k > chunk:
+        out = sums.ctypes.data + depth * tile_bytes
+        _product(sums, 16 * rows + width, (base, table + k * 8, weight + k * rows * sums.itemsize, chunk, out))
+        count += 1
+        depth = add_in_pairs(sums, depth + 1, count, False, tile_bytes)
+        k += chunk
+    return k, depth
+
+
+@kernel
 def _turn(sums, rows, width, pitch):
     """The sums of a wide tile, (width, rows), as (rows, pitch); returns where they are in `sums`."""
     lanes = VECTOR_BYTES // sums.itemsize
@@ -122,7 +143,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
     """Outputs m0 to m1 of one group on some columns of a window, which starts at the address `base`.
 
     `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
-    `end`, its columns are copied. Tiles that are whole, and all of whose terms are one product, write results at once.
+    `end`, its columns are copied. Tiles that are whole, and whose terms follow each other, write results at once.
     `output` is the group's first output; `unfinished` is the record for sums that further terms will be added to, and
     -1 where these are the last terms. The results go to the address `start`, as numbers of a kind.
     """
@@ -131,7 +152,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
     unit = 1 if wide else lanes  # what widths are counted in: columns or vectors of them
     pitch = widest * unit
     total = (columns + unit - 1) // unit
-    at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and terms[1] <= chunk and y_strides[3] == size
+    at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and y_strides[3] == size
     at_once = at_once and kind == native_kind(sums)
     run_on = line == cols and y_strides[2] == cols * size  # rows of results follow each other in memory
     for v0 in range(0, total, block):
@@ -149,8 +170,9 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 whole = last - first == width * unit and m + rows <= outputs
                 if at_once and fits and whole and (run_on or first % line + last - first <= cols):
                     target = start + m * y_strides[1] + first // line * y_strides[2] + first % line * size
-                    arguments = (place, table.ctypes.data + terms[2] * 8, factors + terms[2] * rows * size, terms[1],
-                                 target, y_strides[1], record(epilogue, channel))  # fmt: skip
+                    k, depth = _before_last(sums, place, table.ctypes.data, factors, terms, chunk, rows, width)
+                    arguments = (place, table.ctypes.data + k * 8, factors + k * rows * size, terms[2] + terms[1] - k,
+                                 target, y_strides[1], record(epilogue, channel), sums.ctypes.data, depth)  # fmt: skip
                     if streamed:
                         _streamed(sums, width, arguments)
                     else:
