@@ -129,7 +129,9 @@ def code_folder() -> str | None:
         return None
     from .compiled import memory
 
-    folder: str | None = memory.fill_plane.stats.cache_path  # Numba says it of every function, and it is one for all
+    folder: str | None = (
+        memory.fill_plane.kernel.stats.cache_path
+    )  # Numba says it of every function, and it is one for all
     return folder
 
 

@@ -9,6 +9,7 @@ machine code in which a byte has changed; so the code is kept with a digest.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pickle
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from numba.misc.appdirs import AppDirs
 
 from . import compiling
 
-__all__ = ["CodeCache", "code_cache"]
+__all__ = ["CodeCache", "code_cache", "note_need"]
 
 _warned = False  # by this process
 
@@ -53,6 +54,23 @@ def _warn(reason: str) -> None:
         )
 
 
+NEEDS = "portconv_needs"  # of a library of code: what it calls in other ones
+
+
+def note_need(library: Any, function: Any, given: tuple[Any, ...], symbol: str) -> None:
+    """Remember that a library calls the kernel `function`, for such arguments, by a symbol."""
+    needs = library.__dict__.setdefault(NEEDS, [])
+    needs.append((function.py_func.__module__, function.py_func.__name__, given, symbol))
+
+
+def _needs(library: Any) -> list[tuple[Any, ...]]:
+    """What a library calls in other ones, by itself or in what was compiled into it."""
+    needs = list(library.__dict__.get(NEEDS, ()))
+    for part in library._linking_libraries:
+        needs += [need for need in _needs(part) if need not in needs]
+    return needs
+
+
 class DamagedError(Exception):
     """What a file holds is not what was written, or not what was asked for."""
 
@@ -67,7 +85,8 @@ class _CheckedCode(CompileResultCacheImpl):  # type: ignore[misc]
 
     def reduce(self, cres: Any) -> Any:
         """What is written."""
-        data = dumps((self._origin(cres.library.codegen), super().reduce(cres)))
+        needs = _needs(cres.library)
+        data = dumps((self._origin(cres.library.codegen), needs, super().reduce(cres)))
         return hashlib.sha256(data).digest(), data
 
     def rebuild(self, target_context: Any, reduced_data: Any) -> Any:
@@ -75,10 +94,18 @@ class _CheckedCode(CompileResultCacheImpl):  # type: ignore[misc]
         digest, data = reduced_data
         if hashlib.sha256(data).digest() != digest:
             raise DamagedError
-        origin, payload = pickle.loads(data)
+        origin, needs, payload = pickle.loads(data)
         if origin != self._origin(target_context.codegen()):
             raise DamagedError
-        return super().rebuild(target_context, payload)
+        for module, name, given, symbol in needs:
+            function = getattr(importlib.import_module(module), name)
+            function = getattr(function, "kernel", function)  # of one that is called apart
+            function.compile(given)
+            if function.overloads[given].fndesc.mangled_name != symbol:  # compiled anew: LLVM would not find it
+                raise DamagedError
+        found = super().rebuild(target_context, payload)
+        found.library.__dict__[NEEDS] = needs
+        return found
 
     def _origin(self, codegen: Any) -> tuple[Any, ...]:
         return numba.__version__, self.locator.get_source_stamp(), _sources(), codegen.magic_tuple()

@@ -15,13 +15,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .kernel import kernel
+from .kernel import compiled_for, declared, kernel
 from .vectors import I32, I64
 
 __all__ = [
@@ -164,11 +163,9 @@ def _described(function: Any) -> Any:
 
     def typed(_context: Any, _block: Any, arguments: Any) -> Any:
         given = (types.int64, types.int64, *arguments.types)
-        function.get_call_template(given, {})  # compiles it, or loads it
+        compiled_for(function, given)
 
         def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
-            overload = function.overloads[given]
-            context.active_code_library.add_linking_library(overload.library)
             kind = context.get_value_type(arguments)
             if context.get_abi_sizeof(kind) > (BLOCK_WORDS - ARGUMENTS) * WORD:
                 raise ValueError("the arguments of a job are more than its block has room for")
@@ -177,7 +174,8 @@ def _described(function: Any) -> Any:
             c = ir.IRBuilder(call.append_basic_block())
             memory = c.inttoptr(_address(c, call.args[0], ARGUMENTS), kind.as_pointer())
             unpacked = cgutils.unpack_tuple(c, c.load(memory, align=WORD), len(arguments))
-            context.call_internal_no_propagate(c, overload.fndesc, overload.signature, [*call.args, *unpacked])
+            callee = declared(context, b.module, function, given)
+            context.call_conv.call_function(c, callee, types.none, given, [*call.args, *unpacked])
             c.ret_void()
             b.store(args[1], b.inttoptr(_address(b, args[0], ARGUMENTS), kind.as_pointer()), align=WORD)
             b.store(b.ptrtoint(call, I64), _word(b, args[0], I64(FUNCTION)))
@@ -199,8 +197,8 @@ def job_of(function: Any) -> Any:
 
     def run(block, parts, patience, arguments):
         _store((block, NEXT, 0))
+        describe(block, arguments)
         if parts > 1:
-            describe(block, arguments)
             core = _core((block,))
             _store((block, PARTS, parts))
             moved = core != _load((block, CORE))
@@ -212,7 +210,7 @@ def job_of(function: Any) -> Any:
                 _wake((block, parts, ALL_BITS))
             elif _load((block, SLEEPERS)) > 0:
                 _wake((block, parts, ALL_BITS if core == ANYWHERE else ALL_BITS ^ _bits_of(core)))
-        function(block, np.int64(0), *arguments)  # for a literal, Numba would compile it once more
+        _do((block, 0))
         if parts < 2:
             return 0
         left = _add((block, STATE, -OPEN)) & FIELD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .conversions import BYTES, FLOAT32, FLOAT64
-from .kernel import kernel
+from .kernel import apart, kernel
 from .moves import add_vectors, copy_elements, transpose_block
 from .runs import put_line, put_pixels, read_line
 from .vectors import VECTOR_BYTES
@@ -39,7 +39,7 @@ def read(like, target, source, step, count, kind):
     _read_apart(like, target, like.itemsize, source, step, count, kind)
 
 
-@kernel
+@apart
 def _read_apart(like, target, target_step, source, step, count, kind):
     """The same to places that are apart, too."""
     _read(like, (target, target_step, source, step, count, kind))
@@ -57,19 +57,19 @@ def native_kind(like):
     return FLOAT32 if like.itemsize == 4 else FLOAT64
 
 
-@kernel
+@apart
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
     _put(like, (target, step, source, count, record, kind))
 
 
-@kernel
+@apart
 def put_side_by_side(like, target, step, source, count, records, kind, phase, channels):
     """`put` for elements of pixels whose channels lie side by side; `phase` is the channel of the first."""
     _put_pixels(like, (target, step, source, count, records, kind, phase, channels))
 
 
-@kernel
+@apart
 def put_more(like, target, step, source, count, record, kind):
     """`target[:n] = finish(target[:n] + source[:n])`, for results in the dtype of the computation."""
     _put_more(like, (target, step, source, count, record, kind))
@@ -89,7 +89,7 @@ def add_in_pairs(sums, depth, count, last, nbytes):
     return depth
 
 
-@kernel
+@apart
 def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, row_jump, rows, col0, col_jump, cols,
                left, width, out, target):  # fmt: skip
     """One channel: out[target + r * cols + j] = padded[row0 + r * row_jump, col0 + j * col_jump].
@@ -120,7 +120,7 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
         _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
 
 
-@kernel
+@apart
 def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_rows, source_cols, row0, rows, col0,
                 cols, left, width, out, target, pitch):  # fmt: skip
     """Channels side by side: out[target + r * pitch + j * channels + c] = padded[c, row0 + r, col0 + j].
@@ -196,7 +196,7 @@ def _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col
                 stage[place + lane] = 0
 
 
-@kernel
+@apart
 def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_rows, source_cols, row0, rows, col0,
                left, width, cols, stage, square):  # fmt: skip
     """A part of the padded image for up to as many channels as a vector has lanes: stage[row, column, lane].
@@ -230,7 +230,7 @@ def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_r
         _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)
 
 
-@kernel
+@apart
 def turn_square(place, kind, channel_step, col_step, channels, cols, square, target):
     """Some columns of some channels as (column, lane) at the address `target`.
 

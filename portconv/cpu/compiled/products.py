@@ -29,17 +29,17 @@ def shifted_products(rows: int, vectors: int) -> Generate:
     return generate
 
 
-def finished_products(rows: int, vectors: int, *, streamed: bool) -> Generate:
-    """`shifted_products` that writes results, `out[r, :] = finish(sum)`; past the caches if `streamed`.
+def finished_products(rows: int, vectors: int) -> Generate:
+    """`shifted_products` that writes results, `out[r, :] = finish(sum)`.
 
     Arguments: base, table, weight, terms, out, bytes between its rows, address of the first row's record, address of
-    partial sums of terms before these, how many there are. The last partial sum is added first. Streamed results must
-    be aligned to vectors.
+    partial sums of terms before these, how many there are, and whether to write past the caches. The last partial sum
+    is added first. Results that go past the caches must be aligned to vectors.
     """
 
     def generate(
         b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, records: Any,
-        partial: Any, count: Any,
+        partial: Any, count: Any, streamed: Any,
     ) -> None:  # fmt: skip
         sums = v.products(base, table, weight, terms, rows, vectors)
 
@@ -48,11 +48,19 @@ def finished_products(rows: int, vectors: int, *, streamed: bool) -> Generate:
             return [b.fadd(v.load(v.at(place, i * VECTOR_BYTES)), total) for i, total in enumerate(sums)]
 
         sums = loop(b, count, sums, add, may_be_none=True)
+        results, places = [], []
         for r in range(rows):
             finish = Finish(v, v.at(records, r * RECORD * v.size), splat=True)
             line = v.at(out, b.mul(out_row, I64(r)))
-            for j in range(vectors):
-                (v.stream if streamed else v.store)(finish(sums[r * vectors + j]), v.at(line, j * VECTOR_BYTES))
+            results += [finish(total) for total in sums[r * vectors : (r + 1) * vectors]]
+            places += [v.at(line, j * VECTOR_BYTES) for j in range(vectors)]
+        with b.if_else(b.icmp_signed("!=", streamed, I64(0))) as (past_caches, otherwise):
+            with past_caches:
+                for value, place in zip(results, places, strict=True):
+                    v.stream(value, place)
+            with otherwise:
+                for value, place in zip(results, places, strict=True):
+                    v.store(value, place)
 
     return generate
 

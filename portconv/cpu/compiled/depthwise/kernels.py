@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..epilogue import RECORD, gather_records
 from ..jobs import job_of, take
-from ..kernel import kernel
+from ..kernel import apart, kernel
 from ..memory import add_in_pairs, native_kind, put, read, transpose, turn_square
 from ..moves import finish_vectors, move_vectors, scatter_transposed
 from ..products import channel_sums
@@ -27,7 +27,7 @@ _scatter = scatter_transposed()
 _sums = one_of({16 * step + n: channel_sums(n, step) for step in (1, 2) for n in WIDTHS})
 
 
-@kernel
+@apart
 def _run(
     one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, own, out, partial, unfinished
 ):

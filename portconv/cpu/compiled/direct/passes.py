@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..conversions import FROM_ROWS
 from ..epilogue import record
-from ..kernel import kernel
+from ..kernel import apart
 from ..memory import (
     add_in_pairs,
     bytes_of,
@@ -39,7 +39,7 @@ _columns = one_of(
 )
 
 
-@kernel
+@apart
 def patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilation, top, left, height, width, rows,
            vectors, masked, chunk, sums):  # fmt: skip
     """The sums of one patch, at the start of `sums`: all taps of the channels, in parts of about `chunk` terms.
@@ -80,7 +80,7 @@ def patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilatio
             depth = add_in_pairs(sums, depth + 1, count, last, tile_bytes)
 
 
-@kernel
+@apart
 def store(sums, pitch, rows, cols, epilogue, channel, phases, phase, pixel, kind, start, row_step, step):
     """The results of a patch, as numbers of a kind, at the address `start`; steps are bytes.
 
@@ -95,7 +95,7 @@ def store(sums, pitch, rows, cols, epilogue, channel, phases, phase, pixel, kind
             put_side_by_side(sums, target, step, source, cols, phases.ctypes.data, kind, phase, pixel)
 
 
-@kernel
+@apart
 def _column(table, kind, count, overlapped, weight, kh, rows, together, chunk, line, between, target, sums):
     """The first pass over a run of `count` elements, for a block of rows: between[r, target:].
 
@@ -126,7 +126,7 @@ def _column(table, kind, count, overlapped, weight, kh, rows, together, chunk, l
             copy(sums, (out, sums.ctypes.data, width))
 
 
-@kernel
+@apart
 def two_passes(image, kind, x_strides, pixel, source_rows, source_cols, left, image_width, column, row, kernel_size,
                dilation, r0, rows, c0, cols, patch_rows, vectors, chunk, line, window, between, zeros, table, sums,
                epilogue, channel, phases, y_kind, start, y_row, y_step):  # fmt: skip

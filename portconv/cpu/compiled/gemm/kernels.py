@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import kernel
+from ..kernel import apart, kernel
 from ..memory import add_in_pairs, copy, fill_plane, native_kind, put, put_more, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
@@ -30,8 +30,7 @@ _SHAPES = {
     **{16 + n: (1, n) for n in (1, 2, 3, 4, 6, 8)},
 }
 _product = one_of({number: shifted_products(*shape) for number, shape in _SHAPES.items()})
-_finished = one_of({n: finished_products(ROWS, n, streamed=False) for n in (1, 2, 3)})
-_streamed = one_of({n: finished_products(ROWS, n, streamed=True) for n in (1, 2, 3)})
+_finished = one_of({n: finished_products(ROWS, n) for n in (1, 2, 3)})
 # Columns of a tile that has outputs in its lanes.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 6, 5, 4, 2, 1) if n <= PIXELS)
 _wide_product = one_of({n: broadcast_products(n) for n in WIDTHS})
@@ -44,19 +43,28 @@ def tile_shape(outputs: int) -> tuple[int, int]:
     return (FEW, 2 * MAX_VECTORS) if outputs <= FEW else (ROWS, MAX_VECTORS)
 
 
-@kernel
-def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
+@apart
+def _tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
     """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows).
 
-    `terms` are as many runs of so many terms, the first term, and how far it is from run to run.
+    `terms` are as many runs of so many terms, the first term, and how far it is from run to run. If `but_last`, the
+    last part of the terms is left to the caller.
+
+    Returns
+    -------
+    int, int
+        The first of the terms that are left, and how many partial sums there are.
     """
     runs, run, first, step = terms
     size = sums.itemsize
     tile_bytes = rows * width * size if wide else rows * width * VECTOR_BYTES
-    top, count = 0, 0
+    top, count, k = 0, 0, first
     for n in range(runs):
         for done in range(0, run, chunk):
             k = first + n * step + done
+            last = n == runs - 1 and done + chunk >= run
+            if last and but_last:
+                break
             out = sums.ctypes.data + top * tile_bytes
             arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done), out)
             if wide:
@@ -64,28 +72,8 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide):
             else:
                 _product(sums, 16 * rows + width, arguments)
             count += 1
-            top = add_in_pairs(sums, top + 1, count, n == runs - 1 and done + chunk >= run, tile_bytes)
-
-
-@kernel
-def _before_last(sums, base, table, weight, terms, chunk, rows, width):
-    """The products of a tile but for the last part of its terms, which follow each other.
-
-    Returns
-    -------
-    int, int
-        The first term of the last part, and how many partial sums there are, at the start of `sums`.
-    """
-    tile_bytes = rows * width * VECTOR_BYTES
-    k, end = terms[2], terms[2] + terms[1]
-    depth, count = 0, 0
-    while end - k > chunk:
-        out = sums.ctypes.data + depth * tile_bytes
-        _product(sums, 16 * rows + width, (base, table + k * 8, weight + k * rows * sums.itemsize, chunk, out))
-        count += 1
-        depth = add_in_pairs(sums, depth + 1, count, False, tile_bytes)
-        k += chunk
-    return k, depth
+            top = add_in_pairs(sums, top + 1, count, last, tile_bytes)
+    return k, top
 
 
 @kernel
@@ -101,7 +89,7 @@ def _turn(sums, rows, width, pitch):
     return target
 
 
-@kernel
+@apart
 def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel, kind, start, o_step, row_step,
            col_step, add):  # fmt: skip
     """Columns `first` to `last` of the flat window, from `sums[source]` on, as numbers of a kind.
@@ -136,7 +124,7 @@ def _width(left, widest, rows):
     return width - 1 if rows == 1 and (width == 5 or width == 7) else width
 
 
-@kernel
+@apart
 def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
               widest, start_column, columns, block, line, cols, epilogue, output, unfinished, kind, start, y_strides,
               add, streamed, sums, tail):  # fmt: skip
@@ -170,22 +158,21 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 whole = last - first == width * unit and m + rows <= outputs
                 if at_once and fits and whole and (run_on or first % line + last - first <= cols):
                     target = start + m * y_strides[1] + first // line * y_strides[2] + first % line * size
-                    k, depth = _before_last(sums, place, table.ctypes.data, factors, terms, chunk, rows, width)
+                    k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width,
+                                     wide, True)  # fmt: skip
                     arguments = (place, table.ctypes.data + k * 8, factors + k * rows * size, terms[2] + terms[1] - k,
-                                 target, y_strides[1], record(epilogue, channel), sums.ctypes.data, depth)  # fmt: skip
-                    if streamed:
-                        _streamed(sums, width, arguments)
-                    else:
-                        _finished(sums, width, arguments)
+                                 target, y_strides[1], record(epilogue, channel), sums.ctypes.data, depth,
+                                 streamed)  # fmt: skip
+                    _finished(sums, width, arguments)
                     v += width
                     continue
                 if fits:
-                    _tile(sums, place, table.ctypes.data, factors, terms, chunk, rows, width, wide)
+                    _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width, wide, False)
                 else:
                     for k in range(terms[1]):
                         copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
-                    _tile(sums, np.int64(tail.ctypes.data), tail_table.ctypes.data, factors, terms, chunk, rows, width,
-                          wide)  # fmt: skip
+                    tail_base, tail_offsets = np.int64(tail.ctypes.data), np.int64(tail_table.ctypes.data)
+                    _tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
                 source, step = 0, width * lanes
                 if wide:
                     step = (width + lanes - 1) // lanes * lanes

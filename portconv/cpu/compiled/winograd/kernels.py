@@ -12,7 +12,7 @@ import numpy as np
 from ....engines.winograd import TILES, Tile, matrices
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import kernel
+from ..kernel import apart, kernel
 from ..memory import put, stage_rows, transpose
 from ..moves import mark_nonfinite, tile_transform
 from ..products import row_products
@@ -47,7 +47,7 @@ def _place(line, down, segments, across, row_tiles):
     return rest // down, rest % down, min(segment * across, row_tiles - across)
 
 
-@kernel
+@apart
 def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, at, stage, square):
     """Lines l0 to l1, transformed: v[product, tile, channel], from the element `at` on."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
@@ -72,7 +72,7 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
                 _transform_inputs(v, 16 * nh + nw, arguments)
 
 
-@kernel
+@apart
 def _products(q0, q1, tiles, padded, weight, geometry, v, m):
     """m[product, tile, output] of pairs q0 to q1 of a product and a panel of outputs."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
@@ -95,7 +95,7 @@ def _products(q0, q1, tiles, padded, weight, geometry, v, m):
                 _products_of(v, vectors, arguments)
 
 
-@kernel
+@apart
 def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, square, mark):
     """Lines l0 to l1 of the result, from m[product, tile, output]; `mark` becomes NaN if some of it is not finite."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
