@@ -61,6 +61,7 @@ def memory_of(x: Array, layout: str, dtype: np.dtype[Any]) -> tuple[Array, Ints]
         strides (B, C, H, W) in bytes, of any sign.
     """
     size, flags = x.itemsize, x.flags
+    strides: Ints
     kind = kind_of(x.dtype) if flags.aligned else kind_of(x.dtype) | UNALIGNED
     if flags.c_contiguous:
         # NumPy allows an axis of one element any stride, also in an array that it calls contiguous
