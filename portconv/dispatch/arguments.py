@@ -134,7 +134,7 @@ class Conv2dSpec:
             group_count,
             *_modes(conv_mode, compute_mode, padding_mode, layout),
             *_choices(engine, accuracy, strategy),
-            result_name(out_dtype),
+            None if out_dtype is None else result_name(out_dtype),
         )
 
     def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ...core.problem import Problem
 from ...core.shapes import axis_source
 from ..threads import ALIGNMENT
 from . import team
-from .conversions import kind_of
+from .conversions import UNALIGNED, kind_of
 from .costs import CompiledCosts
 from .epilogue import records
 
@@ -47,24 +48,39 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def memory_of(x: Array, layout: str) -> tuple[Ints, Ints]:
-    """An image or a result as the kernels see it, by integers, so that one compilation serves all dtypes and orders.
+def memory_of(x: Array, layout: str, dtype: np.dtype[Any]) -> tuple[Array, Ints]:
+    """An image or a result as the kernels see it, so that one compilation serves all dtypes and memory orders.
 
     Returns
     -------
-    memory : tuple of int
-        Address of the first element, address after the last byte, and the kind of the numbers (see conversions.py).
-    strides : tuple of int
-        (B, C, H, W) in bytes, of any sign.
+    memory : array
+        A flat one of the dtype of the computation, whatever `x` is, that begins with the first element of `x`.
+    numbers : tuple of int
+        The kind of the numbers (see conversions.py), the bytes from the first element to the end of the memory, and the
+        strides (B, C, H, W) in bytes, of any sign.
     """
-    first, size, strides = x.ctypes.data, x.itemsize, x.strides
-    if x.flags.c_contiguous:
+    size, flags = x.itemsize, x.flags
+    strides: Ints
+    kind = kind_of(x.dtype) if flags.aligned else kind_of(x.dtype) | UNALIGNED
+    if flags.c_contiguous:
         # NumPy allows an axis of one element any stride, also in an array that it calls contiguous
         _, second, third, last = x.shape
         strides = second * third * last * size, third * last * size, last * size, size
-    end = first + size + sum([(n - 1) * s for n, s in zip(x.shape, strides, strict=True) if s > 0])
-    memory = first, end, kind_of(x.dtype)
-    return memory, (strides[0], strides[3], strides[1], strides[2]) if layout == "NHWC" else strides
+        nbytes = x.nbytes
+        memory = x.reshape(-1) if x.dtype == dtype and flags.aligned else _at(x, dtype)
+    else:
+        strides = x.strides
+        nbytes = size + sum([(n - 1) * s for n, s in zip(x.shape, strides, strict=True) if s > 0])
+        memory = _at(x, dtype)
+    if layout == "NHWC":
+        return memory, (kind, nbytes, strides[0], strides[3], strides[1], strides[2])
+    return memory, (kind, nbytes, *strides)
+
+
+def _at(x: Array, dtype: np.dtype[Any]) -> Array:
+    """One element of this dtype where the first one of `x` is: it says where that is, and nobody reads it."""
+    memory: Any = (ctypes.c_char * dtype.itemsize).from_address(x.ctypes.data)
+    return np.frombuffer(memory, dtype)
 
 
 def sources(p: Problem) -> tuple[Array, Array]:
@@ -125,14 +141,17 @@ class CompiledPlan(EnginePlan):
         y = out if out is not None and _writable(out) else _aligned(p.out_shape, self.result_dtype)
         if y.size:
             epilogue = records(bias, p, self.dtype)
-            self.fill(*memory_of(x, p.layout), *memory_of(y, p.layout), weight.data, epilogue, team.launch)
+            memory, numbers = memory_of(x, p.layout, self.dtype)
+            memory.flags.writeable = False  # one type, whatever the caller's array is
+            y_memory = memory_of(y, p.layout, self.dtype)
+            self.fill(memory, numbers, *y_memory, weight.data, epilogue, team.launch)
         if out is None or y is out:
             return y
         np.copyto(out, y)
         return out
 
     def fill(
-        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Compute the result into the memory `y`, by kernels that `launch` runs; see `memory_of`."""
         raise NotImplementedError  # abstract: every engine has its own
@@ -145,8 +164,10 @@ class CompiledPlan(EnginePlan):
 
         # Kernels are compiled for the types of their arguments: arrays of no elements do, and tell all strides.
         x, y = np.empty((0, *p.x_shape[1:]), self.dtype), np.empty((0, *p.out_shape[1:]), self.result_dtype)
+        memory, numbers = memory_of(x, p.layout, self.dtype)
+        memory, y_memory = read_only(memory), memory_of(y, p.layout, self.dtype)
         data, epilogue = self.packed_like(read_only(np.empty(0, self.dtype))), records(None, p, self.dtype)
-        self.fill(*memory_of(x, p.layout), *memory_of(y, p.layout), data, epilogue, compile_job)
+        self.fill(memory, numbers, *y_memory, data, epilogue, compile_job)
         return tuple(compiled)
 
     def packed_like(self, memory: Array) -> Any:
@@ -159,11 +180,12 @@ def _writable(out: Array) -> bool:
     return bool(out.flags.aligned and out.flags.writeable and out.dtype.isnative)
 
 
-def may_stream(y: Ints, y_strides: Ints, p: Problem) -> bool:
+def may_stream(y: Array, y_strides: Ints, p: Problem) -> bool:
     """Whether vectors may be stored past the caches: at aligned addresses, in rows that follow each other."""
     oh, ow = p.out_size
     plane = oh * ow * p.itemsize
-    return y[0] % ALIGNMENT == 0 and y_strides == (p.out_channels * plane, plane, ow * p.itemsize, p.itemsize)
+    in_order = y_strides[2:] == (p.out_channels * plane, plane, ow * p.itemsize, p.itemsize)
+    return in_order and y.ctypes.data % ALIGNMENT == 0
 
 
 def _aligned(shape: Ints, dtype: np.dtype[Any]) -> Array:

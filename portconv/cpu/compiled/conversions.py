@@ -24,6 +24,7 @@ __all__ = [
     "FROM_ROWS",
     "KINDS",
     "SIZES",
+    "UNALIGNED",
     "chunks",
     "gathered",
     "kind_of",
@@ -43,6 +44,7 @@ FLOAT32, FLOAT64 = KINDS.index("float32"), KINDS.index("float64")
 BYTES = tuple(SIZES[name] for name in KINDS)
 FROM_ROWS = (KINDS.index("uint8"), KINDS.index("uint16"))  # kinds besides the native one that `column_sums` reads
 SWAPPED = 16  # added to the kind of numbers whose bytes are in the other order
+UNALIGNED = 32  # and of those that lie at any address
 
 I16 = ir.IntType(16)
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -89,7 +91,7 @@ def _joined(b: Any, found: list[tuple[Any, Any]]) -> Any:
 
 def loaded(b: Any, v: Vectors, source: Any, step: Any, left: Any, kind: Any) -> Any:
     """A vector of numbers of a kind, or the first `left` of it, in the dtype of the computation."""
-    swapped = b.icmp_signed(">=", kind, I64(SWAPPED))
+    swapped = b.icmp_signed("!=", b.and_(kind, I64(SWAPPED)), I64(0))
     number = b.and_(kind, I64(SWAPPED - 1))
 
     def of_size(size: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .conversions import BYTES, FLOAT32, FLOAT64
 from .kernel import apart, kernel
 from .moves import add_vectors, copy_elements, transpose_block
-from .runs import put_line, put_pixels, read_line
+from .runs import put_line, put_pixels, read_line, store_line
 from .vectors import VECTOR_BYTES
 
 __all__ = [
@@ -30,13 +30,18 @@ _read = read_line()
 _put = put_line(add=False)
 _put_more = put_line(add=True)
 _put_pixels = put_pixels()
+_store = store_line(add=False)
+_store_more = store_line(add=True)
 transpose = transpose_block()
 
 
 @kernel
 def read(like, target, source, step, count, kind):
     """`target[:n] = source[:n]`, in the dtype of `like`, for one or more numbers of a kind, `step` bytes apart."""
-    _read_apart(like, target, like.itemsize, source, step, count, kind)
+    if step == like.itemsize and kind == native_kind(like):
+        copy(like, (target, source, count))
+    else:
+        _read_apart(like, target, like.itemsize, source, step, count, kind)
 
 
 @apart
@@ -60,6 +65,14 @@ def native_kind(like):
 @apart
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
+    if step == like.itemsize and kind == native_kind(like):
+        _store(like, (target, source, count, record))
+    else:
+        _put_apart(like, target, step, source, count, record, kind)
+
+
+@kernel
+def _put_apart(like, target, step, source, count, record, kind):
     _put(like, (target, step, source, count, record, kind))
 
 
@@ -72,6 +85,14 @@ def put_side_by_side(like, target, step, source, count, records, kind, phase, ch
 @apart
 def put_more(like, target, step, source, count, record, kind):
     """`target[:n] = finish(target[:n] + source[:n])`, for results in the dtype of the computation."""
+    if step == like.itemsize and kind == native_kind(like):
+        _store_more(like, (target, source, count, record))
+    else:
+        _put_more_apart(like, target, step, source, count, record, kind)
+
+
+@kernel
+def _put_more_apart(like, target, step, source, count, record, kind):
     _put_more(like, (target, step, source, count, record, kind))
 
 
@@ -113,11 +134,13 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
                 out[line + j] = 0
             continue
         origin = image + row * row_step
-        _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, 0, low, out, line)
+        if low > 0:
+            _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, 0, low, out, line)
         if high > low:
             read(out, out.ctypes.data + (line + low) * size, origin + (base + low * col_jump) * col_step,
                  col_jump * col_step, high - low, kind)  # fmt: skip
-        _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
+        if high < cols:
+            _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
 
 
 @apart

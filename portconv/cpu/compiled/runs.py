@@ -10,7 +10,7 @@ from .conversions import KINDS, SIZES, chunks, gathered, loaded, narrowed, nativ
 from .epilogue import RECORD, Finish
 from .vectors import I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
-__all__ = ["column_sums", "put_line", "put_pixels", "read_line"]
+__all__ = ["column_sums", "put_line", "put_pixels", "read_line", "store_line"]
 
 
 def _apart(b: Any) -> None:
@@ -69,6 +69,35 @@ def put_line(*, add: bool) -> Any:
                 bits = gathered(b, v, place, step, left, v.size)
                 value = b.fadd(b.bitcast(bits, v.type), value)
             put(b, v, finish(value), place, step, left, kind)
+            return []
+
+        loop(b, chunks(b, v, count), [], body)
+
+    return intrinsic_of(generate)
+
+
+def store_line(*, add: bool) -> Any:
+    """`put_line` for results in the dtype of the computation that lie side by side, as most do.
+
+    Arguments: target, source, how many elements, address of the record. Up to a vector beyond the source is read.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, record: Any) -> None:
+        finish = Finish(v, record, splat=True)
+        lane_numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            offset = b.mul(done, I64(v.size))
+            place = v.at(target, offset)
+            inside = b.icmp_signed("<", lane_numbers, v.splat(b.sub(count, done), lane_numbers.type))
+            value = v.load(v.at(source, offset))
+            with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, partial):
+                with whole:
+                    v.store(finish(b.fadd(v.load(place), value) if add else value), place)
+                with partial:
+                    total = b.fadd(v.masked_load(place, inside), value) if add else value
+                    v.masked_store(finish(total), place, inside)
             return []
 
         loop(b, chunks(b, v, count), [], body)

@@ -92,7 +92,7 @@ def test_filters_of_photographs(layout, view, separable, alike):
         dh, dw = (dilation,) * 2 if isinstance(dilation, int) else dilation
         padding = dh * (kernel[0] - 1) // 2, dw * (kernel[1] - 1) // 2
         if view == "rot90":
-            size, padding = size[::-1], tuple(min(p, s - 1) for p, s in zip(padding, size, strict=True))
+            size = size[::-1]  # before it is turned
         if view == "a part":
             size = size[0] + 3, size[1] + 5
         x = VIEWS[view](image((1, *size, channels), ("u1", "u2", "f4")[n % 3], n))
@@ -100,7 +100,7 @@ def test_filters_of_photographs(layout, view, separable, alike):
         options = {"groups": channels, "padding": padding, "padding_mode": mode, "dilation": dilation, "layout": layout}
         x = x if layout == "NHWC" else x.transpose(0, 3, 1, 2)
         for bias in (None, numbers((channels,), 2)):
-            y = check(x, weight, bias, engine="direct", accuracies=("normwise", "elementwise"), **options)
+            y = check(x, weight, bias, engine="direct", accuracies=("elementwise", "normwise"), **options)
             for dtype in ("uint8", "int16"):
                 z = portconv.conv2d(x, weight, bias, engine="direct", out_dtype=dtype, **options)
                 info = np.iinfo(dtype)

@@ -7,6 +7,8 @@ run over the pixels, which have no padding, and the kernel slides.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..epilogue import RECORD, gather_records
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
@@ -60,7 +62,7 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
     """A block of channels of the image's rows: stage[row, left + column, lane]; `image` is the address of the first."""
     size = stage.itemsize
     lanes = VECTOR_BYTES // size
-    _, channel_step, row_step, col_step = x_strides
+    channel_step, row_step, col_step = x_strides
     source = image + row0 * row_step
     native = kind == native_kind(stage)
     if native and col_step == size and row_step == width * size and rows * width >= lanes:
@@ -113,9 +115,9 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
     """Tasks are (image, block of channels, strip of rows)."""
     (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,
      line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
-    x_first, _, x_kind = x
-    y_first, _, y_kind = y
-    yb, yc, yh, yw = y_strides
+    x_kind, _, xb, xc, xh, xw = x_strides
+    y_kind, _, yb, yc, yh, yw = y_strides
+    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -141,7 +143,7 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
         if after > first:
             first = max(min(first, after - least_rows), 0)  # not less than a square
             after = max(after, first + least_rows)
-            _stage(x_first + b * x_strides[0] + c0 * x_strides[1], x_kind, x_strides, first, after - first, width,
+            _stage(x_first + b * xb + c0 * xc, x_kind, (xc, xh, xw), first, after - first, width,
                    table, stage, line, lead, partial)  # fmt: skip
         for m in range(multiplier):
             gather_records(epilogue, c0 * multiplier + m, multiplier, lanes, records)

@@ -135,7 +135,7 @@ class CompiledDepthwisePlan(CompiledPlan):
         return *super().warmup(), *(() if self.other is None else self.other.warmup())
 
     def fill(
-        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         if self.other is not None and isinstance(data, Passes):

@@ -29,10 +29,9 @@ def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue
     (batch, inputs, outputs, group_outputs, kh, kw, dh, dw, top, left, height, width, out_rows, out_cols, strips,
      col_strips, copied, rows, vectors, chunk, part_size, window_size, window_rows, window_cols, pixel, line,
      between_size, table_size, together) = geometry  # fmt: skip
-    x_first, _, x_kind = x
-    xb, xc, xh, xw = x_strides
-    y_first, _, kind = y
-    yb, yc, yh, yw = y_strides
+    x_kind, _, xb, xc, xh, xw = x_strides
+    kind, _, yb, yc, yh, yw = y_strides
+    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -68,7 +67,7 @@ def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue
         element = yc if pixel > 1 else yw
         start = y_first + b * yb + o * yc + r0 * yh + c0 * yw
         if separable:
-            two_passes(first, x_kind, x_strides, pixel, source_rows, source_cols, left, width,
+            two_passes(first, x_kind, (xc, xh, xw), pixel, source_rows, source_cols, left, width,
                        weight.ctypes.data + o * kh * size, row_weights.ctypes.data + o * kw * size, (kh, kw), (dh, dw),
                        r0, r1 - r0, c0, c1 - c0, rows, vectors, chunk, line, window, between, zeros, table, sums,
                        epilogue, o, phases, kind, start, yh, element)  # fmt: skip

@@ -134,7 +134,7 @@ def two_passes(image, kind, x_strides, pixel, source_rows, source_cols, left, im
 
     `pixel` channels lie side by side, and have the same kernel. `table` has room for the addresses of a block's rows.
     """
-    _, xc, xh, xw = x_strides
+    xc, xh, xw = x_strides
     kh, kw = kernel_size
     dh, dw = dilation
     size = between.itemsize

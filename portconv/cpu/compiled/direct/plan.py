@@ -123,18 +123,18 @@ class CompiledDirectPlan(CompiledPlan):
         return PackedWeight(self.stamp, data, data.nbytes)
 
     def fill(
-        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         p, two = self.problem, isinstance(data, Passes)
         taps, rows = data if two else (data, data)  # a whole kernel has no rows of its own
         geometry = self.passes if two else self.geometry
         if self.pixels is not None and len(taps) == p.kernel[0] * (1 if two else p.kernel[1]):  # one for all channels
-            if y_strides[3] == p.out_channels * y_strides[1] == p.out_channels * self.result_dtype.itemsize:
+            if y_strides[5] == p.out_channels * y_strides[3] == p.out_channels * self.result_dtype.itemsize:
                 geometry = self.pixels[two]
             else:
                 taps, rows = (read_only(np.tile(factors, p.out_channels)) for factors in (taps, rows))
-        elif not geometry.copied and not (x_strides[3] == self.dtype.itemsize and x[2] == kind_of(self.dtype)):
+        elif not geometry.copied and not (x_strides[5] == self.dtype.itemsize and x_strides[0] == kind_of(self.dtype)):
             geometry = self.window
         launch(
             kernels.direct, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,

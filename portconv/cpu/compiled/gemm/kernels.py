@@ -193,10 +193,9 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
      col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
      streamed, part_size, window_size, sums_size, results_size) = geometry  # fmt: skip
-    x_first, x_end, x_kind = x
-    xb, xc, xh, xw = x_strides
-    y_first, _, y_kind = y
-    yb, yc, yh, yw = y_strides
+    x_kind, x_bytes, xb, xc, xh, xw = x_strides
+    y_kind, _, yb, yc, yh, yw = y_strides
+    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
     size = scratch.itemsize
     native = native_kind(scratch)
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -220,7 +219,7 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
         m0 = output_part * tiles // output_parts * tile_rows
         m1 = (output_part + 1) * tiles // output_parts * tile_rows
         place = y_first + b * yb + g * outputs * yc + r0 * yh + q0 * yw
-        kind, strides = y_kind, y_strides
+        kind, strides = y_kind, (yb, yc, yh, yw)
         if apart:
             plane_bytes = (r1 - r0) * cols * size
             kind, strides = native, (0, plane_bytes, cols * size, size)
@@ -233,7 +232,7 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
             first = x_first + b * xb + (g * inputs + c0) * xc
             if in_place:
                 base = first + r0 * xh
-                end = x_end
+                end = x_first + x_bytes
             else:
                 for c in range(count):
                     for p in range(len(planes)):

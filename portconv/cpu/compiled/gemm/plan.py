@@ -223,12 +223,12 @@ class CompiledGemmPlan(CompiledPlan):
         return PackedWeight(self.stamp, data, data.nbytes)
 
     def fill(
-        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         p, size = self.problem, self.problem.itemsize
-        in_order = x_strides[1:] == (p.height * p.width * size, p.width * size, size)
-        in_order = in_order and x[0] % size == 0 and x[2] == kind_of(self.dtype)
+        in_order = x_strides[3:] == (p.height * p.width * size, p.width * size, size)
+        in_order = in_order and x_strides[0] == kind_of(self.dtype)
         if self.other is not None and not in_order:
             self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
             return

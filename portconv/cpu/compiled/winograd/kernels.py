@@ -52,8 +52,8 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
     """Lines l0 to l1, transformed: v[product, tile, channel], from the element `at` on."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
-    x_first, _, kind = x
-    xb, xc, xh, xw = x_strides
+    kind, _, xb, xc, xh, xw = x_strides
+    x_first = np.int64(x.ctypes.data)
     size = v.itemsize
     lanes = VECTOR_BYTES // size
     cols = (across - 1) * mw + nw
@@ -100,8 +100,8 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
     """Lines l0 to l1 of the result, from m[product, tile, output]; `mark` becomes NaN if some of it is not finite."""
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
-    y_first, _, kind = y
-    yb, yc, yh, yw = y_strides
+    kind, _, yb, yc, yh, yw = y_strides
+    y_first = np.int64(y.ctypes.data)
     size = m.itemsize
     lanes = VECTOR_BYTES // size
     cols = across * mw

@@ -147,7 +147,7 @@ class CompiledWinogradPlan(CompiledPlan):
         return memory, memory
 
     def fill(
-        self, x: Ints, x_strides: Ints, y: Ints, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         if data[0] is None:
