@@ -62,7 +62,7 @@ def native_kind(like):
     return FLOAT32 if like.itemsize == 4 else FLOAT64
 
 
-@apart
+@kernel
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
     if step == like.itemsize and kind == native_kind(like):
@@ -71,7 +71,7 @@ def put(like, target, step, source, count, record, kind):
         _put_apart(like, target, step, source, count, record, kind)
 
 
-@kernel
+@apart
 def _put_apart(like, target, step, source, count, record, kind):
     _put(like, (target, step, source, count, record, kind))
 
@@ -82,7 +82,7 @@ def put_side_by_side(like, target, step, source, count, records, kind, phase, ch
     _put_pixels(like, (target, step, source, count, records, kind, phase, channels))
 
 
-@apart
+@kernel
 def put_more(like, target, step, source, count, record, kind):
     """`target[:n] = finish(target[:n] + source[:n])`, for results in the dtype of the computation."""
     if step == like.itemsize and kind == native_kind(like):
@@ -91,7 +91,7 @@ def put_more(like, target, step, source, count, record, kind):
         _put_more_apart(like, target, step, source, count, record, kind)
 
 
-@kernel
+@apart
 def _put_more_apart(like, target, step, source, count, record, kind):
     _put_more(like, (target, step, source, count, record, kind))
 

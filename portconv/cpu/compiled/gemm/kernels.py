@@ -158,8 +158,10 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 whole = last - first == width * unit and m + rows <= outputs
                 if at_once and fits and whole and (run_on or first % line + last - first <= cols):
                     target = start + m * y_strides[1] + first // line * y_strides[2] + first % line * size
-                    k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width,
-                                     wide, True)  # fmt: skip
+                    k, depth = terms[2], 0
+                    if terms[1] > chunk:
+                        k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width,
+                                         wide, True)  # fmt: skip
                     arguments = (place, table.ctypes.data + k * 8, factors + k * rows * size, terms[2] + terms[1] - k,
                                  target, y_strides[1], record(epilogue, channel), sums.ctypes.data, depth,
                                  streamed)  # fmt: skip
