@@ -49,3 +49,23 @@ def test_assert_close_compares_values_that_are_not_finite(got, right):
 def test_assert_close_compares_shapes():
     with pytest.raises(AssertionError, match="shape"):
         assert_close(np.ones((1, 1, 2, 1)), plain(np.ones((1, 1, 2, 2))))
+
+
+def test_integers_may_be_half_a_step_off():
+    """A sum that lies between two integers may become either, one that is too large the largest, and NaN 0."""
+    x = np.array([2.5, 2.6, 300.0, -4.0, np.nan], np.float32).reshape(1, 1, 1, 5)
+    exact = reference_conv2d(x, np.ones((1, 1, 1, 1), np.float32))
+    for values in ([2, 3, 255, 0, 0], [3, 3, 255, 0, 0]):
+        assert assert_close(np.array(values, np.uint8).reshape(1, 1, 1, 5), exact, computed="float32") == 0
+    for values in ([4, 3, 255, 0, 0], [2, 2, 255, 0, 0], [2, 3, 254, 0, 0], [2, 3, 255, 1, 0], [2, 3, 255, 0, 255]):
+        with pytest.raises(AssertionError):
+            assert_close(np.array(values, np.uint8).reshape(1, 1, 1, 5), exact, computed="float32")
+
+
+def test_a_result_of_float64_is_as_exact_as_its_sums():
+    x = np.full((1, 1, 1, 1), 1 / 3, np.float32)
+    exact = reference_conv2d(x, np.full((1, 1, 1, 1), 1 / 3, np.float32))
+    rounded = (x * np.float32(1 / 3)).astype(np.float64)
+    assert assert_close(rounded, exact, computed="float32") <= 1
+    with pytest.raises(AssertionError):
+        assert_close(rounded, exact)
