@@ -84,7 +84,7 @@ def test_vectors(monkeypatch, names, bits):
 def test_the_folder_of_compiled_code(jit):
     portconv.conv2d(np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32))
     folder = machine.code_folder()
-    assert folder == sys.modules["portconv.cpu.compiled.memory"].fill_plane.stats.cache_path
+    assert folder == sys.modules["portconv.cpu.compiled.memory"].fill_plane.kernel.stats.cache_path
     assert Path(folder).is_dir()
 
 

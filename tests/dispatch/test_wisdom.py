@@ -195,7 +195,7 @@ def test_every_field_of_a_problem_counts(cache):
     for field in dataclasses.fields(base):
         old = getattr(base, field.name)
         new = {bool: lambda v: not v, int: lambda v: v + 1, str: lambda v: v + "x", tuple: lambda v: (*v[:-1], 7)}
-        new[Epilogue] = lambda v: Epilogue(bias=not v.bias)
+        new |= {Epilogue: lambda v: Epilogue(bias=not v.bias), type(None): lambda _: "uint8"}
         other = dataclasses.replace(base, **{field.name: new[type(old)](old)})
         assert wisdom.recall(ENVIRONMENT, other) is None, field.name
 

@@ -1,6 +1,6 @@
 """How kernels are compiled: when they are called first, kept on disk, and without Python's lock.
 
-Arrays are flat, with the strides of their axes in elements, so that one compilation serves every layout; what changes
+Memory is a flat array, with the strides of its axes in bytes, so that one compilation serves every layout; what changes
 from call to call is passed as arguments, what is fixed by the plan as one tuple of integers.
 """
 
