@@ -1,7 +1,8 @@
-"""A job of a team: tasks that its threads take one after the other from a counter that they share.
+"""A job of a team: tasks that its threads take one after the other, from counters that they share.
 
-Nobody is assigned a task, so a thread that has no core at the moment delays nobody: the others do its tasks. The caller
-takes tasks as well. It waits in the end, and then for those alone who have begun one.
+Each thread begins with a part of its own, the same in each call, since much of what it reads and writes is then in its
+core's cache already; when it is done it takes tasks of the others' parts. So a thread that has no core at the moment
+delays nobody. The caller takes tasks as well. It waits in the end, and then for those alone who have begun one.
 
 All that the threads share is a block of words. Its first word, the state, tells the job's number, whether it is open,
 how many threads have joined it and how many are still at work; joining and closing are atomic changes of that word. So
@@ -25,8 +26,9 @@ from .vectors import I32, I64
 
 __all__ = [
     "ANYWHERE",
-    "BLOCK_WORDS",
+    "APART",
     "CAN_SLEEP",
+    "COUNTERS",
     "active",
     "current_core",
     "is_open",
@@ -38,8 +40,9 @@ __all__ = [
 
 # Words of a block. Those that different threads write lie two lines of the cache apart: lines are fetched in pairs.
 WORD = 8
-STATE, NEXT, SLEEPERS, FUNCTION, PARTS, CORE, ARGUMENTS = 0, 16, 32, 48, 49, 50, 64
-BLOCK_WORDS = 1024  # the arguments of a job take most of it
+APART = 16
+STATE, SLEEPERS, FUNCTION, PARTS, CORE, ARGUMENTS = 0, APART, 2 * APART, 2 * APART + 1, 2 * APART + 2, 3 * APART
+COUNTERS = 1024  # the first part's; the arguments of a job end before it
 
 # The state: threads at work, threads that have joined, whether more may join, and the number of the job.
 ACTIVE, JOINED, OPEN, JOB = 1, 1 << 10, 1 << 20, 1 << 21
@@ -105,9 +108,15 @@ _do = _instruction(types.void, _do_described)
 
 
 @register_jitable
-def take(block):
-    """The number of the next task of the block's job."""
-    return _add((block, NEXT, 1))
+def take(block, part, tasks):
+    """The number of one of so many tasks that nobody has taken yet, or one beyond them if there is none."""
+    parts = _load((block, PARTS))
+    for i in range(parts):
+        owner = part + i if part + i < parts else part + i - parts
+        task = owner * tasks // parts + _add((block, COUNTERS + owner * APART, 1))
+        if task < (owner + 1) * tasks // parts:
+            return task
+    return tasks
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ def _described(function: Any) -> Any:
 
         def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
             kind = context.get_value_type(arguments)
-            if context.get_abi_sizeof(kind) > (BLOCK_WORDS - ARGUMENTS) * WORD:
+            if context.get_abi_sizeof(kind) > (COUNTERS - ARGUMENTS) * WORD:
                 raise ValueError("the arguments of a job are more than its block has room for")
             call = ir.Function(b.module, ir.FunctionType(_void, [I64, I64]), b.module.get_unique_name("job"))
             call.linkage = "internal"
@@ -196,11 +205,12 @@ def job_of(function: Any) -> Any:
     describe = _described(function)
 
     def run(block, parts, patience, arguments):
-        _store((block, NEXT, 0))
+        for owner in range(parts):
+            _store((block, COUNTERS + owner * APART, 0))
+        _store((block, PARTS, parts))
         describe(block, arguments)
         if parts > 1:
             core = _core((block,))
-            _store((block, PARTS, parts))
             moved = core != _load((block, CORE))
             _store((block, CORE, core))
             # no thread has joined this one yet

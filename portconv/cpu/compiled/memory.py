@@ -253,7 +253,7 @@ def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_r
         _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)
 
 
-@apart
+@kernel
 def turn_square(place, kind, channel_step, col_step, channels, cols, square, target):
     """Some columns of some channels as (column, lane) at the address `target`.
 

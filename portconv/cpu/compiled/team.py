@@ -25,7 +25,7 @@ from . import jobs
 
 __all__ = ["compile_ahead", "launch"]
 
-ALERT_SECONDS = 50e-6  # that a thread waits at work for a job
+ALERT_SECONDS = 200e-6  # that a thread waits at work for a job: longer than what lies between two layers
 PATIENT_SECONDS = 100e-6  # that a caller waits at work for the others' last tasks
 PAUSE_SECONDS = 20e-6  # between two looks whether they are done
 
@@ -38,7 +38,7 @@ class _Team:
     """The threads, and the block of words that they share."""
 
     def __init__(self) -> None:
-        self.block, self._memory = _new_block()
+        self.block, self._memory = _new_block(threads.usable_cores())
         self.size = 1
         self._cores: list[int] = []
         self.asleep: dict[int, Any] = {}  # threads that only Python can wake: each has a lock that somebody releases
@@ -102,13 +102,13 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
 def _own_block() -> int:
     block: int | None = _own.__dict__.get("block")
     if block is None:
-        _own.block, _own.memory = block, _ = _new_block()
+        _own.block, _own.memory = block, _ = _new_block(1)
     return block
 
 
-def _new_block() -> tuple[int, Any]:
-    """Its address and its words, the first of which begins a line of the cache."""
-    words = np.zeros(jobs.BLOCK_WORDS + threads.ALIGNMENT // 8, np.int64)
+def _new_block(parts: int) -> tuple[int, Any]:
+    """Its address and its words for so many threads. The first word begins a line of the cache."""
+    words = np.zeros(jobs.COUNTERS + parts * jobs.APART + threads.ALIGNMENT // 8, np.int64)
     words = words[-words.ctypes.data % threads.ALIGNMENT // 8 :]
     return words.ctypes.data, words
 
@@ -124,11 +124,14 @@ def _settled(core: int, block: int) -> bool:
 
 
 def _pause_seconds(block: int) -> float:
-    """What a pause takes."""
+    """What a pause takes, at best: a thread may lose its core meanwhile."""
     jobs.pauses(block, 1)  # loads the code
-    before = time.perf_counter()
-    jobs.pauses(block, 2000)
-    return (time.perf_counter() - before) / 2000
+    found = []
+    for _ in range(5):
+        before = time.perf_counter()
+        jobs.pauses(block, 400)
+        found.append((time.perf_counter() - before) / 400)
+    return min(found)
 
 
 def _forget_team() -> None:

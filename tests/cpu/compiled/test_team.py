@@ -168,7 +168,7 @@ def test_the_blocks_of_different_threads_are_different():
 
 def test_tasks_are_taken_once_each():
     """By hand: what the counter gives, and that a job is closed and empty afterwards."""
-    words = np.zeros(jobs.BLOCK_WORDS, np.int64)
+    words = np.zeros(jobs.COUNTERS + jobs.APART, np.int64)
     block = words.ctypes.data
     assert not jobs.is_open(block) and jobs.active(block) == 0
     words[jobs.STATE] = jobs.OPEN + 3 * jobs.ACTIVE

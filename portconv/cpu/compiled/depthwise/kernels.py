@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import RECORD, gather_records
 from ..jobs import job_of, take
-from ..kernel import apart, kernel
+from ..kernel import kernel
 from ..memory import add_in_pairs, native_kind, put, read, transpose, turn_square
 from ..moves import finish_vectors, move_vectors, scatter_transposed
 from ..products import channel_sums
@@ -29,7 +29,7 @@ _scatter = scatter_transposed()
 _sums = one_of({16 * step + n: channel_sums(n, step) for step in (1, 2) for n in WIDTHS})
 
 
-@apart
+@kernel
 def _run(
     one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, own, out, partial, unfinished
 ):
@@ -131,7 +131,7 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
                 _move(zeros, (stage.ctypes.data + (row * line + col) * VECTOR_BYTES, 0, zeros.ctypes.data, 0, 1))
     tasks = batch * blocks * strips
     for _ in range(tasks):
-        task = take(job)
+        task = take(job, part, tasks)
         if task >= tasks:
             break
         rest, strip = divmod(task, strips)

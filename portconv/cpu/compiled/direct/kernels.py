@@ -49,12 +49,15 @@ def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue
     reach_rows, reach_cols = (kh - 1) * dh, (kw - 1) * dw
     tasks = batch * outputs * strips * col_strips
     filled = -1
-    for turn in range(tasks):
+    units = (tasks + together - 1) // together
+    for turn in range(units * together):
         if turn % together == 0:
-            first_task = take(job) * together
-        task = first_task + turn % together
+            unit = take(job, part, units)
+            if unit >= units:
+                break
+        task = unit * together + turn % together
         if task >= tasks:
-            break
+            continue
         # the outputs of a group come one after the other, and share the window
         place, o_in = task // group_outputs, task % group_outputs
         rest, col_strip = place // col_strips, place % col_strips

@@ -209,7 +209,7 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
     weight_pitch = inputs * taps * tile_rows
     tasks = batch * groups * len(regions) * output_parts
     for _ in range(tasks):
-        task = take(job)  # regions with fewer taps take less time, and come last
+        task = take(job, part, tasks)  # regions with fewer taps take less time, and come last
         if task >= tasks:
             break
         rest, output_part = divmod(task, output_parts)

@@ -155,7 +155,7 @@ def _step(job, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weig
         stage, square = own[:stage_size], own[stage_size:]
         blocks = (lines + block_lines - 1) // block_lines
         for _ in range(blocks):
-            i = take(job)
+            i = take(job, part, blocks)
             if i >= blocks:
                 break
             l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
@@ -168,7 +168,7 @@ def _step(job, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weig
     stage, square = own[:stage_size], own[stage_size:]
     tasks = pairs if step == 2 else lines
     for _ in range(tasks):
-        task = take(job)
+        task = take(job, part, tasks)
         if task >= tasks:
             break
         line, tile = b0 + task, task * across
