@@ -43,7 +43,7 @@ def make_data(p: Problem) -> Data:
     weight = _weight(rng, p.weight_shape, dtype, p.kernel)
     if p.data == "overflow" and "float" in x_dtype and x.size:
         # so that the sum of all magnitudes stays below the largest number of the sums, but not by much
-        room = 0.2 * _LARGEST["float64" if p.result_dtype == "float64" else "float32"]
+        room = 0.2 * _LARGEST["float64" if p.promoted_dtype == "float64" else "float32"]
         sums = np.abs(weight).reshape(p.weight_shape[0], -1).sum(axis=1).max() * np.abs(x).max()
         x = x * min(room / max(sums, 1e-300), 0.9 * _LARGEST[x_dtype] / max(np.abs(x).max(), 1e-300))
     bias = dy = None
