@@ -38,7 +38,8 @@ class _Team:
     """The threads, and the block of words that they share."""
 
     def __init__(self) -> None:
-        self.block, self._memory = _new_block(threads.usable_cores())
+        self.most = threads.usable_cores()  # threads that a job may have, which may have been planned for more
+        self.block, self._memory = _new_block(self.most)
         self.size = 1
         self._cores: list[int] = []
         self.asleep: dict[int, Any] = {}  # threads that only Python can wake: each has a lock that somebody releases
@@ -88,6 +89,7 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
     try:
         if _team is None:
             _team = _Team()
+        parts = min(parts, _team.most)
         if _team.size < parts or _team.asleep:
             _team.call(parts)
         left = job(_team.block, parts, _team.patience, *arguments)
