@@ -82,6 +82,22 @@ def test_nothing_is_left_to_compile(run_python):
 
 
 @pytest.mark.usefixtures("jit")
+def test_the_team_has_nothing_left_to_compile_either(run_python):
+    code = """
+    from portconv.cpu.compiled import jobs
+    own = jobs.serve, jobs.pauses, jobs.active, jobs.is_open, jobs.current_core
+    portconv.warmup((1, 2, 20, 30), (3, 2, 3, 3), engine="direct")
+    assert [len(kernel.overloads) for kernel in own] == [1] * len(own)
+    x, weight = rng.standard_normal((1, 2, 300, 300)), rng.standard_normal((3, 2, 3, 3))
+    for _ in range(3):
+        portconv.conv2d(x.astype("f4"), weight.astype("f4"), engine="direct")
+    assert [len(kernel.overloads) for kernel in own] == [1] * len(own)
+    print("done")
+    """
+    assert run_python(CODE + code, PORTCONV_JIT="1") == "done\n"
+
+
+@pytest.mark.usefixtures("jit")
 @pytest.mark.parametrize("name", ["mlx", "jax"])
 def test_of_other_libraries_on_a_cpu(run_python, library, name):
     library(name)

@@ -32,6 +32,14 @@ PAUSE_SECONDS = 20e-6  # between two looks whether they are done
 _lock = Lock()
 _team: _Team | None = None
 _own = local()  # the block of each thread that works alone
+# The kernels that a team needs besides those of its jobs, with arguments of their types.
+_KERNELS = {
+    jobs.serve: (0, 0, 0, 0, True),
+    jobs.pauses: (0, 0),
+    jobs.active: (0,),
+    jobs.is_open: (0,),
+    jobs.current_core: (0,),
+}
 
 
 class _Team:
@@ -153,8 +161,12 @@ def compile_ahead(job: Any, parts: int, *arguments: Any) -> list[str]:
     list of str
         The names of the kernels that had to be compiled.
     """
+    compiled = []
     with global_compiler_lock:  # what another thread compiles does not count
-        before = job.stats.cache_misses.total()
-        bound = inspect.signature(job.py_func).bind(0, parts, 0, *arguments).arguments.values()
-        job.compile(tuple(map(job.typeof_pyval, bound)))
-        return [job.__name__] if job.stats.cache_misses.total() > before else []
+        for function, given in {job: (0, parts, 0, *arguments), **_KERNELS}.items():
+            before = function.stats.cache_misses.total()
+            bound = inspect.signature(function.py_func).bind(*given).arguments.values()
+            function.compile(tuple(map(function.typeof_pyval, bound)))
+            if function.stats.cache_misses.total() > before:
+                compiled.append(function.__name__)
+    return compiled
