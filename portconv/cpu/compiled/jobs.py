@@ -183,6 +183,7 @@ def _described(function: Any) -> Any:
             c = ir.IRBuilder(call.append_basic_block())
             memory = c.inttoptr(_address(c, call.args[0], ARGUMENTS), kind.as_pointer())
             unpacked = cgutils.unpack_tuple(c, c.load(memory, align=WORD), len(arguments))
+            unpacked = [_lent(context, c, *pair) for pair in zip(arguments.types, unpacked, strict=True)]
             callee = declared(context, b.module, function, given)
             context.call_conv.call_function(c, callee, types.none, given, [*call.args, *unpacked])
             c.ret_void()
@@ -193,6 +194,20 @@ def _described(function: Any) -> Any:
         return types.void(types.int64, arguments), lower
 
     return intrinsic(typed)
+
+
+def _lent(context: Any, b: Any, kind: Any, value: Any) -> Any:
+    """An argument of a job, whose owner is the caller for as long as the job runs.
+
+    Numba counts who uses the memory of an array. Two threads that count at once take the line of the cache with that
+    number from each other, a hundred nanoseconds each time. It does not count what nobody owns.
+    """
+    if not isinstance(kind, types.Array):
+        return value
+    array = context.make_array(kind)(context, b, value)
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    array.parent = cgutils.get_null_value(array.parent.type)
+    return array._getvalue()
 
 
 def job_of(function: Any) -> Any:

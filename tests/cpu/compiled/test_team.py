@@ -8,11 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from numba import types
+from numba.extending import intrinsic
 
 import portconv
 from portconv.cpu import threads
 from portconv.cpu.compiled import jobs, team
 from portconv.cpu.compiled.gemm import kernels
+from portconv.cpu.compiled.kernel import kernel
 from portconv.testing import assert_close, reference_conv2d
 from tests.helpers import numbers
 
@@ -191,3 +194,34 @@ def test_tasks_are_taken_once_each():
     assert not jobs.is_open(block) and jobs.active(block) == 0
     words[jobs.STATE] = jobs.OPEN + 3 * jobs.ACTIVE
     assert jobs.is_open(block) and jobs.active(block) == 3
+
+
+@intrinsic
+def _owner(_context, array):
+    """The address of what counts the owners of an array's memory."""
+
+    def lower(context, b, signature, args):
+        made = context.make_array(signature.args[0])(context, b, args[0])
+        return b.ptrtoint(made.meminfo, context.get_value_type(types.int64))
+
+    return types.int64(array), lower
+
+
+def _look(_job, _part, array, found):
+    found[0] = _owner(array)
+    found[1] = _owner(array[1:])
+
+
+_look_as_job = jobs.job_of(kernel(_look))
+
+
+@kernel
+def _launched(job, parts, patience, *arguments):
+    return _look_as_job(job, parts, patience, arguments)
+
+
+def test_threads_count_no_owners():
+    """Two that did so at once made a depthwise layer slower than one thread."""
+    found = np.full(2, -1)
+    team.launch(_launched, 1, np.ones(3), found)
+    assert found.tolist() == [0, 0]
