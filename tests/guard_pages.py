@@ -15,6 +15,7 @@ from portconv.cpu.compiled import base, epilogue
 from portconv.cpu.compiled.depthwise import plan as depthwise_plan
 from portconv.cpu.compiled.direct import plan as direct_plan
 from portconv.cpu.compiled.gemm import plan as gemm_plan
+from portconv.cpu.compiled.stencil import plan as stencil_plan
 from portconv.cpu.compiled.winograd import plan as winograd_plan
 
 PAGE = mmap.PAGESIZE
@@ -77,7 +78,7 @@ class GuardedNumPy:
 def install():
     """Let the compiled tier of this process have its memory there, on the side that `at_the_end` of the result says."""
     numpy = GuardedNumPy()
-    for module in (base, epilogue, depthwise_plan, direct_plan, gemm_plan, winograd_plan):
+    for module in (base, epilogue, depthwise_plan, direct_plan, gemm_plan, stencil_plan, winograd_plan):
         module.np = numpy
     threads.scratch = numpy.scratch
     return numpy

@@ -6,10 +6,12 @@ converted as a whole. The kind of a number is an argument and no type, so that o
 
 from __future__ import annotations
 
+import platform
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
@@ -47,7 +49,9 @@ SWAPPED = 16  # added to the kind of numbers whose bytes are in the other order
 UNALIGNED = 32  # and of those that lie at any address
 
 I16 = ir.IntType(16)
-F32, F64 = ir.FloatType(), ir.DoubleType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+# Whether the processor converts float16 by itself; LLVM would else call a library that is not there.
+HAS_HALF = bool(llvm.get_host_cpu_features().get("f16c")) or platform.machine() in ("aarch64", "arm64")
 
 
 @lru_cache(maxsize=256)  # NumPy makes the name anew whenever it is asked
@@ -225,6 +229,8 @@ def widened(b: Any, v: Vectors, bits: Any, name: str) -> Any:
         return value if v.size == 8 else b.fptrunc(value, v.type)
     if name == "float32":
         value = b.bitcast(bits, floats)
+    elif name == "float16" and HAS_HALF:
+        value = b.fpext(b.bitcast(bits, ir.VectorType(F16, v.n)), floats)
     else:
         wide = ir.VectorType(I32, v.n)
         bits = b.zext(bits, wide)
@@ -264,6 +270,8 @@ def narrowed(b: Any, v: Vectors, value: Any, name: str) -> Any:
         value = b.fptrunc(value, floats) if name == "float32" else _to_odd(b, v, value, floats, wide)
     if name == "float32":
         return value
+    if name == "float16" and HAS_HALF:
+        return b.bitcast(b.fptrunc(value, ir.VectorType(F16, v.n)), ir.VectorType(I16, v.n))
     bits = b.bitcast(value, wide)
     narrow = _bits_of_half(b, value, bits, wide) if name == "float16" else _bits_of_bfloat(b, value, bits, wide)
     return b.trunc(narrow, ir.VectorType(I16, v.n))
@@ -274,7 +282,7 @@ def _all(kind: Any, value: Any) -> Any:
 
 
 def _of_half(b: Any, bits: Any, wide: Any, floats: Any) -> Any:
-    """float16 as float32, by integers: not every processor has an instruction for it."""
+    """float16 as float32, by integers, where the processor has no instruction for it."""
     rest = b.shl(b.and_(bits, _all(wide, 0x7FFF)), _all(wide, 13))
     # with the exponent's bias of float32; subnormal numbers become normal ones
     value = b.bitcast(b.fmul(b.bitcast(rest, floats), _all(floats, 2.0**112)), wide)

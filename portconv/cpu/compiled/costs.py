@@ -18,6 +18,7 @@ class CompiledCosts(NamedTuple):
     transform: float  # an element of a Winograd tile, one vector of channels, into or out of the transform
     stage: float  # a vector of channels, put in order for the transforms
     turned: float  # a vector of channels, transposed to or from their planes
+    padded: float  # a vector of columns, copied into a padded strip or stored as results of one
     filled: float  # an element copied into a window, one after the other
     strided: float  # the same with a stride
     row: float  # a row copied into a window
@@ -29,5 +30,5 @@ class CompiledCosts(NamedTuple):
 
 COMPILED = CompiledCosts(
     launch=1.2e-5, product=2.8e-10, single=4.5e-10, tap=4.5e-10, patch=6e-8, transform=7e-10, stage=4e-9, turned=2e-9,
-    filled=1.2e-10, strided=7e-10, row=1e-8, line=8e-9, stored=1.5e-9, task=3e-7, weight=3e-11,
+    padded=7.5e-10, filled=1.2e-10, strided=7e-10, row=1e-8, line=8e-9, stored=1.5e-9, task=3e-7, weight=3e-11,
 )  # fmt: skip

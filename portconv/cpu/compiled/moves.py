@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from llvmlite import ir
+
 from .epilogue import Finish
-from .vectors import I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+from .vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
 __all__ = [
     "add_vectors",
@@ -15,6 +17,7 @@ __all__ = [
     "fence",
     "finish_vectors",
     "move_vectors",
+    "pad_rows",
     "scatter_transposed",
     "tile_transform",
     "transpose_block",
@@ -158,3 +161,45 @@ def finish_vectors() -> Any:
         loop(b, count, [], body)
 
     return intrinsic_of(generate)
+
+
+def pad_rows(phases: int) -> Generate:
+    """Rows with zeros at both sides, their columns split by phase: `target[r, p, n] = row[r, phases * n + p - left]`.
+
+    Arguments: target, bytes between its rows, between the phases of one; source, bytes between its rows; how many rows,
+    how many zeros come before each, how many elements one has; how many vectors a phase has. Memory outside the rows is
+    not touched.
+    """
+
+    def generate(
+        b: Any, v: Vectors, target: Any, target_row: Any, phase_bytes: Any, source: Any, source_row: Any, rows: Any,
+        left: Any, width: Any, count: Any,
+    ) -> None:  # fmt: skip
+        numbers = ir.VectorType(I32, v.n)
+        steps = ir.Constant(numbers, list(range(v.n)))
+        limit = v.splat(b.trunc(width, I32), numbers)
+
+        def column(i: Any, _state: list[Any]) -> list[Any]:
+            firsts = [b.sub(b.mul(b.add(b.mul(i, I64(phases)), I64(n)), I64(v.n)), left) for n in range(phases)]
+            inside = [
+                b.icmp_unsigned("<", b.add(v.splat(b.trunc(first, I32), numbers), steps), limit) for first in firsts
+            ]
+            starts = [v.at(source, b.mul(first, I64(v.size))) for first in firsts]
+            out = v.at(target, b.mul(i, I64(VECTOR_BYTES)))
+
+            def row(r: Any, _state: list[Any]) -> list[Any]:
+                offset = b.mul(source_row, r)
+                found = [v.masked_load(v.at(start, offset), mask) for start, mask in zip(starts, inside, strict=True)]
+                for n in range(phases):
+                    value = found[0]
+                    if phases > 1:
+                        order = ir.Constant(numbers, [phases * lane + n for lane in range(v.n)])
+                        value = b.shuffle_vector(*found, order)
+                    v.store(value, v.at(out, b.mul(target_row, r), b.mul(phase_bytes, I64(n))))
+                return []
+
+            return loop(b, rows, [], row)
+
+        loop(b, count, [], column)
+
+    return generate

@@ -11,6 +11,7 @@ from .costs import COMPILED, CompiledCosts
 from .depthwise.plan import CompiledDepthwisePlan
 from .direct.plan import CompiledDirectPlan
 from .gemm.plan import CompiledGemmPlan
+from .stencil.plan import CompiledStencilPlan
 from .winograd.plan import CompiledWinogradPlan
 
 __all__ = ["build", "candidates"]
@@ -23,7 +24,7 @@ MAX_TABLE = 1 << 17  # terms of an output: there is a table of them
 FORMS: dict[str, tuple[type[CompiledPlan], ...]] = {
     "gemm": (CompiledGemmPlan,),
     "winograd": (CompiledWinogradPlan,),
-    "direct": (CompiledDirectPlan, CompiledDepthwisePlan),
+    "direct": (CompiledDirectPlan, CompiledDepthwisePlan, CompiledStencilPlan),
 }
 
 

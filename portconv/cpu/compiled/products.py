@@ -13,7 +13,15 @@ from llvmlite import ir
 from .epilogue import RECORD, Finish
 from .vectors import I32, I64, OUTPUT_VECTORS, VECTOR_BYTES, Generate, Vectors, loop
 
-__all__ = ["broadcast_products", "channel_sums", "finished_products", "row_products", "shifted_products", "tap_sums"]
+__all__ = [
+    "broadcast_products",
+    "channel_sums",
+    "finished_products",
+    "row_products",
+    "shifted_products",
+    "stencil_sums",
+    "tap_sums",
+]
 
 
 def shifted_products(rows: int, vectors: int) -> Generate:
@@ -216,5 +224,70 @@ def tap_sums(rows: int, vectors: int, *, masked: bool) -> Generate:
         sums = loop(b, channels, [v.zero] * (rows * vectors), channel)
         for i, total in enumerate(sums):
             v.store(total, v.at(out, i * v.n * v.size))
+
+    return generate
+
+
+def stencil_sums(kernel_rows: int, stride: int, rows: int, vectors: int, *, masked: bool) -> Generate:
+    """Results of a stencil: `out[r, n] = finish(sum over (i, j) of weight[j, i] * image[r * stride + i, n + j])`.
+
+    If `masked`, what lies outside `height` rows and `width` columns counts as zero and is not touched; otherwise
+    nothing is checked.
+
+    Arguments: address of image[0, 0], bytes between its rows; which row of the image that is, height, which column,
+    width; address of a row of zeros; address of a table of where the columns of taps begin, in bytes; address of the
+    weight, columns of taps; out, bytes between its rows, address of the record, how many columns are results.
+    """
+
+    def generate(
+        b: Any, v: Vectors, start: Any, row_bytes: Any, top: Any, height: Any, left: Any, width: Any, zeros: Any,
+        table: Any, weight: Any, kernel_cols: Any, out: Any, out_row: Any, record: Any, count: Any,
+    ) -> None:  # fmt: skip
+        numbers = ir.VectorType(I32, v.n)
+        steps = [ir.Constant(numbers, [n * v.n + lane for lane in range(v.n)]) for n in range(vectors)]
+        limit = v.splat(b.trunc(width, I32), numbers)
+        lines = []
+        for t in range((rows - 1) * stride + kernel_rows):
+            line = v.at(start, b.mul(row_bytes, I64(t)))
+            if masked:
+                line = b.select(b.icmp_unsigned("<", b.add(top, I64(t)), height), line, zeros)
+            lines.append(line)
+
+        def column(j: Any, sums: list[Any]) -> list[Any]:
+            sums = list(sums)
+            offset = b.load(b.inttoptr(v.at(table, b.mul(j, I64(8))), I64.as_pointer()))
+            first = v.splat(b.trunc(b.add(left, j), I32), numbers)
+            inside = [b.icmp_unsigned("<", b.add(first, step), limit) for step in steps]
+            taps = v.at(weight, b.mul(j, I64(kernel_rows * v.size)))
+            factors = [v.load_splat(v.at(taps, i * v.size)) for i in range(kernel_rows)]
+            for t, line in enumerate(lines):
+                places = [v.at(line, offset, n * VECTOR_BYTES) for n in range(vectors)]
+                values = [
+                    v.masked_load(place, mask) if masked else v.load(place)
+                    for place, mask in zip(places, inside, strict=True)
+                ]
+                for r in range(rows):
+                    if 0 <= t - r * stride < kernel_rows:
+                        for n, value in enumerate(values):
+                            place = r * vectors + n
+                            sums[place] = v.fma(value, factors[t - r * stride], sums[place])
+            return sums
+
+        sums = loop(b, kernel_cols, [v.zero] * (rows * vectors), column)
+        finish = Finish(v, record, splat=True)
+        sums = [finish(total) for total in sums]
+        results = [v.at(out, b.mul(out_row, I64(r))) for r in range(rows)]
+        with b.if_else(b.icmp_signed(">=", count, I64(vectors * v.n))) as (whole, partial):
+            with whole:
+                for r, line in enumerate(results):
+                    for n in range(vectors):
+                        v.store(sums[r * vectors + n], v.at(line, n * VECTOR_BYTES))
+            with partial:
+                limit = v.splat(b.trunc(count, I32), numbers)
+                for n, step in enumerate(steps):
+                    for r, line in enumerate(results):
+                        v.masked_store(
+                            sums[r * vectors + n], v.at(line, n * VECTOR_BYTES), b.icmp_signed("<", step, limit)
+                        )
 
     return generate

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 
 from .conversions import KINDS, SIZES, chunks, gathered, loaded, narrowed, native, stored, switched, vector, widened
 from .epilogue import RECORD, Finish
-from .vectors import I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+from .vectors import I1, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
 __all__ = ["column_sums", "put_line", "put_pixels", "read_line", "store_line"]
+
+
+# Dtypes of photographs and of networks.
+IN_MILLIONS = ("uint8", "uint16", "float16", "bfloat16")
 
 
 def _apart(b: Any) -> None:
@@ -28,12 +33,14 @@ def read_line() -> Any:
     def generate(
         b: Any, v: Vectors, target: Any, target_step: Any, source: Any, step: Any, count: Any, kind: Any
     ) -> None:  # fmt: skip
-        def body(i: Any, _state: list[Any]) -> list[Any]:
-            done = b.mul(i, I64(v.n))
+        def whole(name: str, done: Any) -> None:
+            bits = vector(b, ir.VectorType(ir.IntType(8 * SIZES[name]), v.n), v.at(source, b.mul(done, step)))
+            v.store(widened(b, v, bits, name), v.at(target, b.mul(done, target_step)))
+
+        def any_chunk(done: Any) -> None:
             left = b.sub(count, done)
             value = loaded(b, v, v.at(source, b.mul(done, step)), step, left, kind)
             stored(b, v, value, v.at(target, b.mul(done, target_step)), target_step, left, v.size)
-            return []
 
         _apart(b)
         as_it_is_now = b.and_(b.icmp_signed("==", kind, I64(native(v))), b.icmp_signed("==", step, I64(v.size)))
@@ -42,9 +49,46 @@ def read_line() -> Any:
             with as_it_is:
                 v.copy(target, source, count)
             with converted:
-                loop(b, chunks(b, v, count), [], body)
+                as_runs = b.icmp_signed("==", target_step, I64(v.size))
+                _chunk_by_chunk(b, v, count, kind, step, as_runs, whole, any_chunk)
 
     return intrinsic_of(generate)
+
+
+def _chunk_by_chunk(
+    b: Any, v: Vectors, count: Any, kind: Any, step: Any, as_runs: Any, whole: Callable[[str, Any], None],
+    any_chunk: Callable[[Any], None],
+) -> None:  # fmt: skip
+    """Code for all vectors of a run of numbers of a kind, `step` bytes from each other.
+
+    `any_chunk(first)` is that for any vector, the last one too, which may not be full; `whole(name, first)` that for a
+    full one of numbers side by side whose kind is known. It runs, without a look at the kind for each vector, for the
+    kinds that come in millions.
+    """
+
+    def many(name: str | None) -> Any:
+        if name is None:
+            return I64(0)
+        number = b.select(b.icmp_signed("==", step, I64(SIZES[name])), b.sdiv(count, I64(v.n)), I64(0))
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            whole(name, b.mul(i, I64(v.n)))
+            return []
+
+        loop(b, number, [], body, may_be_none=True)
+        return number
+
+    cases: dict[int, str | None] = {KINDS.index(name): name for name in IN_MILLIONS}
+    found = switched(b, b.select(as_runs, kind, I64(-1)), {**cases, -1: None}, many)
+    done = b.phi(I64)
+    for value, block in found:
+        done.add_incoming(value, block)
+
+    def rest(i: Any, _state: list[Any]) -> list[Any]:
+        any_chunk(b.mul(b.add(i, done), I64(v.n)))
+        return []
+
+    loop(b, b.sub(chunks(b, v, count), done), [], rest, may_be_none=True)
 
 
 def put_line(*, add: bool) -> Any:
@@ -60,8 +104,11 @@ def put_line(*, add: bool) -> Any:
         _apart(b)
         finish = Finish(v, record, splat=True)
 
-        def body(i: Any, _state: list[Any]) -> list[Any]:
-            done = b.mul(i, I64(v.n))
+        def whole(name: str, done: Any) -> None:
+            value = finish(v.load(v.at(source, b.mul(done, I64(v.size)))))
+            stored(b, v, narrowed(b, v, value, name), v.at(target, b.mul(done, step)), step, I64(v.n), SIZES[name])
+
+        def any_chunk(done: Any) -> None:
             left = b.sub(count, done)
             place = v.at(target, b.mul(done, step))
             value = v.load(v.at(source, b.mul(done, I64(v.size))))
@@ -69,9 +116,8 @@ def put_line(*, add: bool) -> Any:
                 bits = gathered(b, v, place, step, left, v.size)
                 value = b.fadd(b.bitcast(bits, v.type), value)
             put(b, v, finish(value), place, step, left, kind)
-            return []
 
-        loop(b, chunks(b, v, count), [], body)
+        _chunk_by_chunk(b, v, count, kind, step, I1(not add), whole, any_chunk)
 
     return intrinsic_of(generate)
 

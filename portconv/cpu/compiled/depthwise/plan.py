@@ -108,7 +108,10 @@ class CompiledDepthwisePlan(CompiledPlan):
         met = sum(max(0, min(g.out_rows, end) - max(0, begin)) for begin, end in ends)  # kernel rows, of all outputs
         runs = -(-g.out_cols // g.run)
         stage_rows = min(g.height, (-(-g.out_rows // g.strips) - 1) * g.sh + (g.kh - 1) * g.dh + 1)
-        turned = costs.turned if self.problem.layout == "NCHW" else costs.turned / 2
+        p = self.problem
+        turned = costs.turned if p.layout == "NCHW" else costs.turned / 2
+        if not p.x_dtype == p.result_dtype == p.compute_dtype:
+            turned = costs.row  # each vector is converted by a call
         work = (
             met * runs * (g.run + 1) * (g.width if g.exchanged else g.kw) * g.multiplier * costs.product
             + g.out_rows * runs * g.multiplier * costs.line

@@ -1,0 +1,155 @@
+"""`direct` for depthwise layers, with the columns of a row in the lanes: a stencil moves over a padded strip.
+
+A strip of one channel is copied with its padding, so that nothing need be masked where it is read, and its columns are
+split by the stride's phases, so that each tap reads columns that lie side by side. A tile of several rows of outputs
+stays in registers while the taps pass over it; a vector that is loaded serves every row of the tile that it meets.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..epilogue import record
+from ..jobs import job_of, take
+from ..kernel import apart, kernel
+from ..memory import fill_plane, native_kind, put, read
+from ..moves import pad_rows
+from ..products import stencil_sums
+from ..vectors import ROWS, VECTOR_BYTES, one_of
+
+__all__ = ["TILES", "stencil"]
+
+# Images are read in place by tiles with few rows of taps, if the CPU has loads that leave out what lies outside. More
+# rows have more addresses than there are registers, and the products no longer hide it.
+MASKED = 3 if VECTOR_BYTES >= 32 else 0
+FAR = np.int64(1 << 30)  # rows and columns, of which none lies outside
+# (rows of the kernel, stride, rows of outputs): networks have planes of 7, 14, 28 rows and their like
+_HIGH = (7, 4) if ROWS == 8 else (4,)
+TILES = (
+    *((kh, 1, rows) for kh in (3, 5, 7) for rows in _HIGH),
+    *((kh, 2, 4) for kh in (3, 5)),
+)
+# By twice the place in TILES and the vectors less one.
+_sums = one_of(
+    {
+        2 * n + more: stencil_sums(kh, stride, rows, 1 + more, masked=kh <= MASKED)
+        for n, (kh, stride, rows) in enumerate(TILES)
+        for more in (0, 1)
+    }
+)
+_pad = one_of({phases: pad_rows(phases) for phases in (1, 2)})
+
+
+@apart
+def _fill(image, kind, x_strides, source_rows, source_cols, first, rows, height, width, top, left, zeros, sw, phases,
+          pitch, strip, converted):  # fmt: skip
+    """Rows of the padded image from `first` on: strip[row, phase, column].
+
+    `image` is the address of the channel's first element; the strides, of rows and columns, are bytes. `converted` has
+    room for the rows of the image in the dtype of the computation.
+    """
+    size = strip.itemsize
+    row_step, col_step = x_strides
+    line = phases * pitch * size
+    if not zeros:
+        for phase in range(phases):
+            for r in range(rows):
+                fill_plane(image, kind, row_step, col_step, source_rows, source_cols, first + r, 1, 1, phase, sw,
+                           pitch, left, width, strip, (r * phases + phase) * pitch)  # fmt: skip
+        return
+    r0, r1 = min(max(first - top, 0), height), max(min(first + rows - top, height), 0)
+    if r1 > r0 and not (col_step == size and kind == native_kind(strip)):
+        if row_step == width * col_step:
+            read(strip, converted.ctypes.data, image + r0 * row_step, col_step, (r1 - r0) * width, kind)
+        else:
+            for r in range(r0, r1):
+                read(strip, converted.ctypes.data + (r - r0) * width * size, image + r * row_step, col_step, width,
+                     kind)  # fmt: skip
+        row_step = width * size
+        image = converted.ctypes.data - r0 * row_step
+    # rows above the image, of the image, below it
+    begin, end = r0 + top - first, r1 + top - first
+    if r1 <= r0:
+        begin = end = rows
+    for start, stop, columns in ((0, begin, 0), (begin, end, width), (end, rows, 0)):
+        if stop > start:
+            _pad(strip, phases, (strip.ctypes.data + start * line, line, pitch * size, image + r0 * row_step,
+                                 row_step if columns else 0, stop - start, left, columns,
+                                 pitch * size // VECTOR_BYTES))  # fmt: skip
+
+
+@kernel
+def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, table, source_rows, source_cols, geometry,
+             scratch):  # fmt: skip
+    """Tasks are (image, some channels, strip of rows)."""
+    (batch, channels, multiplier, together, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, top, left, zeros,
+     tile, rows, phases, pitch, part_size, strip_size, image_size,
+     results_size) = geometry  # fmt: skip
+    x_kind, _, xb, xc, xh, xw = x_strides
+    y_kind, _, yb, yc, yh, yw = y_strides
+    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    size = scratch.itemsize
+    lanes = VECTOR_BYTES // size
+    own = scratch[part * part_size : (part + 1) * part_size]
+    strip, converted = own[:strip_size], own[strip_size : strip_size + image_size]
+    results = own[strip_size + image_size : strip_size + image_size + results_size]
+    zero_row = own[strip_size + image_size + results_size :]
+    for i in range(len(zero_row)):
+        zero_row[i] = 0
+    at_once = y_kind == native_kind(scratch) and yw == size
+    in_place = kh <= MASKED and zeros and sw == 1 and x_kind == native_kind(scratch) and xw == size
+    line = xh if in_place else phases * pitch * size
+    blocks = (channels + together - 1) // together
+    tasks = batch * blocks * strips
+    for _ in range(tasks):
+        task = take(job, part, tasks)
+        if task >= tasks:
+            break
+        rest, which = divmod(task, strips)
+        b, block = divmod(rest, blocks)
+        r0, r1 = which * out_rows // strips, (which + 1) * out_rows // strips
+        for c in range(block * together, min((block + 1) * together, channels)):
+            image = x_first + b * xb + c * xc
+            first, row0, rows_inside, col0, cols_inside = (
+                np.int64(strip.ctypes.data),
+                np.int64(0),
+                FAR,
+                np.int64(0),
+                FAR,
+            )
+            if in_place:
+                row0, rows_inside, col0, cols_inside = r0 * sh - top, height, -left, width
+                first = image + row0 * xh + col0 * size
+            else:
+                _fill(image, x_kind, (xh, xw), source_rows, source_cols, r0 * sh, (r1 - r0 - 1) * sh + kh, height,
+                      width, top, left, zeros, sw, phases, pitch, strip, converted)  # fmt: skip
+            for o in range(c * multiplier, (c + 1) * multiplier):
+                target = y_first + b * yb + o * yc + r0 * yh
+                place, row_step = target, yh
+                if not at_once:
+                    place, row_step = np.int64(results.ctypes.data), out_cols * size
+                factors = weight.ctypes.data + o * kh * kw * size
+                for tile_row in range(0, r1 - r0, rows):
+                    r = min(tile_row, r1 - r0 - rows)  # the last tile overlaps the one before
+                    for col in range(0, out_cols, 2 * lanes):
+                        more = out_cols - col
+                        _sums(scratch, tile + (more > lanes),
+                              (first + r * sh * line + col * size, line, row0 + r * sh, rows_inside, col0 + col,
+                               cols_inside, zero_row.ctypes.data, table.ctypes.data, factors, kw,
+                               place + r * row_step + col * size, row_step, record(epilogue, o), more))  # fmt: skip
+                if not at_once:
+                    neutral = record(epilogue, channels * multiplier)
+                    if yh == out_cols * yw:
+                        put(results, target, yw, place, (r1 - r0) * out_cols, neutral, y_kind)
+                    else:
+                        for r in range(r1 - r0):
+                            put(results, target + r * yh, yw, place + r * row_step, out_cols, neutral, y_kind)
+
+
+_share = job_of(_stencil)
+
+
+@kernel
+def stencil(job, parts, patience, *arguments):
+    """The whole convolution, as a job of the team."""
+    return _share(job, parts, patience, arguments)
