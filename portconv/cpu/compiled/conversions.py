@@ -20,7 +20,9 @@ from ...core.dtypes import integer_range
 from .vectors import I32, I64, Vectors, loop
 
 __all__ = [
+    "BFLOAT16",
     "BYTES",
+    "FLOAT16",
     "FLOAT32",
     "FLOAT64",
     "FROM_ROWS",
@@ -42,7 +44,7 @@ __all__ = [
 KINDS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "bfloat16", "float32",
          "float64")  # fmt: skip
 SIZES = {name: 2 if name == "bfloat16" else np.dtype(name).itemsize for name in KINDS}
-FLOAT32, FLOAT64 = KINDS.index("float32"), KINDS.index("float64")
+FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = map(KINDS.index, ("float16", "bfloat16", "float32", "float64"))
 BYTES = tuple(SIZES[name] for name in KINDS)
 FROM_ROWS = (KINDS.index("uint8"), KINDS.index("uint16"))  # kinds besides the native one that `column_sums` reads
 SWAPPED = 16  # added to the kind of numbers whose bytes are in the other order

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .conversions import BYTES, FLOAT32, FLOAT64
+from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
+from .epilogue import record
 from .kernel import apart, kernel
 from .moves import add_vectors, copy_elements, transpose_block
-from .runs import put_line, put_pixels, read_line, store_line
-from .vectors import VECTOR_BYTES
+from .runs import put_line, put_pixels, put_square, read_line, store_line, turned_square
+from .vectors import VECTOR_BYTES, one_of
 
 __all__ = [
     "add_in_pairs",
@@ -16,9 +17,12 @@ __all__ = [
     "fill_plane",
     "native_kind",
     "put",
+    "put_lanes",
     "put_more",
     "put_side_by_side",
+    "put_turned",
     "read",
+    "square_number",
     "stage_rows",
     "transpose",
     "turn_square",
@@ -33,6 +37,9 @@ _put_pixels = put_pixels()
 _store = store_line(add=False)
 _store_more = store_line(add=True)
 transpose = transpose_block()
+# Of the computation's own numbers, and of half precision: the kinds of networks.
+_turned = one_of({0: turned_square(None), 1: turned_square("float16"), 2: turned_square("bfloat16")})
+_put_turned = one_of({0: put_square(None), 1: put_square("float16"), 2: put_square("bfloat16")})
 
 
 @kernel
@@ -125,6 +132,12 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
     high = cols
     if base + (cols - 1) * col_jump >= width:
         high = max((width - base + col_jump - 1) // col_jump, low)
+    if base == 0 and cols == width and col_jump == row_jump == 1 and row_step == width * col_step:
+        row, last = row0, row0 + rows - 1
+        if last < len(source_rows) and source_rows[row] >= 0 and source_rows[last] == source_rows[row] + rows - 1:
+            read(out, out.ctypes.data + target * size, image + source_rows[row] * row_step, col_step, rows * cols,
+                 kind)  # fmt: skip
+            return
     for r in range(rows):
         line = target + r * cols
         row = row0 + r * row_jump
@@ -254,6 +267,35 @@ def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_r
 
 
 @kernel
+def square_number(like, kind):
+    """The place of a kind among those whose squares are transposed at once, or -1."""
+    return 0 if kind == native_kind(like) else 1 if kind == FLOAT16 else 2 if kind == BFLOAT16 else -1
+
+
+@kernel
+def put_turned(like, number, place, channel_step, source, records):
+    """A square of results source[column, lane] of a kind of this number, finished by the records of its channels."""
+    _put_turned(like, number, (place, channel_step, source, records, VECTOR_BYTES // like.itemsize))
+
+
+@kernel
+def put_lanes(square, place, channel_step, step, source, channels, cols, epilogue, channel, kind):
+    """Results source[column, lane], finished, as numbers of a kind; `square` is scratch.
+
+    `channel` is that of the first lane; the steps are bytes.
+    """
+    size = square.itemsize
+    which = square_number(square, kind)
+    if which >= 0 and channels == VECTOR_BYTES // size and step == bytes_of(kind):
+        _put_turned(square, which, (place, channel_step, source, record(epilogue, channel), cols))
+        return
+    transpose(square, (square.ctypes.data, VECTOR_BYTES, source, VECTOR_BYTES))
+    for lane in range(channels):
+        put(square, place + lane * channel_step, step, square.ctypes.data + lane * VECTOR_BYTES, cols,
+            record(epilogue, channel + lane), kind)  # fmt: skip
+
+
+@kernel
 def turn_square(place, kind, channel_step, col_step, channels, cols, square, target):
     """Some columns of some channels as (column, lane) at the address `target`.
 
@@ -261,8 +303,9 @@ def turn_square(place, kind, channel_step, col_step, channels, cols, square, tar
     """
     size = square.itemsize
     lanes = VECTOR_BYTES // size
-    if channels == lanes and cols == lanes and col_step == size and kind == native_kind(square):
-        transpose(square, (target, VECTOR_BYTES, place, channel_step))
+    which = square_number(square, kind)
+    if which >= 0 and channels == lanes and col_step == bytes_of(kind):
+        _turned(square, which, (target, place, channel_step, cols))
         return
     for lane in range(channels):
         read(square, square.ctypes.data + lane * VECTOR_BYTES, place + lane * channel_step, col_step, cols, kind)

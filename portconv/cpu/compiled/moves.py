@@ -18,7 +18,6 @@ __all__ = [
     "finish_vectors",
     "move_vectors",
     "pad_rows",
-    "scatter_transposed",
     "tile_transform",
     "transpose_block",
 ]
@@ -114,21 +113,6 @@ def tile_transform(left: Sequence[Sequence[Fraction]], right: Sequence[Sequence[
         loop(b, I64(height), [], line)
 
     return generate
-
-
-def scatter_transposed() -> Any:
-    """As `transpose_block`, with rows of the target where a table of offsets in bytes says.
-
-    Arguments: target, address of the table; source, bytes between its rows.
-    """
-
-    def generate(b: Any, v: Vectors, target: Any, table: Any, source: Any, source_row: Any) -> None:
-        rows = [v.load(v.at(source, b.mul(source_row, I64(i)))) for i in range(v.n)]
-        for i, row in enumerate(v.transposed(rows)):
-            offset = b.load(b.inttoptr(v.at(table, 8 * i), I64.as_pointer()))
-            v.store(row, v.at(target, offset))
-
-    return intrinsic_of(generate)
 
 
 def move_vectors() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -11,7 +12,16 @@ from .conversions import KINDS, SIZES, chunks, gathered, loaded, narrowed, nativ
 from .epilogue import RECORD, Finish
 from .vectors import I1, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
 
-__all__ = ["column_sums", "put_line", "put_pixels", "read_line", "store_line"]
+__all__ = [
+    "column_sums",
+    "put_line",
+    "put_pixels",
+    "put_square",
+    "read_line",
+    "scattered_square",
+    "store_line",
+    "turned_square",
+]
 
 
 # Dtypes of photographs and of networks.
@@ -33,9 +43,13 @@ def read_line() -> Any:
     def generate(
         b: Any, v: Vectors, target: Any, target_step: Any, source: Any, step: Any, count: Any, kind: Any
     ) -> None:  # fmt: skip
-        def whole(name: str, done: Any) -> None:
-            bits = vector(b, ir.VectorType(ir.IntType(8 * SIZES[name]), v.n), v.at(source, b.mul(done, step)))
-            v.store(widened(b, v, bits, name), v.at(target, b.mul(done, target_step)))
+        def known(name: str, done: Any, inside: Any) -> None:
+            of_name, place = ir.VectorType(ir.IntType(8 * SIZES[name]), v.n), v.at(source, b.mul(done, step))
+            out = v.at(target, b.mul(done, target_step))
+            if inside is None:
+                v.store(widened(b, v, vector(b, of_name, place), name), out)
+            else:
+                v.masked_store(widened(b, v, v.masked_load(place, inside, of_name), name), out, inside)
 
         def any_chunk(done: Any) -> None:
             left = b.sub(count, done)
@@ -50,45 +64,44 @@ def read_line() -> Any:
                 v.copy(target, source, count)
             with converted:
                 as_runs = b.icmp_signed("==", target_step, I64(v.size))
-                _chunk_by_chunk(b, v, count, kind, step, as_runs, whole, any_chunk)
+                _chunk_by_chunk(b, v, count, kind, step, as_runs, known, any_chunk)
 
     return intrinsic_of(generate)
 
 
 def _chunk_by_chunk(
-    b: Any, v: Vectors, count: Any, kind: Any, step: Any, as_runs: Any, whole: Callable[[str, Any], None],
+    b: Any, v: Vectors, count: Any, kind: Any, step: Any, as_runs: Any, known: Callable[[str, Any, Any], None],
     any_chunk: Callable[[Any], None],
 ) -> None:  # fmt: skip
     """Code for all vectors of a run of numbers of a kind, `step` bytes from each other.
 
-    `any_chunk(first)` is that for any vector, the last one too, which may not be full; `whole(name, first)` that for a
-    full one of numbers side by side whose kind is known. It runs, without a look at the kind for each vector, for the
-    kinds that come in millions.
+    `any_chunk(first)` is that for any vector. If `as_runs`, kinds that come in millions have code of their own where
+    they lie side by side, which does not look at the kind for each vector: `known(name, first, inside)`, where `inside`
+    is the mask of a vector that is not full, and None for the others.
     """
 
-    def many(name: str | None) -> Any:
-        if name is None:
-            return I64(0)
-        number = b.select(b.icmp_signed("==", step, I64(SIZES[name])), b.sdiv(count, I64(v.n)), I64(0))
-
+    def many(name: str) -> None:
         def body(i: Any, _state: list[Any]) -> list[Any]:
-            whole(name, b.mul(i, I64(v.n)))
+            known(name, b.mul(i, I64(v.n)), None)
             return []
 
-        loop(b, number, [], body, may_be_none=True)
-        return number
+        full = b.sdiv(count, I64(v.n))
+        loop(b, full, [], body, may_be_none=True)
+        done = b.mul(full, I64(v.n))
+        with b.if_then(b.icmp_signed("<", done, count)):
+            known(name, done, _inside(b, v, b.sub(count, done)))
 
-    cases: dict[int, str | None] = {KINDS.index(name): name for name in IN_MILLIONS}
-    found = switched(b, b.select(as_runs, kind, I64(-1)), {**cases, -1: None}, many)
-    done = b.phi(I64)
-    for value, block in found:
-        done.add_incoming(value, block)
-
-    def rest(i: Any, _state: list[Any]) -> list[Any]:
-        any_chunk(b.mul(b.add(i, done), I64(v.n)))
+    def each(i: Any, _state: list[Any]) -> list[Any]:
+        any_chunk(b.mul(i, I64(v.n)))
         return []
 
-    loop(b, b.sub(chunks(b, v, count), done), [], rest, may_be_none=True)
+    number: Any = I64(-1)
+    for name in IN_MILLIONS:
+        this = b.and_(b.icmp_signed("==", kind, I64(KINDS.index(name))), b.icmp_signed("==", step, I64(SIZES[name])))
+        number = b.select(b.and_(this, as_runs), kind, number)
+    names: dict[int, str | None] = {KINDS.index(name): name for name in IN_MILLIONS}
+    others: Any = partial(loop, b, chunks(b, v, count), [], each)
+    switched(b, number, {**names, -1: None}, lambda name: others() if name is None else many(name))
 
 
 def put_line(*, add: bool) -> Any:
@@ -104,9 +117,13 @@ def put_line(*, add: bool) -> Any:
         _apart(b)
         finish = Finish(v, record, splat=True)
 
-        def whole(name: str, done: Any) -> None:
-            value = finish(v.load(v.at(source, b.mul(done, I64(v.size)))))
-            stored(b, v, narrowed(b, v, value, name), v.at(target, b.mul(done, step)), step, I64(v.n), SIZES[name])
+        def known(name: str, done: Any, inside: Any) -> None:
+            value = narrowed(b, v, finish(v.load(v.at(source, b.mul(done, I64(v.size))))), name)
+            place = v.at(target, b.mul(done, step))
+            if inside is None:
+                b.store(value, b.inttoptr(place, value.type.as_pointer())).align = 1
+            else:
+                v.masked_store(value, place, inside)
 
         def any_chunk(done: Any) -> None:
             left = b.sub(count, done)
@@ -117,7 +134,7 @@ def put_line(*, add: bool) -> Any:
                 value = b.fadd(b.bitcast(bits, v.type), value)
             put(b, v, finish(value), place, step, left, kind)
 
-        _chunk_by_chunk(b, v, count, kind, step, I1(not add), whole, any_chunk)
+        _chunk_by_chunk(b, v, count, kind, step, I1(not add), known, any_chunk)
 
     return intrinsic_of(generate)
 
@@ -130,18 +147,17 @@ def store_line(*, add: bool) -> Any:
 
     def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, record: Any) -> None:
         finish = Finish(v, record, splat=True)
-        lane_numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
 
         def body(i: Any, _state: list[Any]) -> list[Any]:
             done = b.mul(i, I64(v.n))
             offset = b.mul(done, I64(v.size))
             place = v.at(target, offset)
-            inside = b.icmp_signed("<", lane_numbers, v.splat(b.sub(count, done), lane_numbers.type))
+            inside = _inside(b, v, b.sub(count, done))
             value = v.load(v.at(source, offset))
-            with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, partial):
+            with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, part):
                 with whole:
                     v.store(finish(b.fadd(v.load(place), value) if add else value), place)
-                with partial:
+                with part:
                     total = b.fadd(v.masked_load(place, inside), value) if add else value
                     v.masked_store(finish(total), place, inside)
             return []
@@ -230,3 +246,83 @@ def put(b: Any, v: Vectors, value: Any, place: Any, step: Any, left: Any, kind: 
             stored(b, v, value, place, step, left, v.size)
         with other:
             switched(b, kind, {n: name for n, name in enumerate(KINDS) if n != native(v)}, converted)
+
+
+def turned_square(name: str | None) -> Generate:
+    """`target[j, :] = source[:, j]` for as many rows as lanes, of this dtype or, for None, the computation's.
+
+    Arguments: target; source, bytes between its rows; how many columns there are, others becoming zero. Nothing beyond
+    them is touched.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, source_row: Any, count: Any) -> None:
+        name_of = name or KINDS[native(v)]
+        bits = ir.VectorType(ir.IntType(8 * SIZES[name_of]), v.n)
+        inside = _inside(b, v, count)
+        with b.if_else(b.icmp_signed(">=", count, I64(v.n))) as (whole, part):
+            found = []
+            for block, masked in ((whole, False), (part, True)):
+                with block:
+                    places = [v.at(source, b.mul(source_row, I64(i))) for i in range(v.n)]
+                    found.append([v.masked_load(p, inside, bits) if masked else vector(b, bits, p) for p in places])
+                    found[-1].append(b.block)
+        (*wholes, one), (*partials, other) = found
+        rows = []
+        for a, c in zip(wholes, partials, strict=True):
+            phi = b.phi(bits)
+            phi.add_incoming(a, one)
+            phi.add_incoming(c, other)
+            rows.append(phi)
+        for j, column in enumerate(v.transposed([widened(b, v, row, name_of) for row in rows])):
+            v.store(column, v.at(target, j * VECTOR_BYTES))
+
+    return generate
+
+
+def scattered_square(name: str | None) -> Generate:
+    """As `turned_square` for full rows, which go to where a table of offsets in bytes says.
+
+    Arguments: target, address of the table; source, bytes between its rows.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, table: Any, source: Any, source_row: Any) -> None:
+        name_of = name or KINDS[native(v)]
+        bits = ir.VectorType(ir.IntType(8 * SIZES[name_of]), v.n)
+        rows = [widened(b, v, vector(b, bits, v.at(source, b.mul(source_row, I64(i)))), name_of) for i in range(v.n)]
+        for i, row in enumerate(v.transposed(rows)):
+            offset = b.load(b.inttoptr(v.at(table, 8 * i), I64.as_pointer()))
+            v.store(row, v.at(target, offset))
+
+    return generate
+
+
+def put_square(name: str | None) -> Generate:
+    """`target[i, j] = finish(source[j, i])` for as many rows as lanes, as numbers of this dtype, or the computation's.
+
+    Arguments: target, bytes between its rows, source, address of the first row's record, how many columns there are.
+    Nothing beyond them is touched.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, target_row: Any, source: Any, records: Any, count: Any) -> None:
+        rows = v.transposed([v.load(v.at(source, j * VECTOR_BYTES)) for j in range(v.n)])
+        values, places = [], []
+        for i, row in enumerate(rows):
+            value = Finish(v, v.at(records, i * RECORD * v.size), splat=True)(row)
+            values.append(value if name is None else narrowed(b, v, value, name))
+            places.append(v.at(target, b.mul(target_row, I64(i))))
+        inside = _inside(b, v, count)
+        with b.if_else(b.icmp_signed(">=", count, I64(v.n))) as (whole, part):
+            with whole:
+                for value, place in zip(values, places, strict=True):
+                    b.store(value, b.inttoptr(place, value.type.as_pointer())).align = 1
+            with part:
+                for value, place in zip(values, places, strict=True):
+                    v.masked_store(value, place, inside)
+
+    return generate
+
+
+def _inside(b: Any, v: Vectors, count: Any) -> Any:
+    """The mask of the first `count` lanes."""
+    numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
+    return b.icmp_signed("<", numbers, v.splat(count, numbers.type))

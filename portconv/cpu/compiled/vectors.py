@@ -56,6 +56,13 @@ def lanes(dtype: str) -> int:
     return VECTOR_BYTES // _SIZES[dtype]
 
 
+def _suffix(kind: Any) -> str:
+    """What LLVM calls a type of vectors in the names of its functions."""
+    element = kind.element
+    name = f"i{element.width}" if isinstance(element, ir.IntType) else "f64" if element == ir.DoubleType() else "f32"
+    return f"v{kind.count}{name}"
+
+
 class Vectors:
     """The few vector operations that the intrinsics are made of."""
 
@@ -86,20 +93,22 @@ class Vectors:
         store.align = VECTOR_BYTES
         store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
-    def masked_load(self, address: Any, mask: Any) -> Any:
-        """Lanes outside the mask are zero, and their memory is not touched."""
-        masks = ir.VectorType(I1, self.n)
-        pointer = self.type.as_pointer()
-        kind = ir.FunctionType(self.type, [pointer, I32, masks, self.type])
-        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.load.{self.suffix}.p0")
-        return self.b.call(function, [self.b.inttoptr(address, pointer), I32(self.size), mask, self.zero])
+    def masked_load(self, address: Any, mask: Any, kind: Any = None) -> Any:
+        """Lanes outside the mask are zero, and their memory is not touched; `kind` is another type of vector."""
+        kind = kind or self.type
+        masks, pointer = ir.VectorType(I1, self.n), kind.as_pointer()
+        function = cgutils.get_or_insert_function(
+            self.b.module, ir.FunctionType(kind, [pointer, I32, masks, kind]), f"llvm.masked.load.{_suffix(kind)}.p0"
+        )
+        nothing = ir.Constant(kind, [0] * self.n)
+        return self.b.call(function, [self.b.inttoptr(address, pointer), I32(1), mask, nothing])
 
     def masked_store(self, value: Any, address: Any, mask: Any) -> None:
         """Lanes outside the mask are not touched."""
-        pointer = self.type.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [self.type, pointer, I32, mask.type])
-        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.store.{self.suffix}.p0")
-        self.b.call(function, [value, self.b.inttoptr(address, pointer), I32(self.size), mask])
+        pointer = value.type.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, mask.type])
+        function = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.store.{_suffix(value.type)}.p0")
+        self.b.call(function, [value, self.b.inttoptr(address, pointer), I32(1), mask])
 
     def copy(self, target: Any, source: Any, count: Any) -> None:
         """So many elements, from address to address."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..epilogue import RECORD, gather_records
+from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
 from ..kernel import kernel
-from ..memory import add_in_pairs, native_kind, put, read, transpose, turn_square
-from ..moves import finish_vectors, move_vectors, scatter_transposed
+from ..memory import add_in_pairs, bytes_of, native_kind, put, put_turned, read, square_number, turn_square
+from ..moves import finish_vectors, move_vectors
 from ..products import channel_sums
+from ..runs import scattered_square
 from ..vectors import VECTOR_BYTES, one_of
 
 __all__ = ["WIDTHS", "depthwise"]
@@ -24,7 +25,7 @@ WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYT
 
 _finish = finish_vectors()
 _move = move_vectors()
-_scatter = scatter_transposed()
+_scatter = one_of({0: scattered_square(None), 1: scattered_square("float16"), 2: scattered_square("bfloat16")})
 # By `16 * step + width`.
 _sums = one_of({16 * step + n: channel_sums(n, step) for step in (1, 2) for n in WIDTHS})
 
@@ -65,11 +66,12 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
     channel_step, row_step, col_step = x_strides
     source = image + row0 * row_step
     native = kind == native_kind(stage)
-    if native and col_step == size and row_step == width * size and rows * width >= lanes:
+    number = square_number(stage, kind)
+    if number >= 0 and col_step == bytes_of(kind) and row_step == width * col_step and rows * width >= lanes:
         count = rows * width
         for n in range(0, count, lanes):
             n = min(n, count - lanes)  # the last square overlaps the one before
-            _scatter(stage, (stage.ctypes.data, table.ctypes.data + n * 8, source + n * size, channel_step))
+            _scatter(stage, number, (stage.ctypes.data, table.ctypes.data + n * 8, source + n * col_step, channel_step))
         return
     for row in range(rows):
         target = stage.ctypes.data + (row * line + left) * VECTOR_BYTES
@@ -92,18 +94,19 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
 def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, neutral):
     """Results out[pixel, lane] of rows of `cols` pixels, as numbers of a kind, at the address `place`; steps are bytes.
 
-    `neutral` is a record that changes nothing.
+    `neutral` is the first of as many records as lanes that change nothing.
     """
     size = out.itemsize
     lanes = VECTOR_BYTES // size
-    if kind == native_kind(out) and row_step == cols * pixel_step:
-        if channel_step == size:  # channels last
+    if row_step == cols * pixel_step:
+        if channel_step == size and kind == native_kind(out):  # channels last
             _move(out, (place, pixel_step, out.ctypes.data, VECTOR_BYTES, count))
             return
-        if pixel_step == size and count >= lanes:
+        if pixel_step == bytes_of(kind) and count >= lanes and square_number(out, kind) >= 0:
             for n in range(0, count, lanes):
                 n = min(n, count - lanes)
-                transpose(out, (place + n * size, channel_step, out.ctypes.data + n * VECTOR_BYTES, VECTOR_BYTES))
+                put_turned(out, square_number(out, kind), place + n * pixel_step, channel_step,
+                           out.ctypes.data + n * VECTOR_BYTES, neutral)  # fmt: skip
             return
     for n in range(count):
         target = place + n // cols * row_step + n % cols * pixel_step
@@ -170,7 +173,7 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
                              records.ctypes.data, place, partial, zeros.ctypes.data)  # fmt: skip
             place = y_first + b * yb + (c0 * multiplier + m) * yc + r0 * yh
             _put(out, (r1 - r0) * out_cols, out_cols, y_kind, place, multiplier * yc, yh, yw,
-                 zeros.ctypes.data)  # fmt: skip
+                 record(epilogue, channels * multiplier))  # fmt: skip
 
 
 _share = job_of(_depthwise)

@@ -110,8 +110,8 @@ class CompiledDepthwisePlan(CompiledPlan):
         stage_rows = min(g.height, (-(-g.out_rows // g.strips) - 1) * g.sh + (g.kh - 1) * g.dh + 1)
         p = self.problem
         turned = costs.turned if p.layout == "NCHW" else costs.turned / 2
-        if not p.x_dtype == p.result_dtype == p.compute_dtype:
-            turned = costs.row  # each vector is converted by a call
+        if not {p.x_dtype, p.result_dtype} <= {p.compute_dtype, "float16", "bfloat16"}:
+            turned = 2 * costs.row  # each vector is converted by a call
         work = (
             met * runs * (g.run + 1) * (g.width if g.exchanged else g.kw) * g.multiplier * costs.product
             + g.out_rows * runs * g.multiplier * costs.line

@@ -41,15 +41,25 @@ _pad = one_of({phases: pad_rows(phases) for phases in (1, 2)})
 
 
 @apart
-def _fill(image, kind, x_strides, source_rows, source_cols, first, rows, height, width, top, left, zeros, sw, phases,
-          pitch, strip, converted):  # fmt: skip
+def _convert(image, kind, row_step, col_step, r0, r1, width, out):
+    """Rows r0 to r1 of the image in the dtype of the computation, one after the other."""
+    size = out.itemsize
+    if row_step == width * col_step:
+        read(out, out.ctypes.data, image + r0 * row_step, col_step, (r1 - r0) * width, kind)
+        return
+    for r in range(r0, r1):
+        read(out, out.ctypes.data + (r - r0) * width * size, image + r * row_step, col_step, width, kind)
+
+
+@apart
+def _fill(image, kind, row_step, col_step, source_rows, source_cols, first, rows, height, width, top, left, zeros, sw,
+          phases, pitch, strip):  # fmt: skip
     """Rows of the padded image from `first` on: strip[row, phase, column].
 
-    `image` is the address of the channel's first element; the strides, of rows and columns, are bytes. `converted` has
-    room for the rows of the image in the dtype of the computation.
+    `image` is the address of the channel's first element; the strides are bytes. With zeros in the padding, the
+    image has the numbers of the computation, side by side.
     """
     size = strip.itemsize
-    row_step, col_step = x_strides
     line = phases * pitch * size
     if not zeros:
         for phase in range(phases):
@@ -57,23 +67,13 @@ def _fill(image, kind, x_strides, source_rows, source_cols, first, rows, height,
                 fill_plane(image, kind, row_step, col_step, source_rows, source_cols, first + r, 1, 1, phase, sw,
                            pitch, left, width, strip, (r * phases + phase) * pitch)  # fmt: skip
         return
-    r0, r1 = min(max(first - top, 0), height), max(min(first + rows - top, height), 0)
-    if r1 > r0 and not (col_step == size and kind == native_kind(strip)):
-        if row_step == width * col_step:
-            read(strip, converted.ctypes.data, image + r0 * row_step, col_step, (r1 - r0) * width, kind)
-        else:
-            for r in range(r0, r1):
-                read(strip, converted.ctypes.data + (r - r0) * width * size, image + r * row_step, col_step, width,
-                     kind)  # fmt: skip
-        row_step = width * size
-        image = converted.ctypes.data - r0 * row_step
     # rows above the image, of the image, below it
-    begin, end = r0 + top - first, r1 + top - first
-    if r1 <= r0:
-        begin = end = rows
+    begin = min(max(top - first, 0), rows)
+    end = max(min(height + top - first, rows), begin)
+    image += max(min(first + begin - top, height - 1), 0) * row_step
     for start, stop, columns in ((0, begin, 0), (begin, end, width), (end, rows, 0)):
         if stop > start:
-            _pad(strip, phases, (strip.ctypes.data + start * line, line, pitch * size, image + r0 * row_step,
+            _pad(strip, phases, (strip.ctypes.data + start * line, line, pitch * size, image,
                                  row_step if columns else 0, stop - start, left, columns,
                                  pitch * size // VECTOR_BYTES))  # fmt: skip
 
@@ -97,8 +97,10 @@ def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, table, sou
     for i in range(len(zero_row)):
         zero_row[i] = 0
     at_once = y_kind == native_kind(scratch) and yw == size
-    in_place = kh <= MASKED and zeros and sw == 1 and x_kind == native_kind(scratch) and xw == size
-    line = xh if in_place else phases * pitch * size
+    as_it_is = x_kind == native_kind(scratch) and xw == size
+    in_place = kh <= MASKED and zeros and sw == 1
+    image_row = xh if as_it_is or not zeros else width * size
+    line = image_row if in_place else phases * pitch * size
     blocks = (channels + together - 1) // together
     tasks = batch * blocks * strips
     for _ in range(tasks):
@@ -110,19 +112,19 @@ def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, table, sou
         r0, r1 = which * out_rows // strips, (which + 1) * out_rows // strips
         for c in range(block * together, min((block + 1) * together, channels)):
             image = x_first + b * xb + c * xc
-            first, row0, rows_inside, col0, cols_inside = (
-                np.int64(strip.ctypes.data),
-                np.int64(0),
-                FAR,
-                np.int64(0),
-                FAR,
-            )
+            if zeros and not as_it_is:
+                first_row = min(max(r0 * sh - top, 0), height - 1)
+                end_row = max(min((r1 - 1) * sh + kh - top, height), first_row + 1)
+                _convert(image, x_kind, xh, xw, first_row, end_row, width, converted)
+                image = converted.ctypes.data - first_row * image_row
+            row0, rows_inside, col0, cols_inside = np.int64(0), FAR, np.int64(0), FAR
+            first = np.int64(strip.ctypes.data)
             if in_place:
                 row0, rows_inside, col0, cols_inside = r0 * sh - top, height, -left, width
-                first = image + row0 * xh + col0 * size
+                first = image + row0 * image_row + col0 * size
             else:
-                _fill(image, x_kind, (xh, xw), source_rows, source_cols, r0 * sh, (r1 - r0 - 1) * sh + kh, height,
-                      width, top, left, zeros, sw, phases, pitch, strip, converted)  # fmt: skip
+                _fill(image, x_kind, image_row, xw, source_rows, source_cols, r0 * sh, (r1 - r0 - 1) * sh + kh, height,
+                      width, top, left, zeros, sw, phases, pitch, strip)  # fmt: skip
             for o in range(c * multiplier, (c + 1) * multiplier):
                 target = y_first + b * yb + o * yc + r0 * yh
                 place, row_step = target, yh

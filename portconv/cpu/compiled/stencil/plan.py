@@ -101,11 +101,11 @@ class CompiledStencilPlan(CompiledPlan):
         tiles = -(-g.out_rows // g.strips // g.rows) * g.strips * g.multiplier
         converted = 0 if p.x_dtype == p.result_dtype == p.compute_dtype else -(-g.height * g.width // lane)
         padded_rows = g.out_rows * g.sh + g.strips * (g.kh - g.sh)
-        in_place = g.kh <= kernels.MASKED and g.zeros and g.sw == 1 and not converted
+        in_place = g.kh <= kernels.MASKED and g.zeros and g.sw == 1
         work = (
             tiles * g.rows * wide * (g.kh * g.kw * costs.product + costs.padded)
-            + tiles * -(-wide // 2) * costs.line
-            + (0 if in_place else padded_rows * (g.phases * g.pitch // lane + 1) * costs.padded)
+            + tiles * -(-wide // 2) * costs.line / 2
+            + (0 if in_place else padded_rows * (g.phases * g.pitch // lane) * costs.padded)
             + 2 * converted * costs.padded
             + (1 if g.zeros else padded_rows) * 2 * costs.row
         )

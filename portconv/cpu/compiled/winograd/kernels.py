@@ -10,10 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from ....engines.winograd import TILES, Tile, matrices
-from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
-from ..memory import put, stage_rows, transpose
+from ..memory import put_lanes, stage_rows
 from ..moves import mark_nonfinite, tile_transform
 from ..products import row_products
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, Generate, one_of
@@ -126,10 +125,7 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
                 for j in range(0, out_cols, lanes):
                     n = min(lanes, out_cols - j)
                     source = stage.ctypes.data + (line_start + j * lanes) * size
-                    transpose(m, (square.ctypes.data, VECTOR_BYTES, source, VECTOR_BYTES))
-                    for lane in range(count):
-                        source = square.ctypes.data + lane * VECTOR_BYTES
-                        put(m, place + lane * yc + j * yw, yw, source, n, record(epilogue, o + lane), kind)
+                    put_lanes(square, place + j * yw, yc, yw, source, count, n, epilogue, o, kind)
 
 
 @kernel
