@@ -232,7 +232,7 @@ def test_a_library_loads_no_other_library(run_python, library, name, jit):
         PORTCONV_JIT=jit,
     )
     allowed = {name, name + "lib"}
-    if name == "jax" and jit == "1":  # whose arrays on a CPU NumPy's engines convolve
+    if name in ("jax", "torch") and jit == "1":  # whose arrays on a CPU NumPy's engines convolve
         allowed |= COMPILER
     assert not (OPTIONAL - allowed) & set(out.split())
 
@@ -318,15 +318,15 @@ def test_libraries_are_imported_by_their_backends_only(name):
     allowed = LIBRARIES.get(name, set())
     if name.startswith("cpu.compiled."):  # imported by a plan, not before
         allowed = {"numba"}
-    of_mlx = name.startswith(("namespaces.mlx", "backends.mlx"))  # imported by the first array of MLX's
-    if of_mlx:
-        allowed = {"mlx"}
-    own = {name.rpartition(".")[2]} if room(name) == "backends.*" and not of_mlx else set()
+    # rooms that are imported by the first array of their library
+    whole = [one for one in ("mlx", "torch") if name.startswith((f"namespaces.{one}", f"backends.{one}"))]
+    allowed = allowed | set(whole)
+    own = {name.rpartition(".")[2]} if room(name) == "backends.*" and not whole else set()
     allowed = allowed | own
     assert not IMPORTS[name].others_at_once & own - {"numpy"}
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name != "mlx" and not of_mlx and not name.startswith("cpu.compiled."):
+    if name != "mlx" and not whole and not name.startswith("cpu.compiled."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()

@@ -214,7 +214,7 @@ class NumpySteps(Steps):
                 for block, value in compute(task):
                     self.finish(value, block.channels, problem, bias, out=blocks[block])
 
-        allowed = threads.get_num_threads()
+        allowed = threads.allowed_threads()
         count = min(allowed, len(tasks)) if parallel else 1
         if products and not blas.can_limit():  # its own threads are all that there is to gain
             count = 1

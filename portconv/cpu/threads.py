@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock, local
 from typing import Any, TypeVar
 
@@ -15,7 +16,17 @@ import numpy as np
 
 from ..core.integers import integer
 
-__all__ = ["ALIGNMENT", "get_num_threads", "run", "scratch", "set_num_threads", "usable_cores", "within_task"]
+__all__ = [
+    "ALIGNMENT",
+    "allowed_threads",
+    "at_most",
+    "get_num_threads",
+    "run",
+    "scratch",
+    "set_num_threads",
+    "usable_cores",
+    "within_task",
+]
 
 ALIGNMENT = 64  # bytes: of a cache line, and of the widest vector
 
@@ -72,9 +83,10 @@ def get_num_threads() -> int:
 def set_num_threads(count: int) -> None:
     """Let convolutions on a CPU use up to `count` threads, in this process and from now on.
 
-    It concerns portconv's own engines: on NumPy arrays, and on arrays of MLX and JAX on a CPU. A count above the number
-    of cores that the process may run on has the effect of that number. NumPy's BLAS, where portconv calls it, is
-    limited for the time of the call, and PyTorch and XLA keep their own settings.
+    It concerns portconv's own engines: on NumPy arrays, and on arrays of MLX, PyTorch and JAX on a CPU. A count above
+    the number of cores that the process may run on has the effect of that number. NumPy's BLAS, where portconv calls
+    it, is limited for the time of the call. PyTorch and XLA keep their own settings; on PyTorch's tensors there are no
+    more threads than `torch.get_num_threads()`, either.
 
     Parameters
     ----------
@@ -97,6 +109,23 @@ def set_num_threads(count: int) -> None:
     """
     global _limit
     _limit = min(integer("count", count, 1), usable_cores())
+
+
+def allowed_threads() -> int:
+    """How many threads a convolution may use that this thread calls."""
+    most: int | None = getattr(_inside, "most", None)
+    return get_num_threads() if most is None else min(most, get_num_threads())
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """For this thread, and as long as it lasts: no more threads than these."""
+    before = getattr(_inside, "most", None)
+    _inside.most = count
+    try:
+        yield
+    finally:
+        _inside.most = before
 
 
 def scratch(count: int, dtype: Any) -> Any:

@@ -163,21 +163,6 @@ def test_results_that_meet_no_pixel_keep_their_gradients(torch, engine, case, dt
         torch.testing.assert_close(gradient, torch.full_like(alone, expected))
 
 
-def test_a_photograph_becomes_float_in_blocks(torch, monkeypatch):
-    """What is not differentiated is never converted as a whole, however the weight is."""
-    plan = portconv.plan_conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3), engine="gemm").inner
-    engine, steps = type(plan), type(plan.steps)
-    images, blocks, execute, cast = [], [], engine.execute, steps.cast
-    monkeypatch.setattr(engine, "execute", lambda self, x, *args: images.append(x.dtype) or execute(self, x, *args))
-    monkeypatch.setattr(steps, "cast", lambda self, x, dtype: blocks.append(x.numel()) or cast(self, x, dtype))
-    for dtype in (torch.uint8, torch.bfloat16):
-        x = torch.ones(1, 1, 1000, 800, dtype=dtype)
-        weight = torch.ones(4, 1, 3, 3, dtype=dtype if dtype.is_floating_point else None, requires_grad=True)
-        assert portconv.conv2d(x, weight, engine="gemm").requires_grad
-        assert max(blocks) < x.numel()
-    assert images == [torch.uint8, torch.bfloat16]
-
-
 def test_training_a_parameter(torch):
     """An optimiser changes the weight in place between calls."""
     generator = torch.Generator().manual_seed(0)

@@ -89,7 +89,7 @@ class _Team:
 def launch(job: Any, parts: int, *arguments: Any) -> None:
     """Run a job of compiled kernels, on up to `parts` threads."""
     global _team
-    parts = min(parts, threads.get_num_threads())
+    parts = min(parts, threads.allowed_threads())
     if parts < 2 or threads.within_task() or not _lock.acquire(blocking=False):
         job(_own_block(), 1, 0, *arguments)
         return

@@ -1,0 +1,100 @@
+"""PyTorch: its own convolution, portconv's engines in its operations, and on a CPU NumPy's over its tensors' memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.backend import Candidate, Plan, check_result
+from ...core.problem import Problem
+from ...cpu.bridge import host_candidates
+from ...cpu.machine import host_environment, processor
+from ..base import ArrayApiBackend, name_of
+from .host import torch_host_plan
+from .native import NativePlan, native_candidate
+from .operations import OpsPlan, records, transformed
+
+__all__ = ["backend"]
+
+
+def _extent(x: Any) -> tuple[int, int]:
+    """The addresses of a tensor's first byte, and after its last one."""
+    steps = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (steps + 1) * x.element_size() * (x.numel() > 0)
+
+
+class TorchBackend(ArrayApiBackend):
+    """PyTorch."""
+
+    namespace = "array_api_compat.torch"
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        native = native_candidate(problem)
+        return [native, *(host_candidates(problem) if problem.device == "cpu" else self._engines(problem))]
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        if problem.result_dtype in ("uint32", "uint64"):
+            raise TypeError(f"`out_dtype`: PyTorch has next to no operations for {problem.result_dtype}. Use int64.")
+        native = NativePlan(problem, "native", steps=self._steps_on(problem.device))
+        if engine == "native":
+            return native
+        if problem.device == "cpu":
+            return torch_host_plan(problem, engine, native)
+        return OpsPlan.around(super().build(problem, engine))
+
+    def check_out(self, out: Any, problem: Problem, arguments: Mapping[str, Any], /) -> None:
+        """Whether a tensor can become a problem's result; `arguments` are the others of the call, or None."""
+        check_result(self.describe(out), problem)
+        given = {name: array for name, array in arguments.items() if array is not None}
+        for name, array in {"out": out, **given}.items():
+            if records(array):
+                raise ValueError(f"`out` cannot be had where gradients are recorded, but `{name}` records them.")
+        if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+            raise ValueError("`out` must have memory for each of its elements, but an axis of it has stride 0.")
+        first, last = _extent(out)
+        for name, array in given.items():
+            low, high = _extent(array)
+            if first < high and low < last:
+                raise ValueError(f"`out` must not share memory with `{name}`, which is read while `out` is written.")
+
+    def _new_device(self, name: str) -> Any:
+        return self._xp.device(name)
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        # A weight that records gradients must be packed anew, so that the packing is part of the graph. `_version` does
+        # not see changes through `.data`, or through memory that the tensor shares with another library.
+        if records(weight) or weight.is_inference() or transformed():
+            return None
+        # what was made in inference mode cannot be used outside of it
+        return weight._version, torch.is_inference_mode_enabled()
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        with torch.inference_mode(False):  # else the array could be changed unseen
+            try:
+                return super().from_numpy(x, dtype=dtype, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(f"`device` {device!r}: {error}") from error
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        x = x.detach().cpu()
+        return np.asarray(x.float() if name_of(x.dtype) == "bfloat16" else x)
+
+    def synchronize(self, x: Any, /) -> None:
+        if x.device.type in ("cuda", "mps", "xpu"):
+            getattr(torch, x.device.type).synchronize()
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        if problem.device.startswith("cuda"):
+            here = {"gpu": str(torch.cuda.get_device_name(problem.device))}
+        else:  # PyTorch names no GPU of Apple's, which the processor stands for
+            own = host_environment() if problem.device == "cpu" else {"cpu": processor()}
+            here = {**own, "threads": str(torch.get_num_threads())}
+        return {"torch": str(torch.__version__), **here}
+
+
+def backend(name: str) -> TorchBackend:
+    """The adapter of PyTorch."""
+    return TorchBackend(name)

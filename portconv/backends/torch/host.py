@@ -1,0 +1,181 @@
+"""NumPy's engines on the memory of PyTorch's CPU tensors, and their derivatives of any order.
+
+NumPy hides from autograd what it computes. Convolution is linear in the image and in the weight, and so are its two
+gradients in what they are made of. All derivatives of the three are made of the three again: with ``y = F(x, w)`` the
+gradients are ``X(w, dy)`` and ``W(x, dy)``; those of ``sum(u * X(w, dy))`` are ``W(u, dy)`` and ``F(u, w)``, and those
+of ``sum(v * W(x, dy))`` are ``X(v, dy)`` and ``F(x, v)``.
+
+What NumPy cannot see, tensors of `torch.func`'s transforms, duals of forward differentiation, tensors without values,
+is computed by PyTorch's own convolution, which knows them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...core.backend import PackedWeight, Plan
+from ...core.problem import Problem
+from ...cpu import gradient, threads
+from ...cpu.bridge import HostPlan, bridged, host_plan
+from .native import NativePlan
+from .operations import records, transformed
+
+__all__ = ["TorchHostPlan", "torch_host_plan"]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def torch_host_plan(problem: Problem, engine: str, native: NativePlan) -> TorchHostPlan:
+    """One of portconv's engines on NumPy; `native` is the plan for tensors that NumPy cannot see."""
+    inner = host_plan(problem, engine, view=view, take=_take)
+    return TorchHostPlan(problem, engine, inner.workspace_bytes, inner=inner, native=native)
+
+
+def view(x: Any) -> np.ndarray[Any, Any]:
+    """A CPU tensor's memory as a NumPy array; bfloat16, which NumPy has not, is cast."""
+    x = x.detach()
+    shown: np.ndarray[Any, Any] = (x.float() if x.dtype == torch.bfloat16 else x.resolve_neg()).numpy()
+    return shown
+
+
+def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
+    return torch.from_numpy(y).to(getattr(torch, p.result_dtype))
+
+
+def _has_values(*tensors: Any) -> bool:
+    """Whether NumPy can see all of them, and nothing but autograd watches."""
+    # the level of a nest of forward differentiations, -1 outside of any
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() or transformed():
+        return False
+    return all(type(x) in _PLAIN for x in tensors if x is not None)
+
+
+def _limit() -> AbstractContextManager[None]:
+    """No more threads than PyTorch was allowed: one in the workers of a DataLoader."""
+    count: int = torch.get_num_threads()
+    return threads.at_most(count) if count < threads.get_num_threads() else nullcontext()
+
+
+class _Weight(NamedTuple):
+    packed: PackedWeight | None  # None where NumPy cannot see it
+    weight: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchHostPlan(Plan):
+    """A NumPy plan for tensors that NumPy can see, and PyTorch's own for others."""
+
+    inner: HostPlan
+    native: NativePlan
+
+    @cached_property
+    def stamp(self) -> Hashable:
+        return ("torch", self.inner.stamp)
+
+    def warmup(self) -> tuple[str, ...]:
+        return self.inner.warmup()
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        # that keeps the memory alive, but not the caller's tensor
+        own = weight if transformed() or records(weight) else weight.detach()
+        if not _has_values(weight):
+            return PackedWeight(self.stamp, _Weight(None, own), 0)
+        packed = self.inner.pack(weight)
+        return PackedWeight(self.stamp, _Weight(packed, own), packed.nbytes, packed.separable)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
+        packed, own = weight.data
+        if packed is None or not _has_values(x, bias):
+            return self.native.execute(x, self.native.pack(own), bias, out=out)
+        if out is not None:
+            return self._write(x, packed, bias, out)
+        if torch.is_grad_enabled() and (
+            x.requires_grad or own.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            return _Convolution.apply(x, own, bias, self, packed)
+        return self.computed(x, packed, bias)
+
+    def computed(self, x: Any, packed: PackedWeight, bias: Any) -> Any:
+        """The result, of which nothing is recorded."""
+        with _limit():
+            return self.inner.execute(x, packed, bias)
+
+    def _write(self, x: Any, packed: PackedWeight, bias: Any, out: Any) -> Any:
+        if out.dtype == torch.bfloat16:
+            return out.copy_(self.computed(x, packed, bias))
+        with _limit():
+            self.inner.inner.execute(view(x), packed.data, None if bias is None else view(bias), out=view(out))
+        return out
+
+
+# F, X and W of the text above. What is differentiated again has a graph: their backward functions call them by `apply`.
+
+
+class _Convolution(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not typed here
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, plan: TorchHostPlan, packed: PackedWeight | None) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.plan, ctx.bias = plan, None if bias is None else (bias.shape, bias.dtype)
+        return plan.computed(x, plan.pack(weight.detach()).data.packed if packed is None else packed, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        dx = _ImageGradient.apply(weight, dy, ctx.plan).to(x.dtype) if needs_x else None
+        dweight = _WeightGradient.apply(x, dy, ctx.plan, weight.shape, weight.dtype) if needs_weight else None
+        dbias = _bias_gradient(ctx.plan.problem, dy, *ctx.bias) if needs_bias else None
+        return dx, dweight, dbias, None, None
+
+
+class _ImageGradient(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not typed here
+    @staticmethod
+    def forward(ctx: Any, weight: Any, dy: Any, plan: TorchHostPlan) -> Any:
+        ctx.save_for_backward(weight, dy)
+        ctx.plan = plan
+        with _limit():
+            value = gradient.image_gradient(bridged(plan.problem), view(weight), view(dy))
+        return torch.from_numpy(value).to(getattr(torch, plan.problem.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, u: Any) -> Any:
+        weight, dy = ctx.saved_tensors
+        needs_weight, needs_dy, _ = ctx.needs_input_grad
+        found = _WeightGradient.apply(u, dy, ctx.plan, weight.shape, weight.dtype) if needs_weight else None
+        return found, _Convolution.apply(u, weight, None, ctx.plan, None) if needs_dy else None, None
+
+
+class _WeightGradient(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not typed here
+    @staticmethod
+    def forward(ctx: Any, x: Any, dy: Any, plan: TorchHostPlan, shape: Any, dtype: Any) -> Any:
+        ctx.save_for_backward(x, dy)
+        ctx.plan = plan
+        with _limit():
+            value = gradient.weight_gradient(bridged(plan.problem), view(x), view(dy))
+        return torch.from_numpy(value).reshape(shape).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, v: Any) -> Any:
+        x, dy = ctx.saved_tensors
+        needs_x, needs_dy, *_ = ctx.needs_input_grad
+        dx = _ImageGradient.apply(v, dy, ctx.plan).to(x.dtype) if needs_x else None
+        return dx, _Convolution.apply(x, v, None, ctx.plan, None) if needs_dy else None, None, None, None
+
+
+def _bias_gradient(p: Problem, dy: Any, shape: Any, dtype: Any) -> Any:
+    """In float64, or in pairs: long sums of float32 would not keep the bound."""
+    if p.dtype == "float64" and p.batch:
+        images = dy.permute(0, 2, 3, 1) if p.layout == "NCHW" else dy
+        total = gradient.in_pairs(images.reshape(-1, p.out_channels))
+    else:
+        total = dy.double().sum((0, 2, 3) if p.layout == "NCHW" else (0, 1, 2))
+    return total.reshape(shape).to(dtype)

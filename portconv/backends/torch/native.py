@@ -1,0 +1,165 @@
+"""`torch.nn.functional.conv2d`, asked for no longer sums than keep the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ...core.backend import Candidate, PackedWeight, Plan
+from ...core.problem import Problem
+from ...core.shapes import ranges
+from ...cpu import threads
+from ...engines.accuracy import TERMS, accumulate
+from ...engines.steps import Steps
+from .operations import transformed
+
+__all__ = ["NativePlan", "native_candidate"]
+
+# On a CPU the terms of a sum are added one after the other: of 4,608 terms, on constant data, a result was off by 314
+# eps c. So long sums are made of parts, which are added in pairs; they cost as much more.
+PARTS = 1.5
+# Seconds: of a call, and by what a layer is, measured on two cores of an AMD EPYC with PyTorch 2.13.
+CALL = 5e-6
+CORE_FLOPS = 1.1e11  # of one core, at best
+SHARE_OF_TAPS, SHARE_OF_1X1, SHARE_OF_FEW_CHANNELS = 0.85, 0.6, 0.15
+DEPTHWISE_OUTPUT, DEPTHWISE_TAP = 2e-9, 7e-10  # on one core; the latter of large kernels
+LARGE_TAPS = 100
+GPU_FLOP = 1e-13
+
+
+def native_candidate(p: Problem) -> Candidate:
+    """What PyTorch's own routine would cost, or why it is not offered."""
+    why_not, note = None, ""
+    if p.accuracy == "elementwise" and p.device != "cpu":
+        why_not = "cuDNN does not bound the error of its sums element by element"
+    elif p.device == "cpu" and _terms(p) > TERMS[p.accuracy]:
+        note = f"sums of {_terms(p)} terms in parts"
+    return Candidate("native", _seconds(p), why_not=why_not, note=note)
+
+
+def _terms(p: Problem) -> int:
+    return p.in_channels // p.groups * p.kernel[0] * p.kernel[1]
+
+
+def _seconds(p: Problem) -> float:
+    if p.device != "cpu":
+        return CALL + p.flops * GPU_FLOP
+    inputs, taps, cores = p.in_channels // p.groups, p.kernel[0] * p.kernel[1], threads.usable_cores()
+    oh, ow = p.out_size
+    if inputs == 1 and p.groups > 1:
+        tap = DEPTHWISE_TAP * taps if taps > LARGE_TAPS else DEPTHWISE_OUTPUT
+        return CALL + p.batch * p.out_channels * oh * ow * tap / cores
+    few = min(inputs, p.out_channels // p.groups) < 16
+    share = SHARE_OF_FEW_CHANNELS if few else SHARE_OF_TAPS if taps > 1 else SHARE_OF_1X1
+    return CALL + p.flops / (CORE_FLOPS * share * cores) * (PARTS if _terms(p) > TERMS[p.accuracy] else 1)
+
+
+class _Weight(NamedTuple):
+    weight: Any
+    shows: bool  # whether results show with what it meets in the padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativePlan(Plan):
+    """PyTorch's own routine. Autograd, `torch.func` and `torch.compile` know it."""
+
+    steps: Steps
+
+    @property
+    def stamp(self) -> Hashable:
+        return ("native", "torch", self.problem.weight_shape, self._work_dtype)
+
+    @property
+    def _work_dtype(self) -> str:
+        """Results of half precision are rounded: what is added to them must be added in float32.
+
+        So must the gradients of pixels that are copied in the border. On CPUs oneDNN was seen to make NaN of the
+        neighbours of an infinite pixel in bfloat16, and zeros of small numbers.
+        """
+        p = self.problem
+        wide = p.out_dtype is not None or p.epilogue.bias or (p.padding_mode != "zeros" and any(p.padding))
+        return p.compute_dtype if wide or p.device == "cpu" else p.dtype
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether sums are so long that they must be cut."""
+        p = self.problem
+        return p.device == "cpu" and _terms(p) > TERMS[p.accuracy] and 0 not in p.out_shape
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        """The weight (O, I/G, kh, kw), as it is if its dtype is right."""
+        p = self.problem
+        own = weight.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
+        packed = own.to(getattr(torch, self._work_dtype))
+        # On CPUs PyTorch leaves padding out of its sums, where a weight that is not finite would show.
+        shows = p.device == "cpu" and any(p.padding) and (transformed() or not bool(packed.detach().isfinite().all()))
+        return PackedWeight(self.stamp, _Weight(packed, shows), 0 if packed is own else packed.nbytes)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
+        p, dtype = self.problem, getattr(torch, self._work_dtype)
+        if p.layout == "NHWC":
+            x = x.permute(0, 3, 1, 2)
+        x = x.to(dtype)
+        packed, shows = weight.data
+        padded, padding = self._padded(x)
+        if any(padding) and (shows or self._in_parts):
+            padded, padding = torch.nn.functional.pad(padded, (*2 * padding[1:], *2 * padding[:1])), (0, 0)
+        bias = None if bias is None else bias.reshape(-1).to(dtype)
+        if self._in_parts:
+            y = accumulate(self._parts(padded, packed), _sum)
+            y = y if bias is None else y + bias.reshape(-1, 1, 1)
+        else:
+            y = self._convolved(padded, packed, bias, padding)
+        y = self.steps.rounded(y, p.result_dtype)
+        y = y.permute(0, 2, 3, 1) if p.layout == "NHWC" else y
+        return y if out is None else out.copy_(y)
+
+    def _padded(self, x: Any) -> tuple[Any, tuple[int, int]]:
+        """The image with the border that PyTorch's convolution does not make, and what that is to make."""
+        p = self.problem
+        top, bottom, left, right = p.padding
+        if p.padding_mode == "zeros" and (top, left) == (bottom, right):
+            return x, (top, left)
+        mode = "constant" if p.padding_mode == "zeros" else p.padding_mode
+        return (torch.nn.functional.pad(x, (left, right, top, bottom), mode=mode) if any(p.padding) else x), (0, 0)
+
+    def _convolved(self, x: Any, weight: Any, bias: Any = None, padding: tuple[int, int] = (0, 0)) -> Any:
+        p = self.problem
+        with _full_precision(x):
+            return torch.nn.functional.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)
+
+    def _parts(self, x: Any, weight: Any) -> Iterator[Any]:
+        """Convolutions with parts of the kernel and of the channels, whose sum is the whole; `x` is padded already."""
+        p = self.problem
+        (kh, kw), inputs, most = p.kernel, p.in_channels // p.groups, TERMS[p.accuracy]
+        cols = min(kw, most)
+        rows = min(kh, most // cols)
+        by_group = x.reshape(p.batch, p.groups, inputs, *x.shape[2:])
+        for some in ranges(inputs, max(most // (rows * cols), 1)):
+            channels = by_group[:, :, some].reshape(p.batch, -1, *x.shape[2:])
+            for i in ranges(kh, rows):
+                for j in ranges(kw, cols):
+                    needed = [
+                        slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
+                        for tap, d, out, s in zip((i, j), p.dilation, p.out_size, p.stride, strict=True)
+                    ]
+                    yield self._convolved(channels[:, :, needed[0], needed[1]], weight[:, some, i, j])
+
+
+def _sum(total: Any, term: Any) -> Any:
+    """Not in place: transforms of functions do not allow it."""
+    return term if total is None else total + term
+
+
+def _full_precision(x: Any) -> AbstractContextManager[object]:
+    """On GPUs PyTorch rounds the factors of float32 to TF32 unless it is told otherwise."""
+    if x.device.type != "cuda" or x.dtype != torch.float32:
+        return nullcontext()
+    flags: AbstractContextManager[object] = torch.backends.cudnn.flags(allow_tf32=False)
+    return flags

@@ -1,0 +1,82 @@
+"""PyTorch's own convolution: where it is offered, and that it is asked for what is meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import portconv
+from portconv.testing import assert_close, reference_conv2d
+from tests.helpers import numbers
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+def test_all_arguments(torch, padding_mode, layout):
+    x, weight, bias = numbers((2, 4, 9, 11)), numbers((6, 2, 3, 3), 1), numbers((6,), 2)
+    for options in (
+        {},
+        {"padding": 2, "stride": (2, 1)},
+        {"padding": ((3, 0), (1, 2)), "dilation": (1, 2)},
+        {"padding": "same"},
+    ):
+        options = {**options, "groups": 2, "padding_mode": padding_mode}
+        image = torch.tensor(x if layout == "NCHW" else x.transpose(0, 2, 3, 1).copy())
+        y = portconv.conv2d(
+            image, torch.tensor(weight), torch.tensor(bias), **options, layout=layout, engine="native"
+        ).numpy()
+        assert_close(y if layout == "NCHW" else y.transpose(0, 3, 1, 2), reference_conv2d(x, weight, bias, **options))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_long_sums_keep_the_bound(torch, last):
+    """PyTorch itself is off by 8 or 314 eps c, by the memory format, where all 4,608 terms are alike."""
+    x, weight = np.full((1, 512, 9, 9), 0.1, "f4"), np.full((4, 512, 3, 3), 0.3, "f4")
+    image = torch.tensor(x).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    for accuracy in ("normwise", "elementwise"):
+        y = portconv.conv2d(image, torch.tensor(weight), padding=1, engine="native", accuracy=accuracy)
+        assert_close(y.numpy(), reference_conv2d(x, weight, padding=1), accuracy=accuracy)
+
+
+def test_sums_in_parts_are_those_of_all_arguments(torch):
+    x, weight, bias = numbers((2, 12, 20, 21)), numbers((6, 6, 9, 7), 1), numbers((6,), 2)
+    for options in ({"padding": (3, 4)}, {"stride": 2, "padding": 1}, {"padding": ((5, 0), (1, 2))}, {"dilation": 2}):
+        y = portconv.conv2d(*map(torch.tensor, (x, weight, bias)), **options, groups=2, engine="native")
+        assert_close(y.numpy(), reference_conv2d(x, weight, bias, **options, groups=2))
+
+
+def test_where_it_is_left_out(torch):
+    for device, out in (("cpu", None), ("meta", "element by element")):
+        plan = portconv.plan_conv2d((1, 1, 9, 9), (4, 1, 3, 3), accuracy="elementwise", backend="torch", device=device)
+        why_not = next(c.why_not for c in plan.candidates if c.engine == "native")
+        assert why_not is None if out is None else out in why_not
+
+
+def test_infinite_pixels_stay_where_they_are(torch):
+    """OneDNN makes NaN of their neighbours in bfloat16."""
+    x = torch.tensor(numbers((2, 3, 7, 29))).bfloat16()
+    x[1, 1, 3, 20] = torch.inf
+    weight = torch.tensor(numbers((4, 3, 3, 2), 1)).bfloat16()
+    y = portconv.conv2d(x, weight, engine="native")
+    expected = torch.nn.functional.conv2d(x.double(), weight.double())
+    np.testing.assert_array_equal(y.isfinite().numpy(), expected.isfinite().numpy())
+
+
+def test_full_precision_on_gpus(torch):
+    """Within the call alone, whatever the user has set."""
+    native = pytest.importorskip("portconv.backends.torch.native")
+
+    class OnGpu:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    before = torch.backends.cudnn.allow_tf32
+    with native._full_precision(OnGpu()):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_out(torch):
+    x, weight = torch.tensor(numbers((1, 2, 8, 8))), torch.tensor(numbers((3, 2, 3, 3)))
+    out = torch.zeros(1, 6, 6, 3).permute(0, 3, 1, 2)
+    assert portconv.conv2d(x, weight, engine="native", out=out) is out
+    assert_close(out.numpy(), reference_conv2d(x.numpy(), weight.numpy()))
