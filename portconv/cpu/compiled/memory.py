@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
 from .conversions import BYTES, FLOAT32, FLOAT64
 from .kernel import apart, kernel
 from .moves import add_vectors, copy_elements, transpose_block
@@ -11,6 +13,7 @@ from .vectors import VECTOR_BYTES
 __all__ = [
     "add_in_pairs",
     "bytes_of",
+    "call_numbers",
     "copy",
     "fill_pixels",
     "fill_plane",
@@ -20,6 +23,7 @@ __all__ = [
     "put_side_by_side",
     "read",
     "stage_rows",
+    "table",
     "transpose",
     "turn_square",
 ]
@@ -33,6 +37,19 @@ _put_pixels = put_pixels()
 _store = store_line(add=False)
 _store_more = store_line(add=True)
 transpose = transpose_block()
+
+
+@kernel
+def call_numbers(numbers, geometry):
+    """Of `CompiledPlan.numbers`: those of the image, of the result, and so many of the geometry, as tuples."""
+    x, y = to_fixed_tuple(numbers[:6], 6), to_fixed_tuple(numbers[6:12], 6)
+    return x, y, to_fixed_tuple(numbers[12:], geometry)
+
+
+@kernel
+def table(tables, n):
+    """The table of this number, flat, of what `one_array` made."""
+    return tables[tables[n] : tables[n + 1]]
 
 
 @kernel
