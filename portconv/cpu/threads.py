@@ -27,7 +27,7 @@ _inside = local()  # a task that runs tasks of its own runs them itself: waiting
 
 
 _limit: int | None = None  # what `set_num_threads` or the environment said
-_kept = local()  # scratch memory of each thread, by the character of its dtype
+_kept = local()  # scratch memory of each thread, by its use and the character of its dtype
 
 
 def usable_cores() -> int:
@@ -99,9 +99,12 @@ def set_num_threads(count: int) -> None:
     _limit = min(integer("count", count, 1), usable_cores())
 
 
-def scratch(count: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """So many elements or more, the scratch memory of this thread: new pages cost more than what is done with them."""
-    kept, name = _kept.__dict__, dtype.char
+def scratch(count: int, dtype: np.dtype[Any], use: str = "") -> np.ndarray[Any, Any]:
+    """So many elements or more, the scratch memory of this thread: new pages cost more than what is done with them.
+
+    Each use has a memory of its own.
+    """
+    kept, name = _kept.__dict__, use + dtype.char
     found = kept.get(name)
     if found is None or found.size < count:
         kept[name] = found = None  # free the old one first
