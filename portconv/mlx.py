@@ -185,7 +185,7 @@ def _place(array: Any) -> Hashable:
     except (ValueError, BufferError):
         return None
     interface = seen.__array_interface__
-    return _name(array.dtype), array.shape, interface["data"][0], interface["strides"]
+    return array.dtype, array.shape, interface["data"][0], interface["strides"]
 
 
 class _Token:

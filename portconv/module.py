@@ -14,7 +14,7 @@ from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
 from .dispatch.packing import PackCache
-from .dispatch.path import described
+from .dispatch.path import info_of
 from .layer import Layer, LayerArguments, checked_name
 
 __all__ = ["Conv2d"]
@@ -168,7 +168,7 @@ class Conv2d(Layer):
         if library_of(value) is None:
             raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
         source = registry.get_backend(value)
-        (info,) = described(source, [(name, value)])
+        info = info_of(source, name, value)
         if info.dtype not in (*FLOATING, *INTEGRAL):
             raise TypeError(f"`{name}` must be of a floating or integer dtype, but got {info.dtype}.")
         if info.shape not in shapes:
@@ -285,10 +285,10 @@ class Conv2d(Layer):
     def __call__(self, x: Any, *, out_dtype: Any = None, out: Any = None) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         library = registry.resolve(x)
-        (info,) = described(library, [("x", x)])
+        info = info_of(library, "x", x)
         out_dtype = out_dtype if out_dtype is None else result_name(out_dtype)
         bound = self._bound.get((library, info, out_dtype))
-        if bound is None or bound.token != library.cache_token(bound.source):
+        if bound is None or (bound.token is not None and bound.token != library.cache_token(bound.source)):
             bound = self._bind(library, info, out_dtype)
         if out is None:
             return bound.plan.execute(x, bound.weight, bound.bias)

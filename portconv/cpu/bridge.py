@@ -79,6 +79,7 @@ def host_plan(
     view: Callable[[Any], Any],
     take: Callable[[Any, Problem], Any],
     new: Callable[[Problem], tuple[Any, Any] | None] | None = None,
+    kept: Callable[[Problem], Any] | None = None,
 ) -> HostPlan:
     """A plan for another library's arrays.
 
@@ -93,9 +94,11 @@ def host_plan(
     new
         Makes an array of the library's for the result, of any values, and NumPy's view of it, which the engine then
         writes into; or None for problems whose result `take` is to take.
+    kept
+        NumPy's memory for a result that `take` copies: it may be the same in every call of a thread.
     """
     inner = numpy_plan(bridged(problem), engine)
-    return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take, new=new)
+    return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take, new=new, kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,7 @@ class HostPlan(Plan):
     view: Callable[[Any], Any]
     take: Callable[[Any, Problem], Any]
     new: Callable[[Problem], tuple[Any, Any] | None] | None = None
+    kept: Callable[[Problem], Any] | None = None
 
     @cached_property
     def stamp(self) -> Hashable:
@@ -127,7 +131,8 @@ class HostPlan(Plan):
         image, shift = self.view(x), None if bias is None else self.view(bias)
         made = None if self.new is None else self.new(self.problem)
         if made is None:
-            return self.take(self.inner.execute(image, weight.data, shift), self.problem)
+            memory = None if self.kept is None else self.kept(self.problem)
+            return self.take(self.inner.execute(image, weight.data, shift, out=memory), self.problem)
         y, memory = made
         self.inner.execute(image, weight.data, shift, out=memory)
         return y

@@ -38,7 +38,7 @@ _inside = local()  # a task that runs tasks of its own runs them itself: waiting
 
 
 _limit: int | None = None  # what `set_num_threads` or the environment said
-_kept = local()  # scratch memory of each thread
+_kept = local()  # scratch memory of each thread, by its use and the character of its dtype
 
 
 def usable_cores() -> int:
@@ -128,16 +128,20 @@ def at_most(count: int) -> Iterator[None]:
         _inside.most = before
 
 
-def scratch(count: int, dtype: Any) -> Any:
-    """Scratch memory of this thread, the same in every call: new pages cost more than what is done with them."""
-    nbytes = count * np.dtype(dtype).itemsize
-    kept = _kept.__dict__.get("memory")
-    if kept is None or kept.nbytes < nbytes:
-        _kept.memory = None  # free the old one first
-        _kept.memory = kept = np.empty(nbytes + ALIGNMENT, np.uint8)
-        start = -kept.ctypes.data % ALIGNMENT
-        _kept.memory = kept = kept[start : start + nbytes]
-    return kept[:nbytes].view(dtype)
+def scratch(count: int, dtype: np.dtype[Any], use: str = "") -> np.ndarray[Any, Any]:
+    """So many elements or more, the scratch memory of this thread: new pages cost more than what is done with them.
+
+    Each use has a memory of its own.
+    """
+    kept, name = _kept.__dict__, use + dtype.char
+    found = kept.get(name)
+    if found is None or found.size < count:
+        kept[name] = found = None  # free the old one first
+        nbytes = count * dtype.itemsize
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        kept[name] = found = memory[start : start + nbytes].view(dtype)
+    return found
 
 
 def within_task() -> bool:

@@ -11,7 +11,7 @@ from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
 
-__all__ = ["check_out", "described", "forget_plans", "plan_for", "plan_of", "prepared"]
+__all__ = ["check_out", "described", "forget_plans", "info_of", "plan_for", "plan_of", "prepared"]
 
 
 def prepared(
@@ -46,13 +46,25 @@ def described(library: Backend, arguments: Sequence[tuple[str, Any]]) -> list[Ar
         try:
             info = library.describe(array)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"`{name}`: {error}") from None
+            raise _named(error, name) from None
         infos.append(info)
         if info.device != infos[0].device and not (info.traced or infos[0].traced):
             raise ValueError(
                 f"`{first}` is on the device {infos[0].device}, but `{name}` is on {info.device}. Move one of them."
             )
     return infos
+
+
+def info_of(library: Backend, name: str, array: Any) -> ArrayInfo:
+    """What the library says of a single one."""
+    try:
+        return library.describe(array)
+    except (TypeError, ValueError) as error:
+        raise _named(error, name) from None
+
+
+def _named(error: Exception, name: str) -> Exception:
+    return type(error)(f"`{name}`: {error}")
 
 
 def _check_library(first: str, sample: Any, name: str, array: Any) -> None:

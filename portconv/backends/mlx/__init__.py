@@ -17,7 +17,7 @@ from ...core.backend import ArrayInfo, Candidate, Plan
 from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, version
-from .arrays import STEPS, default_device, dtype_named, view
+from .arrays import STEPS, default_device, dtype_named, name_of, view
 from .host import host_plan_with_derivatives
 from .native import NativePlan, native_candidate
 from .operations import GPU_COSTS, OpsPlan, gpu_candidates, traced_plan
@@ -33,7 +33,7 @@ class MlxBackend:
     def describe(self, x: Any, /) -> ArrayInfo:
         if not isinstance(x, mx.array):
             raise TypeError(f"expected an mlx.core.array, but got {type(x).__name__}.")
-        return ArrayInfo(x.shape, str(x.dtype).rpartition(".")[2], default_device())
+        return ArrayInfo(x.shape, name_of(x.dtype), default_device())
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         native = native_candidate(problem)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +11,13 @@ import numpy as np
 
 from ...engines.steps import Steps
 
-__all__ = ["STEPS", "check_tracing", "default_device", "dtype_named", "evaluated", "view"]
+__all__ = ["STEPS", "check_tracing", "default_device", "dtype_named", "evaluated", "name_of", "remembered", "view"]
+
+
+@lru_cache(maxsize=64)
+def name_of(dtype: Any) -> str:
+    """The name of a dtype, which MLX makes anew whenever it is asked."""
+    return str(dtype).rpartition(".")[2]
 
 
 def default_device() -> str:
@@ -40,6 +48,46 @@ def check_tracing(error: ValueError) -> None:
     """Raise the error again unless it says that the array has no values yet."""
     if "during function transformations" not in str(error):
         raise error
+
+
+def remembered(*arrays: Any) -> bool:
+    """Whether MLX knows what arrays are made of, or cannot say their values: it differentiates them, or traces.
+
+    An array that has its values forgets what it was made of, unless MLX needs to know that for a derivative. Other
+    libraries that compute with such values lose the derivative, unless they are a function with rules of its own; which
+    costs more than a small layer does, so that others had better do without.
+    """
+    try:
+        mx.eval(*arrays)
+    except ValueError as error:
+        check_tracing(error)
+        return True
+    return not _tells_histories() or _has_history(*arrays)
+
+
+def _has_history(*arrays: Any) -> bool:
+    """Whether there is an edge in the graph of what they are made of."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *arrays)
+    return "->" in graph.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _tells_histories() -> bool:
+    """Whether this version of MLX shows the histories of arrays that are differentiated, in either direction."""
+    found = []
+
+    def look(x: Any) -> Any:
+        y = x * x
+        for array in (x, y):
+            mx.eval(array)
+            found.append(_has_history(array))
+        return y
+
+    one = mx.array(1.0)
+    mx.grad(look)(one)
+    mx.jvp(look, [one], [one])
+    return all(found)
 
 
 class MlxSteps(Steps):

@@ -19,21 +19,26 @@ import numpy as np
 from ...core.backend import PackedWeight, Plan
 from ...core.layout import NHWC_FROM_NCHW
 from ...core.problem import Problem
-from ...cpu import gradient
+from ...cpu import gradient, threads
 from ...cpu.bridge import bridged, host_plan
-from ...cpu.threads import ALIGNMENT
-from .arrays import check_tracing, dtype_named, view
+from .arrays import check_tracing, dtype_named, remembered, view
 from .native import MAX_ELEMENTS
 from .operations import EitherPlan, traced_plan
 
 __all__ = ["host_plan_with_derivatives"]
 
+KEPT_BYTES = 128 << 10  # of a result that is copied from the same memory in every call: new memory of a few is cheap
 WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smaller ones are copied sooner
 
 
 def host_plan_with_derivatives(problem: Problem, engine: str) -> Plan:
     """One of portconv's engines on NumPy, on a CPU device."""
-    inner = host_plan(problem, engine, view=view, take=_take, new=_memory)
+    nbytes = math.prod(problem.out_shape) * dtype_named(problem.result_dtype).size
+    inner = host_plan(
+        problem, engine, view=view, take=_take,
+        new=_new if nbytes >= WRITTEN_BYTES and _can_be_written(problem) else None,
+        kept=_kept if KEPT_BYTES <= nbytes < WRITTEN_BYTES else None,
+    )  # fmt: skip
     return _DifferentiablePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
 
 
@@ -41,22 +46,25 @@ def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
     return mx.array(y, dtype=dtype_named(p.result_dtype))
 
 
-def _memory(p: Problem) -> tuple[Any, np.ndarray[Any, Any]] | None:
-    """New memory for a large result in a dtype of NumPy's."""
+def _kept(p: Problem) -> np.ndarray[Any, Any]:
+    """Memory for a result that is copied into MLX's at once."""
     count = math.prod(p.out_shape)
-    size = dtype_named(p.result_dtype).size
-    if p.result_dtype == "bfloat16" or count * size < WRITTEN_BYTES or count > MAX_ELEMENTS - ALIGNMENT:
-        return None
-    return _new(p)
+    dtype = np.dtype("float32" if p.result_dtype == "bfloat16" else p.result_dtype)
+    return threads.scratch(count, dtype, "result")[:count].reshape(p.out_shape)
+
+
+def _can_be_written(p: Problem) -> bool:
+    """Whether the result is of a dtype of NumPy's, in memory that MLX can address."""
+    return p.result_dtype != "bfloat16" and math.prod(p.out_shape) <= MAX_ELEMENTS - threads.ALIGNMENT
 
 
 def _new(p: Problem) -> tuple[Any, np.ndarray[Any, Any]]:
     """New memory of MLX's for a result, and NumPy's view of it; aligned, so that the compiled engines can write it."""
     dtype = dtype_named(p.result_dtype)
     count = math.prod(p.out_shape)
-    memory = mx.zeros(count + ALIGNMENT // dtype.size, dtype)
+    memory = mx.zeros(count + threads.ALIGNMENT // dtype.size, dtype)
     shown = np.array(memory, copy=False)
-    some = slice(start := -shown.ctypes.data % ALIGNMENT // dtype.size, start + count)
+    some = slice(start := -shown.ctypes.data % threads.ALIGNMENT // dtype.size, start + count)
     return memory[some].reshape(p.out_shape), shown[some].reshape(p.out_shape)
 
 
@@ -94,6 +102,8 @@ class _DifferentiablePlan(EitherPlan):
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         packed, original = weight.data
+        if packed is not None and not remembered(x, original, *(() if bias is None else (bias,))):
+            return self.inner.execute(x, packed, bias)
         convolve = mx.custom_function(partial(self._convolved, packed))
         convolve.vjp(self._vjp)
         convolve.jvp(self._jvp)

@@ -10,26 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from ...core.problem import Problem
 from .kernel import kernel
 from .vectors import OUTPUT_VECTORS, ROWS, Vectors, lanes
 
-__all__ = ["RECORD", "Finish", "gather_phases", "gather_records", "record", "records"]
+__all__ = ["RECORD", "Finish", "gather_phases", "gather_records", "neutral_records", "record", "with_bias"]
 
 RECORD = 1  # elements of a record: the bias
 MAX_TILE = max(ROWS, OUTPUT_VECTORS * lanes("float32"))  # outputs of a register tile
 
 
-def records(bias: Any, p: Problem, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """The records of a call, read-only like all that kernels only read.
+def neutral_records(channels: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The records of a call without a bias.
 
     Behind the last channel's follow zeros, for as many more as a register tile has outputs. They change nothing, and
     are for sums that are not complete yet.
     """
-    found = np.zeros((p.out_channels + MAX_TILE) * RECORD, dtype)
-    if bias is not None:
-        found[: p.out_channels] = bias.reshape(-1)
-    found.flags.writeable = False
+    return np.zeros((channels + MAX_TILE) * RECORD, dtype)
+
+
+def with_bias(neutral: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The records of a call with a bias, made of those without."""
+    found = np.array(neutral)
+    found[: bias.size] = bias.ravel()
     return found
 
 

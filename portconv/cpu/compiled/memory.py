@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
 from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
 from .epilogue import record
 from .kernel import apart, kernel
@@ -12,6 +14,7 @@ from .vectors import VECTOR_BYTES, one_of
 __all__ = [
     "add_in_pairs",
     "bytes_of",
+    "call_numbers",
     "copy",
     "fill_pixels",
     "fill_plane",
@@ -24,6 +27,7 @@ __all__ = [
     "read",
     "square_number",
     "stage_rows",
+    "table",
     "transpose",
     "turn_square",
 ]
@@ -40,6 +44,19 @@ transpose = transpose_block()
 # Of the computation's own numbers, and of half precision: the kinds of networks.
 _turned = one_of({0: turned_square(None), 1: turned_square("float16"), 2: turned_square("bfloat16")})
 _put_turned = one_of({0: put_square(None), 1: put_square("float16"), 2: put_square("bfloat16")})
+
+
+@kernel
+def call_numbers(numbers, geometry):
+    """Of `CompiledPlan.numbers`: those of the image, of the result, and so many of the geometry, as tuples."""
+    x, y = to_fixed_tuple(numbers[:6], 6), to_fixed_tuple(numbers[6:12], 6)
+    return x, y, to_fixed_tuple(numbers[12:], geometry)
+
+
+@kernel
+def table(tables, n):
+    """The table of this number, flat, of what `one_array` made."""
+    return tables[tables[n] : tables[n + 1]]
 
 
 @kernel

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from ...core.backend import Candidate
 from ...core.problem import Problem
+from .. import threads
 from .base import CompiledPlan
 from .costs import COMPILED, CompiledCosts
 from .depthwise.plan import CompiledDepthwisePlan
@@ -17,6 +19,7 @@ from .winograd.plan import CompiledWinogradPlan
 __all__ = ["build", "candidates"]
 
 MAX_WORKSPACE_BYTES = 56 << 20
+ALONE_SECONDS = 5e-6  # of work: another thread would come too late to be of help
 MAX_AXIS = 1 << 20  # elements of a padded axis
 MAX_TABLE = 1 << 17  # terms of an output: there is a table of them
 
@@ -37,7 +40,10 @@ def build(problem: Problem, engine: str) -> CompiledPlan | None:
     if max(axes) > MAX_AXIS or terms > MAX_TABLE or problem.batch == 0:
         return None
     plan = _made(problem, engine)
-    return plan if plan is None or plan.workspace_bytes <= MAX_WORKSPACE_BYTES else None
+    if plan is None or plan.workspace_bytes > MAX_WORKSPACE_BYTES:
+        return None
+    work = (plan.seconds(COMPILED) - COMPILED.launch) * min(plan.parts, threads.get_num_threads())
+    return replace(plan, parts=1) if work < ALONE_SECONDS else plan
 
 
 def _made(problem: Problem, engine: str) -> CompiledPlan | None:

@@ -31,7 +31,6 @@ PAUSE_SECONDS = 20e-6  # between two looks whether they are done
 
 _lock = Lock()
 _team: _Team | None = None
-_own = local()  # the block of each thread that works alone
 # The kernels that a team needs besides those of its jobs, with arguments of their types.
 _KERNELS = {
     jobs.serve: (0, 0, 0, 0, True),
@@ -89,9 +88,10 @@ class _Team:
 def launch(job: Any, parts: int, *arguments: Any) -> None:
     """Run a job of compiled kernels, on up to `parts` threads."""
     global _team
-    parts = min(parts, threads.allowed_threads())
+    if parts > 1:
+        parts = min(parts, threads.allowed_threads())
     if parts < 2 or threads.within_task() or not _lock.acquire(blocking=False):
-        job(_own_block(), 1, 0, *arguments)
+        job(_own.block, 1, 0, *arguments)
         return
     left = 1
     try:
@@ -109,18 +109,21 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
         _lock.release()
 
 
-def _own_block() -> int:
-    block: int | None = _own.__dict__.get("block")
-    if block is None:
-        _own.block, _own.memory = block, _ = _new_block(1)
-    return block
-
-
 def _new_block(parts: int) -> tuple[int, Any]:
     """Its address and its words for so many threads. The first word begins a line of the cache."""
     words = np.zeros(jobs.COUNTERS + parts * jobs.APART + threads.ALIGNMENT // 8, np.int64)
     words = words[-words.ctypes.data % threads.ALIGNMENT // 8 :]
     return words.ctypes.data, words
+
+
+class _Own(local):
+    """The block of each thread that works alone."""
+
+    def __init__(self) -> None:
+        self.block, self._memory = _new_block(1)
+
+
+_own = _Own()
 
 
 def _settled(core: int, block: int) -> bool:

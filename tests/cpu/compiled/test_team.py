@@ -178,12 +178,12 @@ def test_an_error_in_the_middle_of_a_job(monkeypatch):
 
 def test_the_blocks_of_different_threads_are_different():
     found = []
-    workers = [threading.Thread(target=lambda: found.append(team._own_block())) for _ in range(4)]
+    workers = [threading.Thread(target=lambda: found.append(team._own.block)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len({team._own_block(), *found}) >= 2  # that of a thread that has ended may be used again
+    assert len({team._own.block, *found}) >= 2  # that of a thread that has ended may be used again
     assert all(block % threads.ALIGNMENT == 0 for block in found)
 
 

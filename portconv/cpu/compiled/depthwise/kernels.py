@@ -12,17 +12,29 @@ import numpy as np
 from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
 from ..kernel import kernel
-from ..memory import add_in_pairs, bytes_of, native_kind, put, put_turned, read, square_number, turn_square
+from ..memory import (
+    add_in_pairs,
+    bytes_of,
+    call_numbers,
+    native_kind,
+    put,
+    put_turned,
+    read,
+    square_number,
+    turn_square,
+)
 from ..moves import finish_vectors, move_vectors
 from ..products import channel_sums
 from ..runs import scattered_square
 from ..vectors import VECTOR_BYTES, one_of
+from .geometry import Geometry
 
 __all__ = ["WIDTHS", "depthwise"]
 
 # Outputs of a row that are computed together: their sums, a weight and an image vector are in registers.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYTES != 32)
 
+_GEOMETRY = len(Geometry._fields)
 _finish = finish_vectors()
 _move = move_vectors()
 _scatter = one_of({0: scattered_square(None), 1: scattered_square("float16"), 2: scattered_square("bfloat16")})
@@ -180,6 +192,8 @@ _share = job_of(_depthwise)
 
 
 @kernel
-def depthwise(job, parts, patience, *arguments):
+def depthwise(job, parts, patience, x, y, weight, epilogue, table, numbers, scratch):
     """The whole convolution, as a job of the team."""
-    return _share(job, parts, patience, arguments)
+    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    return _share(job, parts, patience,
+                  (x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch))  # fmt: skip

@@ -145,6 +145,6 @@ class CompiledDepthwisePlan(CompiledPlan):
             self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
             return
         launch(
-            kernels.depthwise, self.parts, x, x_strides, y, y_strides, data, epilogue,
-            *self.tables, tuple(self.geometry), threads.scratch(self.parts * self.scratch, self.dtype),
+            kernels.depthwise, self.parts, x, y, data, epilogue, *self.tables,
+            self.numbers(x_strides, y_strides, self.geometry), threads.scratch(self.parts * self.scratch, self.dtype),
         )  # fmt: skip

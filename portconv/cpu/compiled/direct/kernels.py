@@ -12,11 +12,14 @@ import numpy as np
 from ..epilogue import RECORD, gather_phases
 from ..jobs import job_of, take
 from ..kernel import kernel
-from ..memory import fill_pixels, fill_plane
+from ..memory import call_numbers, fill_pixels, fill_plane
 from ..vectors import VECTOR_BYTES
+from .geometry import Geometry
 from .passes import BLOCK, patch, store, two_passes
 
 __all__ = ["direct"]
+
+_GEOMETRY = len(Geometry._fields)
 
 
 @kernel
@@ -104,6 +107,10 @@ _share = job_of(_direct)
 
 
 @kernel
-def direct(job, parts, patience, *arguments):
+def direct(job, parts, patience, x, y, weight, row_weights, epilogue, source_rows, source_cols, numbers, separable,
+           scratch):  # fmt: skip
     """The whole convolution, as a job of the team."""
-    return _share(job, parts, patience, arguments)
+    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    return _share(job, parts, patience,
+                  (x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
+                   separable, scratch))  # fmt: skip

@@ -137,8 +137,8 @@ class CompiledDirectPlan(CompiledPlan):
         elif not geometry.copied and not (x_strides[5] == self.dtype.itemsize and x_strides[0] == kind_of(self.dtype)):
             geometry = self.window
         launch(
-            kernels.direct, self.parts, x, x_strides, y, y_strides, taps, rows, epilogue,
-            *self.tables, tuple(geometry), two, threads.scratch(self.parts * self.scratch, self.dtype),
+            kernels.direct, self.parts, x, y, taps, rows, epilogue, *self.tables,
+            self.numbers(x_strides, y_strides, geometry), two, threads.scratch(self.parts * self.scratch, self.dtype),
         )  # fmt: skip
 
 

@@ -12,14 +12,16 @@ import numpy as np
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
-from ..memory import add_in_pairs, copy, fill_plane, native_kind, put, put_more, transpose
+from ..memory import add_in_pairs, call_numbers, copy, fill_plane, native_kind, put, put_more, table, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
+from .geometry import Geometry
 
 __all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "tile_shape"]
 
 FEW = ROWS // 2
+_GEOMETRY = len(Geometry._fields)
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 
 _fence = fence()
@@ -268,6 +270,11 @@ _share = job_of(_gemm)
 
 
 @kernel
-def gemm(job, parts, patience, *arguments):
+def gemm(job, parts, patience, x, y, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
-    return _share(job, parts, patience, arguments)
+    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    planes, regions = table(tables, 2), table(tables, 3)
+    return _share(job, parts, patience,
+                  (x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
+                   planes.reshape((len(planes) // 4, 4)), regions.reshape((len(regions) // 8, 8)), table(tables, 4),
+                   table(tables, 5), geometry, scratch))  # fmt: skip

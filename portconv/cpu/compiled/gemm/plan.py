@@ -22,12 +22,12 @@ from ..base import (
     Launch,
     even_width,
     may_stream,
+    one_array,
     per_thread,
     read_only,
     round_up,
     sources,
 )
-from ..conversions import kind_of
 from ..costs import COMPILED, CompiledCosts
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from . import kernels
@@ -49,6 +49,8 @@ class CompiledGemmPlan(CompiledPlan):
     """`gemm`: see `kernels.py`. The window of a strip fits a core's cache, channel by channel if need be."""
 
     geometry: Geometry
+    regions: tuple[Ints, ...]  # of the result: rows and columns, and the rows and columns of the kernel that they need
+    planes: int  # of a window
     in_place: bool = False  # the image itself is the window
     wide: bool = False  # register tiles have outputs in their lanes
     by_tap: int = 0  # channels at a time whose terms come tap by tap; 0 where they come channel by channel
@@ -157,16 +159,14 @@ class CompiledGemmPlan(CompiledPlan):
             int(by_tap), TERMS[p.accuracy], block, int(in_place), int(row_by_row), int(streamed), scratch, window, sums,
             results,
         )  # fmt: skip
-        every_table = (
-            read_only(table), read_only(tail_table), read_only(np.array(planes, np.int64).reshape(-1, 4)),
-            read_only(np.array(regions, np.int64)), *sources(p),
-        )  # fmt: skip
+        tables = one_array(table, tail_table, np.array(planes, np.int64), np.array(regions, np.int64), *sources(p))
         tasks = p.batch * p.groups * len(regions) * output_parts
         other = cls.with_lanes(p, wide, copied=True) if in_place else None
         workspace = max(parts * scratch * size, 0 if other is None else other.workspace_bytes)
         return cls(
-            p, "gemm", workspace, tables=every_table, geometry=geometry, parts=min(parts, max(tasks, 1)),
-            scratch=scratch, in_place=in_place, wide=wide, by_tap=at_a_time if by_tap else 0, other=other,
+            p, "gemm", workspace, tables=(tables,), geometry=geometry, regions=tuple(regions),
+            planes=len(planes), parts=min(parts, max(tasks, 1)), scratch=scratch, in_place=in_place, wide=wide,
+            by_tap=at_a_time if by_tap else 0, other=other,
         )  # fmt: skip
 
     @cached_property  # every call compares it
@@ -177,7 +177,7 @@ class CompiledGemmPlan(CompiledPlan):
     @property
     def note(self) -> str:
         """For `explain`."""
-        where = "in place" if self.in_place else f"{len(self.tables[3])} strips"
+        where = "in place" if self.in_place else f"{len(self.regions)} strips"
         return f"compiled, {where}" + (", outputs in the lanes" if self.wide else "")
 
     def seconds(self, costs: CompiledCosts) -> float:
@@ -188,13 +188,13 @@ class CompiledGemmPlan(CompiledPlan):
         element = costs.filled if p.stride[1] == 1 and p.layout == "NCHW" else costs.strided
         passes = -(-g.inputs // g.at_a_time)
         work = 0.0
-        for r0, r1, q0, q1, i0, i1, j0, j1 in self.tables[3].tolist():
+        for r0, r1, q0, q1, i0, i1, j0, j1 in self.regions:
             rows, line = r1 - r0, q1 - q0 + g.halo_cols
             columns = rows * line - g.halo_cols
             vectors = -(-columns // g.widest) * g.widest / lane if g.wide else -(-columns // lane)
             used = (i1 - i0) * (j1 - j0)
             filled_rows = 0 if self.in_place else g.output_parts * g.inputs * (rows + g.halo_rows)
-            filled_rows *= used if len(self.tables[2]) == g.taps else len(self.tables[2])
+            filled_rows *= used if self.planes == g.taps else self.planes
             runs = passes * g.outputs * (columns / g.widest * 2 if g.wide else vectors / 3)
             runs += passes * g.outputs * (rows if g.halo_cols else 1)
             work += (
@@ -204,7 +204,7 @@ class CompiledGemmPlan(CompiledPlan):
                 + passes * g.outputs * rows * (q1 - q0) / lane * costs.stored
                 + g.output_parts * costs.task
             )
-        tasks = images * len(self.tables[3]) * g.output_parts
+        tasks = images * len(self.regions) * g.output_parts
         return costs.launch + images * work * per_thread(threads.get_num_threads(), tasks)
 
     def pack(self, weight: Any, /) -> PackedWeight:
@@ -226,19 +226,17 @@ class CompiledGemmPlan(CompiledPlan):
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
-        p, size = self.problem, self.problem.itemsize
-        in_order = x_strides[3:] == (p.height * p.width * size, p.width * size, size)
-        in_order = in_order and x_strides[0] == kind_of(self.dtype)
-        if self.other is not None and not in_order:
+        usual = self.usual_x
+        if self.other is not None and (x_strides[0] != usual[0] or x_strides[3:] != usual[3:]):
             self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
             return
         geometry = self.geometry
-        if geometry.streamed and not may_stream(y, y_strides, p):
+        if geometry.streamed and not may_stream(y, y_strides, self.problem):
             geometry = geometry._replace(streamed=0)
         scratch = threads.scratch(self.parts * self.scratch, self.dtype)
         launch(
             kernels.gemm, self.parts,
-            x, x_strides, y, y_strides, data, epilogue, *self.tables, tuple(geometry), scratch,
+            x, y, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, geometry), scratch,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ __all__ = ["Geometry"]
 
 
 class Geometry(NamedTuple):
-    """All sizes and strides are in elements. The kernels get it as a plain tuple, which Numba unpacks at less cost."""
+    """All sizes and strides are in elements. The kernels get it as a plain tuple, from `CompiledPlan.numbers`."""
 
     batch: int
     channels: int

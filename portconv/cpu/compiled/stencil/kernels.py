@@ -12,16 +12,18 @@ import numpy as np
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
-from ..memory import fill_plane, native_kind, put, read
+from ..memory import call_numbers, fill_plane, native_kind, put, read, table
 from ..moves import pad_rows
 from ..products import stencil_sums
 from ..vectors import ROWS, VECTOR_BYTES, one_of
+from .geometry import Geometry
 
 __all__ = ["TILES", "stencil"]
 
 # Images are read in place by tiles with few rows of taps, if the CPU has loads that leave out what lies outside. More
 # rows have more addresses than there are registers, and the products no longer hide it.
 MASKED = 3 if VECTOR_BYTES >= 32 else 0
+_GEOMETRY = len(Geometry._fields)
 FAR = np.int64(1 << 30)  # rows and columns, of which none lies outside
 # (rows of the kernel, stride, rows of outputs): networks have planes of 7, 14, 28 rows and their like
 _HIGH = (7, 4) if ROWS == 8 else (4,)
@@ -79,7 +81,7 @@ def _fill(image, kind, row_step, col_step, source_rows, source_cols, first, rows
 
 
 @kernel
-def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, table, source_rows, source_cols, geometry,
+def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, taps, source_rows, source_cols, geometry,
              scratch):  # fmt: skip
     """Tasks are (image, some channels, strip of rows)."""
     (batch, channels, multiplier, together, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, top, left, zeros,
@@ -137,7 +139,7 @@ def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, table, sou
                         more = out_cols - col
                         _sums(scratch, tile + (more > lanes),
                               (first + r * sh * line + col * size, line, row0 + r * sh, rows_inside, col0 + col,
-                               cols_inside, zero_row.ctypes.data, table.ctypes.data, factors, kw,
+                               cols_inside, zero_row.ctypes.data, taps.ctypes.data, factors, kw,
                                place + r * row_step + col * size, row_step, record(epilogue, o), more))  # fmt: skip
                 if not at_once:
                     neutral = record(epilogue, channels * multiplier)
@@ -152,6 +154,9 @@ _share = job_of(_stencil)
 
 
 @kernel
-def stencil(job, parts, patience, *arguments):
+def stencil(job, parts, patience, x, y, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
-    return _share(job, parts, patience, arguments)
+    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    return _share(job, parts, patience,
+                  (x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1), table(tables, 2),
+                   geometry, scratch))  # fmt: skip

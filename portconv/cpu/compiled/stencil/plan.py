@@ -14,7 +14,7 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS
 from ....engines.separable import Passes, share
 from ... import threads
-from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, Launch, per_thread, read_only, round_up, sources
+from ..base import CACHE_BYTES, Array, CompiledPlan, Ints, Launch, one_array, per_thread, read_only, round_up, sources
 from ..costs import CompiledCosts
 from ..depthwise.plan import CompiledDepthwisePlan
 from ..direct.plan import CompiledDirectPlan
@@ -73,7 +73,7 @@ class CompiledStencilPlan(CompiledPlan):
         other = CompiledDepthwisePlan.make(p) or CompiledDirectPlan.make(p)
         workspace = max(parts * scratch * size, 0 if other is None else other.workspace_bytes)
         return cls(
-            p, "direct", workspace, tables=(read_only(table), *sources(p)), geometry=geometry,
+            p, "direct", workspace, tables=(one_array(table.astype(np.int64), *sources(p)),), geometry=geometry,
             parts=min(parts, p.batch * -(-channels // together) * strips), scratch=scratch, other=other,
         )  # fmt: skip
 
@@ -141,6 +141,6 @@ class CompiledStencilPlan(CompiledPlan):
             self.other.fill(x, x_strides, y, y_strides, read_only(data[own:]), epilogue, launch)
             return
         launch(
-            kernels.stencil, self.parts, x, x_strides, y, y_strides, data, epilogue, *self.tables,
-            tuple(self.geometry), threads.scratch(self.parts * self.scratch, self.dtype),
+            kernels.stencil, self.parts, x, y, data, epilogue, *self.tables,
+            self.numbers(x_strides, y_strides, self.geometry), threads.scratch(self.parts * self.scratch, self.dtype),
         )  # fmt: skip
