@@ -100,7 +100,7 @@ class JaxBackend(ArrayApiBackend):
         self._check_wide("out_dtype", problem.result_dtype)
         if not self._on_host(problem):
             return _JaxPlan.of(super().build(problem, engine))
-        return host_plan(problem, engine, view=self.to_numpy, take=self._take)
+        return host_plan(problem, engine, view=self.to_numpy, take=self._take, bits=np.asarray)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
         # not `jnp.asarray(y, device=...)`: that is compiled for every new shape

@@ -78,6 +78,7 @@ def host_plan(
     *,
     view: Callable[[Any], Any],
     take: Callable[[Any, Problem], Any],
+    bits: Callable[[Any], Any] | None = None,
     new: Callable[[Problem], tuple[Any, Any] | None] | None = None,
     kept: Callable[[Problem], Any] | None = None,
 ) -> HostPlan:
@@ -90,15 +91,32 @@ def host_plan(
     view
         Shows one of the library's arrays to NumPy; bfloat16 as float32. NumPy's own it leaves as they are.
     take
-        Makes the library's array, of ``problem.result_dtype`` on ``problem.device``, of NumPy's result.
+        Makes the library's array, of ``problem.result_dtype`` on ``problem.device``, of NumPy's result. That of a
+        bfloat16 problem is float32; with `bits` it may be of the dtype `bits` gives, or of ml_dtypes' bfloat16.
+    bits
+        Shows an image of bfloat16 without a cast: as `views.BFLOAT16_BITS` or ml_dtypes' bfloat16, which the compiled
+        engines read, and write results of.
     new
         Makes an array of the library's for the result, of any values, and NumPy's view of it, which the engine then
         writes into; or None for problems whose result `take` is to take.
     kept
         NumPy's memory for a result that `take` copies: it may be the same in every call of a thread.
     """
-    inner = numpy_plan(bridged(problem), engine)
-    return HostPlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take, new=new, kept=kept)
+    inner = None if bits is None else _of_bfloat16(problem, engine)
+    if inner is None:
+        inner, bits = numpy_plan(bridged(problem), engine), None
+    return HostPlan(
+        problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take, bits=bits, new=new, kept=kept
+    )
+
+
+def _of_bfloat16(p: Problem, engine: str) -> EnginePlan | None:
+    """The compiled plan of a problem with an image or a result of bfloat16, if there is one."""
+    if "bfloat16" not in (p.x_dtype, p.result_dtype) or not jit_enabled():
+        return None
+    from .compiled import plans
+
+    return plans.build(replace(p, x_dtype=bridged(p).x_dtype if p.x_dtype == "bool_" else p.x_dtype), engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +126,7 @@ class HostPlan(Plan):
     inner: EnginePlan
     view: Callable[[Any], Any]
     take: Callable[[Any, Problem], Any]
+    bits: Callable[[Any], Any] | None = None
     new: Callable[[Problem], tuple[Any, Any] | None] | None = None
     kept: Callable[[Problem], Any] | None = None
 
@@ -128,7 +147,8 @@ class HostPlan(Plan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        image, shift = self.view(x), None if bias is None else self.view(bias)
+        show = self.view if self.bits is None or self.problem.x_dtype != "bfloat16" else self.bits
+        image, shift = show(x), None if bias is None else self.view(bias)
         made = None if self.new is None else self.new(self.problem)
         if made is None:
             memory = None if self.kept is None else self.kept(self.problem)

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["strided"]
+__all__ = ["BFLOAT16_BITS", "strided"]
+
+# NumPy has no bfloat16. Its bits, seen so, are an image or a result of the compiled engines.
+BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
+
 
 Array = np.ndarray[Any, Any]
 

@@ -8,6 +8,7 @@ import pytest
 import portconv
 from portconv.extending import host_plan
 from portconv.testing import assert_close, reference_conv2d, reference_gradients
+from tests.helpers import numbers
 
 SHAPES = (2, 3, 20, 18), (5, 3, 3, 3)
 
@@ -122,3 +123,20 @@ def test_without_numba_the_plain_tier_does_all(run_python):
         print("done")
     """)
     assert out == "done\n"
+
+
+@pytest.mark.usefixtures("jit")
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "direct"])
+@pytest.mark.parametrize("name", ["torch", "mlx", "jax"])
+def test_images_of_bfloat16_are_not_cast_as_a_whole(library, name, engine, monkeypatch):
+    """The compiled engines read their bits, and write those of results."""
+    backend = library(name)
+    image, weight = numbers((2, 4, 17, 20)), numbers((6, 4, 3, 3), 1)
+    x, w = backend.array(image, "bfloat16"), backend.array(weight, "bfloat16")
+    base = pytest.importorskip("portconv.cpu.compiled.base")
+    seen, memory_of = [], base.memory_of
+    monkeypatch.setattr(base, "memory_of", lambda a, *rest: seen.append(a) or memory_of(a, *rest))
+    y = portconv.conv2d(x, w, padding=1, engine=engine)
+    assert [(a.dtype.itemsize, a.shape) for a in seen] == [(2, (2, 4, 17, 20)), (2, (2, 6, 17, 20))]
+    exact = [backend.numpy(a).astype("f8") for a in (x, w)]
+    assert_close(backend.numpy(y), reference_conv2d(*exact, padding=1), dtype="bfloat16")

@@ -9,9 +9,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...cpu.views import BFLOAT16_BITS
 from ...engines.steps import Steps
 
-__all__ = ["STEPS", "check_tracing", "default_device", "dtype_named", "evaluated", "name_of", "remembered", "view"]
+__all__ = [
+    "STEPS",
+    "bits",
+    "check_tracing",
+    "default_device",
+    "dtype_named",
+    "evaluated",
+    "name_of",
+    "remembered",
+    "view",
+]
 
 
 @lru_cache(maxsize=64)
@@ -33,6 +44,12 @@ def dtype_named(name: str) -> Any:
 def view(x: Any) -> np.ndarray[Any, Any]:
     """MLX's memory as a NumPy array, without a copy; evaluates `x`. bfloat16 has no NumPy dtype and is cast."""
     return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, copy=False)
+
+
+def bits(x: Any) -> np.ndarray[Any, Any]:
+    """MLX's memory of bfloat16 as bits, without a copy; evaluates `x`. What NumPy sees already is left as it is."""
+    shown: np.ndarray[Any, Any] = x if isinstance(x, np.ndarray) else np.array(x.view(mx.uint16), copy=False)
+    return shown.view(BFLOAT16_BITS) if shown.dtype == np.uint16 else shown
 
 
 def evaluated(x: Any) -> Any:

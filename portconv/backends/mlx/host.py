@@ -21,7 +21,8 @@ from ...core.layout import NHWC_FROM_NCHW
 from ...core.problem import Problem
 from ...cpu import gradient, threads
 from ...cpu.bridge import bridged, host_plan
-from .arrays import check_tracing, dtype_named, remembered, view
+from ...cpu.views import BFLOAT16_BITS
+from .arrays import bits, check_tracing, dtype_named, remembered, view
 from .native import MAX_ELEMENTS
 from .operations import EitherPlan, traced_plan
 
@@ -35,22 +36,23 @@ def host_plan_with_derivatives(problem: Problem, engine: str) -> Plan:
     """One of portconv's engines on NumPy, on a CPU device."""
     nbytes = math.prod(problem.out_shape) * dtype_named(problem.result_dtype).size
     inner = host_plan(
-        problem, engine, view=view, take=_take,
+        problem, engine, view=view, take=_take, bits=bits,
         new=_new if nbytes >= WRITTEN_BYTES and _can_be_written(problem) else None,
-        kept=_kept if KEPT_BYTES <= nbytes < WRITTEN_BYTES else None,
+        kept=_kept if KEPT_BYTES <= nbytes < WRITTEN_BYTES and problem.result_dtype != "bfloat16" else None,
     )  # fmt: skip
     return _DifferentiablePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
 
 
 def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
+    if y.dtype == BFLOAT16_BITS:
+        return mx.array(y.view(np.uint16)).view(mx.bfloat16)
     return mx.array(y, dtype=dtype_named(p.result_dtype))
 
 
 def _kept(p: Problem) -> np.ndarray[Any, Any]:
     """Memory for a result that is copied into MLX's at once."""
     count = math.prod(p.out_shape)
-    dtype = np.dtype("float32" if p.result_dtype == "bfloat16" else p.result_dtype)
-    return threads.scratch(count, dtype, "result")[:count].reshape(p.out_shape)
+    return threads.scratch(count, np.dtype(p.result_dtype), "result")[:count].reshape(p.out_shape)
 
 
 def _can_be_written(p: Problem) -> bool:

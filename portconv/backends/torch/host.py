@@ -24,6 +24,7 @@ from ...core.backend import PackedWeight, Plan
 from ...core.problem import Problem
 from ...cpu import gradient, threads
 from ...cpu.bridge import HostPlan, bridged, host_plan
+from ...cpu.views import BFLOAT16_BITS
 from .native import NativePlan
 from .operations import records, transformed
 
@@ -34,7 +35,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def torch_host_plan(problem: Problem, engine: str, native: NativePlan) -> TorchHostPlan:
     """One of portconv's engines on NumPy; `native` is the plan for tensors that NumPy cannot see."""
-    inner = host_plan(problem, engine, view=view, take=_take)
+    inner = host_plan(problem, engine, view=view, take=_take, bits=_bits)
     return TorchHostPlan(problem, engine, inner.workspace_bytes, inner=inner, native=native)
 
 
@@ -45,7 +46,15 @@ def view(x: Any) -> np.ndarray[Any, Any]:
     return shown
 
 
+def _bits(x: Any) -> np.ndarray[Any, Any]:
+    """The bits of a tensor of bfloat16."""
+    shown: np.ndarray[Any, Any] = x.detach().resolve_neg().view(torch.int16).numpy().view(BFLOAT16_BITS)
+    return shown
+
+
 def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
+    if y.dtype.itemsize == 2 and p.result_dtype == "bfloat16":
+        return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(y).to(getattr(torch, p.result_dtype))
 
 
@@ -110,7 +119,7 @@ class TorchHostPlan(Plan):
             return self.inner.execute(x, packed, bias)
 
     def _write(self, x: Any, packed: PackedWeight, bias: Any, out: Any) -> Any:
-        if out.dtype == torch.bfloat16:
+        if out.dtype == torch.bfloat16 or self.problem.x_dtype == "bfloat16":
             return out.copy_(self.computed(x, packed, bias))
         with _limit():
             self.inner.inner.execute(view(x), packed.data, None if bias is None else view(bias), out=view(out))

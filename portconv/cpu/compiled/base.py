@@ -15,6 +15,7 @@ from ...core.backend import EnginePlan, PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import axis_source
 from ..threads import ALIGNMENT
+from ..views import BFLOAT16_BITS
 from . import team
 from .conversions import UNALIGNED, kind_of
 from .costs import CompiledCosts
@@ -132,8 +133,11 @@ class CompiledPlan(EnginePlan):
 
     @cached_property
     def result_dtype(self) -> np.dtype[Any]:
-        """The dtype of the result."""
-        return np.dtype(self.problem.result_dtype)
+        """The dtype of the result; the bits of bfloat16 where nobody has given that to NumPy."""
+        try:
+            return np.dtype(self.problem.result_dtype)
+        except TypeError:
+            return BFLOAT16_BITS
 
     @cached_property
     def usual_x(self) -> Ints:

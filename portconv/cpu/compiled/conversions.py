@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from ...core.dtypes import integer_range
+from ..views import BFLOAT16_BITS
 from .vectors import I32, I64, Vectors, loop
 
 __all__ = [
@@ -59,7 +60,7 @@ HAS_HALF = bool(llvm.get_host_cpu_features().get("f16c")) or platform.machine() 
 @lru_cache(maxsize=256)  # NumPy makes the name anew whenever it is asked
 def kind_of(dtype: np.dtype[Any]) -> int:
     """The number that the kernels know a dtype by; booleans are bytes."""
-    name = "uint8" if dtype.kind == "b" else dtype.name
+    name = "uint8" if dtype.kind == "b" else "bfloat16" if dtype == BFLOAT16_BITS else dtype.name
     return KINDS.index(name) + (0 if dtype.isnative else SWAPPED)
 
 
