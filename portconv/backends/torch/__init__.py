@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ...core.backend import Candidate, Plan, check_result
 from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
+from ...engines.accuracy import TERMS
 from ..base import ArrayApiBackend, name_of
 from .host import torch_host_plan
 from .native import NativePlan, native_candidate
@@ -42,8 +44,22 @@ class TorchBackend(ArrayApiBackend):
         if engine == "native":
             return native
         if problem.device == "cpu":
-            return torch_host_plan(problem, engine, native)
+            return torch_host_plan(problem, engine, native, self._channels_last(problem, engine))
         return OpsPlan.around(super().build(problem, engine))
+
+    def _channels_last(self, p: Problem, engine: str) -> Plan | None:
+        """The plan for the same image channels last in memory, by PyTorch's own routine where that costs less."""
+        if p.layout == "NHWC":
+            return None
+        last = replace(p, layout="NHWC")
+        offers = {c.engine: c.seconds for c in self.candidates(last) if c.why_not is None}
+        if engine not in offers:
+            return None
+        # `gemm` would gather pixels one by one there; PyTorch's own is best at depthwise layers, if not in parts
+        short = p.in_channels // p.groups * p.kernel[0] * p.kernel[1] <= TERMS[p.accuracy]
+        its_own = short and (engine == "gemm" or p.in_channels == p.groups > 1)
+        better = "native" in offers and (its_own or offers["native"] < offers[engine])
+        return self.build(last, "native" if better else engine)
 
     def check_out(self, out: Any, problem: Problem, arguments: Mapping[str, Any], /) -> None:
         """Whether a tensor can become a problem's result; `arguments` are the others of the call, or None."""

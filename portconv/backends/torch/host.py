@@ -33,10 +33,14 @@ __all__ = ["TorchHostPlan", "torch_host_plan"]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def torch_host_plan(problem: Problem, engine: str, native: NativePlan) -> TorchHostPlan:
-    """One of portconv's engines on NumPy; `native` is the plan for tensors that NumPy cannot see."""
+def torch_host_plan(problem: Problem, engine: str, native: NativePlan, last: Plan | None = None) -> TorchHostPlan:
+    """One of portconv's engines on NumPy.
+
+    `native` is the plan for tensors that NumPy cannot see, `last` that of the same image in NHWC, for tensors in
+    PyTorch's memory format `channels_last`.
+    """
     inner = host_plan(problem, engine, view=view, take=_take, bits=_bits)
-    return TorchHostPlan(problem, engine, inner.workspace_bytes, inner=inner, native=native)
+    return TorchHostPlan(problem, engine, inner.workspace_bytes, inner=inner, native=native, last=last)
 
 
 def view(x: Any) -> np.ndarray[Any, Any]:
@@ -75,6 +79,11 @@ def _limit() -> AbstractContextManager[None]:
 class _Weight(NamedTuple):
     packed: PackedWeight | None  # None where NumPy cannot see it
     weight: Any
+    others: dict[Hashable, PackedWeight]  # what it is packed to for images in another memory format
+
+
+def _channels_last(x: Any) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,7 @@ class TorchHostPlan(Plan):
 
     inner: HostPlan
     native: NativePlan
+    last: Plan | None = None
 
     @cached_property
     def stamp(self) -> Hashable:
@@ -95,14 +105,22 @@ class TorchHostPlan(Plan):
         # that keeps the memory alive, but not the caller's tensor
         own = weight if transformed() or records(weight) else weight.detach()
         if not _has_values(weight):
-            return PackedWeight(self.stamp, _Weight(None, own), 0)
+            return PackedWeight(self.stamp, _Weight(None, own, {}), 0)
         packed = self.inner.pack(weight)
-        return PackedWeight(self.stamp, _Weight(packed, own), packed.nbytes, packed.separable)
+        return PackedWeight(self.stamp, _Weight(packed, own, {}), packed.nbytes, packed.separable)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        packed, own = weight.data
+        packed, own, others = weight.data
+        if out is None and _channels_last(x):
+            if not self._has_last:
+                y = self.execute(x.contiguous(), weight, bias)
+                return y.contiguous(memory_format=torch.channels_last)
+            last: Any = self.last
+            if last.stamp not in others:
+                others[last.stamp] = last.pack(own)
+            return last.execute(x.permute(0, 2, 3, 1), others[last.stamp], bias).permute(0, 3, 1, 2)
         if packed is None or not _has_values(x, bias):
             return self.native.execute(x, self.native.pack(own), bias, out=out)
         if out is not None:
@@ -112,6 +130,11 @@ class TorchHostPlan(Plan):
         ):
             return _Convolution.apply(x, own, bias, self, packed)
         return self.computed(x, packed, bias)
+
+    @cached_property
+    def _has_last(self) -> bool:
+        """Whether there is a plan for channels last; a caller who has named an engine gets no other one."""
+        return self.last is not None and (self.chosen_by != "the caller" or self.last.engine == self.engine)
 
     def computed(self, x: Any, packed: PackedWeight, bias: Any) -> Any:
         """The result, of which nothing is recorded."""

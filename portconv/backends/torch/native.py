@@ -25,10 +25,28 @@ PARTS = 1.5
 # Seconds: of a call, and by what a layer is, measured on two cores of an AMD EPYC with PyTorch 2.13.
 CALL = 5e-6
 CORE_FLOPS = 1.1e11  # of one core, at best
-SHARE_OF_TAPS, SHARE_OF_1X1, SHARE_OF_FEW_CHANNELS = 0.85, 0.6, 0.15
-DEPTHWISE_OUTPUT, DEPTHWISE_TAP = 2e-9, 7e-10  # on one core; the latter of large kernels
-LARGE_TAPS = 100
 GPU_FLOP = 1e-13
+
+
+class _Shares(NamedTuple):
+    """Shares of that rate, and seconds of depthwise layers on one core."""
+
+    taps: float
+    one_by_one: float
+    few_inputs: float
+    few_outputs: float
+    depthwise_output: float
+    depthwise_tap: float
+    large_tap: float  # of kernels with more than LARGE_TAPS
+
+
+FEW = 16
+LARGE_TAPS = 100
+# By the layout: PyTorch's default memory format, and channels last.
+SHARES = {
+    "NCHW": _Shares(0.85, 0.6, 0.15, 0.15, 2e-9, 0, 7e-10),
+    "NHWC": _Shares(0.9, 0.85, 0.75, 0.25, 2.5e-10, 5e-11, 9e-11),
+}
 
 
 def native_candidate(p: Problem) -> Candidate:
@@ -48,13 +66,13 @@ def _terms(p: Problem) -> int:
 def _seconds(p: Problem) -> float:
     if p.device != "cpu":
         return CALL + p.flops * GPU_FLOP
-    inputs, taps, cores = p.in_channels // p.groups, p.kernel[0] * p.kernel[1], threads.usable_cores()
-    oh, ow = p.out_size
+    inputs, outputs, cores = p.in_channels // p.groups, p.out_channels // p.groups, threads.usable_cores()
+    (oh, ow), taps, shares = p.out_size, p.kernel[0] * p.kernel[1], SHARES[p.layout]
     if inputs == 1 and p.groups > 1:
-        tap = DEPTHWISE_TAP * taps if taps > LARGE_TAPS else DEPTHWISE_OUTPUT
-        return CALL + p.batch * p.out_channels * oh * ow * tap / cores
-    few = min(inputs, p.out_channels // p.groups) < 16
-    share = SHARE_OF_FEW_CHANNELS if few else SHARE_OF_TAPS if taps > 1 else SHARE_OF_1X1
+        tap = shares.large_tap if taps > LARGE_TAPS else shares.depthwise_tap
+        return CALL + p.batch * p.out_channels * oh * ow * (shares.depthwise_output + taps * tap) / cores
+    share = shares.few_inputs if inputs < FEW else shares.taps if taps > 1 else shares.one_by_one
+    share = min(share, shares.few_outputs) if outputs < FEW else share
     return CALL + p.flops / (CORE_FLOPS * share * cores) * (PARTS if _terms(p) > TERMS[p.accuracy] else 1)
 
 
@@ -95,6 +113,8 @@ class NativePlan(Plan):
         p = self.problem
         own = weight.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
         packed = own.to(getattr(torch, self._work_dtype))
+        if p.layout == "NHWC":
+            packed = packed.contiguous(memory_format=torch.channels_last)
         # On CPUs PyTorch leaves padding out of its sums, where a weight that is not finite would show.
         shows = p.device == "cpu" and any(p.padding) and (transformed() or not bool(packed.detach().isfinite().all()))
         return PackedWeight(self.stamp, _Weight(packed, shows), 0 if packed is own else packed.nbytes)
@@ -149,7 +169,10 @@ class NativePlan(Plan):
                         slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
                         for tap, d, out, s in zip((i, j), p.dilation, p.out_size, p.stride, strict=True)
                     ]
-                    yield self._convolved(channels[:, :, needed[0], needed[1]], weight[:, some, i, j])
+                    window = channels[:, :, needed[0], needed[1]]
+                    if p.layout == "NHWC":  # PyTorch is at a loss with some of the channels of each pixel
+                        window = window.contiguous(memory_format=torch.channels_last)
+                    yield self._convolved(window, weight[:, some, i, j])
 
 
 def _sum(total: Any, term: Any) -> Any:

@@ -150,3 +150,28 @@ def test_jacobians(torch, engine, padding_mode):
         for transform in (torch.func.jacrev, torch.func.jacfwd):
             found, expected = (transform(f, argnums=argument)(x, weight) for f in (convolve, theirs))
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("engine", ["auto", "gemm", "winograd", "direct", "fft"])
+@pytest.mark.parametrize("kind", ["dense", "depthwise"])
+def test_channels_last_in_channels_last_out(torch, engine, kind, needs):
+    """As PyTorch does; with gradients, and for a weight that changes."""
+    groups = 6 if kind == "depthwise" else 1
+    values = numbers((2, 6, 12, 13)), numbers((6, 6 // groups, 3, 3), 1)
+    needs(engine, *values, groups=groups, padding=1)
+    x = torch.tensor(values[0]).contiguous(memory_format=torch.channels_last)
+    weight = torch.tensor(values[1])
+    plan = portconv.plan_conv2d(x, weight, engine=engine, padding=1, groups=groups)
+    for _ in range(2):
+        y = portconv.conv2d(x, weight, padding=1, groups=groups, engine=engine)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        expected = reference_conv2d(values[0], weight.numpy(), padding=1, groups=groups)
+        assert_close(y.numpy(), expected)
+        weight += 1
+    assert engine in ("auto", plan.engine)
+    arrays = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    theirs = [a.detach().clone().requires_grad_() for a in arrays]
+    portconv.conv2d(*arrays, padding=1, groups=groups, engine=engine).square().sum().backward()
+    torch.nn.functional.conv2d(*theirs, padding=1, groups=groups).square().sum().backward()
+    for found, right in zip(arrays, theirs, strict=True):
+        torch.testing.assert_close(found.grad, right.grad, rtol=1e-3, atol=1e-2)
