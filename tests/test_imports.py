@@ -36,7 +36,6 @@ TESTED_ELSEWHERE = {
     "engines.costs": "dispatch/test_planner.py",
     "engines.engine": "dispatch/test_planner.py",
     "engines.overlap_save": "engines/test_fft.py",
-    "backends.mlx.arrays": "backends/test_mlx.py",
     "cpu.compiled.direct": "cpu/compiled/test_plans.py",
 }
 

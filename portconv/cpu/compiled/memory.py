@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from numba.np.unsafe.ndarray import to_fixed_tuple
+import numpy as np
 
 from .conversions import BYTES, FLOAT32, FLOAT64
-from .kernel import apart, kernel
+from .kernel import apart, kernel, words
 from .moves import add_vectors, copy_elements, transpose_block
 from .runs import put_line, put_pixels, read_line, store_line
 from .vectors import VECTOR_BYTES
@@ -37,13 +37,14 @@ _put_pixels = put_pixels()
 _store = store_line(add=False)
 _store_more = store_line(add=True)
 transpose = transpose_block()
+_of_an_array = words(6)
 
 
 @kernel
-def call_numbers(numbers, geometry):
-    """Of `CompiledPlan.numbers`: those of the image, of the result, and so many of the geometry, as tuples."""
-    x, y = to_fixed_tuple(numbers[:6], 6), to_fixed_tuple(numbers[6:12], 6)
-    return x, y, to_fixed_tuple(numbers[12:], geometry)
+def call_numbers(numbers):
+    """Of `CompiledPlan.numbers`: those of the image and of the result as tuples, and the address of the geometry."""
+    place = np.int64(numbers.ctypes.data)
+    return _of_an_array(place), _of_an_array(place + 6 * 8), place + 12 * 8
 
 
 @kernel
