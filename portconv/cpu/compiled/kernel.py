@@ -18,7 +18,7 @@ from numba.extending import intrinsic, register_jitable
 from .cache import code_cache, note_need
 from .compiling import compilation
 
-__all__ = ["apart", "compiled_for", "declared", "kernel"]
+__all__ = ["apart", "compiled_for", "declared", "kernel", "words"]
 
 # A child that is forked while another thread compiles would wait for the compiler's lock for ever.
 if hasattr(os, "register_at_fork"):
@@ -65,6 +65,19 @@ def apart(function: Callable[..., Any]) -> Any:
 
     call.kernel = compiled  # type: ignore[attr-defined]
     return register_jitable(call)
+
+
+def words(count: int) -> Any:
+    """For compiled code: a function of an address, an int64, that gives so many integers from there on as a tuple."""
+    kind = types.UniTuple(types.int64, count)
+
+    def typed(_context: Any, address: Any) -> Any:
+        def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+            return b.load(b.inttoptr(args[0], context.get_value_type(kind).as_pointer()), align=8)
+
+        return kind(address), lower
+
+    return intrinsic(typed)
 
 
 def compiled_for(function: Any, given: tuple[Any, ...]) -> Any:

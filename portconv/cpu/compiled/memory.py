@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from numba.np.unsafe.ndarray import to_fixed_tuple
+import numpy as np
 
 from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
 from .epilogue import record
-from .kernel import apart, kernel
+from .kernel import apart, kernel, words
 from .moves import add_vectors, copy_elements, transpose_block
 from .runs import put_line, put_pixels, put_square, read_line, store_line, turned_square
 from .vectors import VECTOR_BYTES, one_of
@@ -44,13 +44,14 @@ transpose = transpose_block()
 # Of the computation's own numbers, and of half precision: the kinds of networks.
 _turned = one_of({0: turned_square(None), 1: turned_square("float16"), 2: turned_square("bfloat16")})
 _put_turned = one_of({0: put_square(None), 1: put_square("float16"), 2: put_square("bfloat16")})
+_of_an_array = words(6)
 
 
 @kernel
-def call_numbers(numbers, geometry):
-    """Of `CompiledPlan.numbers`: those of the image, of the result, and so many of the geometry, as tuples."""
-    x, y = to_fixed_tuple(numbers[:6], 6), to_fixed_tuple(numbers[6:12], 6)
-    return x, y, to_fixed_tuple(numbers[12:], geometry)
+def call_numbers(numbers):
+    """Of `CompiledPlan.numbers`: those of the image and of the result as tuples, and the address of the geometry."""
+    place = np.int64(numbers.ctypes.data)
+    return _of_an_array(place), _of_an_array(place + 6 * 8), place + 12 * 8
 
 
 @kernel

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
-from ..kernel import kernel
+from ..kernel import kernel, words
 from ..memory import (
     add_in_pairs,
     bytes_of,
@@ -34,7 +34,7 @@ __all__ = ["WIDTHS", "depthwise"]
 # Outputs of a row that are computed together: their sums, a weight and an image vector are in registers.
 WIDTHS = tuple(n for n in (14, 12, 10, 8, 7, 6, 4, 2, 1) if n < 13 or VECTOR_BYTES != 32)
 
-_GEOMETRY = len(Geometry._fields)
+_geometry = words(len(Geometry._fields))
 _finish = finish_vectors()
 _move = move_vectors()
 _scatter = one_of({0: scattered_square(None), 1: scattered_square("float16"), 2: scattered_square("bfloat16")})
@@ -194,6 +194,6 @@ _share = job_of(_depthwise)
 @kernel
 def depthwise(job, parts, patience, x, y, weight, epilogue, table, numbers, scratch):
     """The whole convolution, as a job of the team."""
-    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
-                  (x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch))  # fmt: skip
+                  (x, x_strides, y, y_strides, weight, epilogue, table, _geometry(place), scratch))  # fmt: skip

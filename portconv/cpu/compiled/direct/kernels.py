@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import RECORD, gather_phases
 from ..jobs import job_of, take
-from ..kernel import kernel
+from ..kernel import kernel, words
 from ..memory import call_numbers, fill_pixels, fill_plane
 from ..vectors import VECTOR_BYTES
 from .geometry import Geometry
@@ -19,7 +19,7 @@ from .passes import BLOCK, patch, store, two_passes
 
 __all__ = ["direct"]
 
-_GEOMETRY = len(Geometry._fields)
+_geometry = words(len(Geometry._fields))
 
 
 @kernel
@@ -110,7 +110,7 @@ _share = job_of(_direct)
 def direct(job, parts, patience, x, y, weight, row_weights, epilogue, source_rows, source_cols, numbers, separable,
            scratch):  # fmt: skip
     """The whole convolution, as a job of the team."""
-    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
-                  (x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
-                   separable, scratch))  # fmt: skip
+                  (x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols,
+                   _geometry(place), separable, scratch))  # fmt: skip

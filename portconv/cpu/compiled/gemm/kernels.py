@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import apart, kernel
+from ..kernel import apart, kernel, words
 from ..memory import add_in_pairs, call_numbers, copy, fill_plane, native_kind, put, put_more, table, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
@@ -21,7 +21,7 @@ from .geometry import Geometry
 __all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "tile_shape"]
 
 FEW = ROWS // 2
-_GEOMETRY = len(Geometry._fields)
+_geometry, _region = words(len(Geometry._fields)), words(8)
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 
 _fence = fence()
@@ -209,15 +209,16 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
     apart = at_a_time < inputs and y_kind != native
     tiles = (outputs + tile_rows - 1) // tile_rows
     weight_pitch = inputs * taps * tile_rows
-    tasks = batch * groups * len(regions) * output_parts
+    count_regions, count_planes = len(regions) // 8, len(planes) // 4
+    tasks = batch * groups * count_regions * output_parts
     for _ in range(tasks):
         task = take(job, part, tasks)  # regions with fewer taps take less time, and come last
         if task >= tasks:
             break
         rest, output_part = divmod(task, output_parts)
-        rest, region = divmod(rest, len(regions))
+        rest, region = divmod(rest, count_regions)
         b, g = divmod(rest, groups)
-        r0, r1, q0, q1, i0, i1, j0, j1 = regions[region]
+        r0, r1, q0, q1, i0, i1, j0, j1 = _region(np.int64(regions.ctypes.data) + region * 64)
         cols = q1 - q0
         line = cols + halo_cols
         m0 = output_part * tiles // output_parts * tile_rows
@@ -239,14 +240,14 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
                 end = x_first + x_bytes
             else:
                 for c in range(count):
-                    for p in range(len(planes)):
+                    for p in range(count_planes):
                         i, j = p // kernel_cols, p % kernel_cols
                         if by_tap and (i < i0 or i >= i1 or j < j0 or j >= j1):
                             continue
                         fill_plane(first + c * xc, x_kind, xh, xw, source_rows, source_cols,
-                                   r0 * row_stride + planes[p, 0], planes[p, 1], r1 - r0 + halo_rows,
-                                   q0 * col_stride + planes[p, 2], planes[p, 3], line, left, width, window,
-                                   (c * len(planes) + p) * plane)  # fmt: skip
+                                   r0 * row_stride + planes[4 * p], planes[4 * p + 1], r1 - r0 + halo_rows,
+                                   q0 * col_stride + planes[4 * p + 2], planes[4 * p + 3], line, left, width, window,
+                                   (c * count_planes + p) * plane)  # fmt: skip
                 base = np.int64(window.ctypes.data)
                 end = base + window_size * size
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
@@ -272,9 +273,8 @@ _share = job_of(_gemm)
 @kernel
 def gemm(job, parts, patience, x, y, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
-    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
-    planes, regions = table(tables, 2), table(tables, 3)
+    x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
                   (x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
-                   planes.reshape((len(planes) // 4, 4)), regions.reshape((len(regions) // 8, 8)), table(tables, 4),
-                   table(tables, 5), geometry, scratch))  # fmt: skip
+                   table(tables, 2), table(tables, 3), table(tables, 4), table(tables, 5), _geometry(place),
+                   scratch))  # fmt: skip

@@ -59,7 +59,9 @@ class CompiledGemmPlan(CompiledPlan):
     @classmethod
     def make(cls, p: Problem) -> CompiledGemmPlan:
         """Choose the lanes of the register tiles: columns, or outputs where columns would leave lanes empty."""
-        plans = [cls.with_lanes(p, wide) for wide in (False, True)]
+        # A single column, as squeeze-and-excitation has, would leave all lanes but one to whatever lies beside it, and
+        # that takes many times as long where it is no normal number.
+        plans = [cls.with_lanes(p, wide) for wide in ((True,) if p.out_size == (1, 1) else (False, True))]
         return min(plans, key=lambda plan: plan.seconds(COMPILED))
 
     @classmethod

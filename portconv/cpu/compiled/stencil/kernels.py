@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import apart, kernel
+from ..kernel import apart, kernel, words
 from ..memory import call_numbers, fill_plane, native_kind, put, read, table
 from ..moves import pad_rows
 from ..products import stencil_sums
@@ -23,7 +23,7 @@ __all__ = ["TILES", "stencil"]
 # Images are read in place by tiles with few rows of taps, if the CPU has loads that leave out what lies outside. More
 # rows have more addresses than there are registers, and the products no longer hide it.
 MASKED = 3 if VECTOR_BYTES >= 32 else 0
-_GEOMETRY = len(Geometry._fields)
+_geometry = words(len(Geometry._fields))
 FAR = np.int64(1 << 30)  # rows and columns, of which none lies outside
 # (rows of the kernel, stride, rows of outputs): networks have planes of 7, 14, 28 rows and their like
 _HIGH = (7, 4) if ROWS == 8 else (4,)
@@ -156,7 +156,7 @@ _share = job_of(_stencil)
 @kernel
 def stencil(job, parts, patience, x, y, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
-    x_strides, y_strides, geometry = call_numbers(numbers, _GEOMETRY)
+    x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
                   (x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1), table(tables, 2),
-                   geometry, scratch))  # fmt: skip
+                   _geometry(place), scratch))  # fmt: skip
