@@ -5,7 +5,7 @@ from __future__ import annotations
 from .conversions import BYTES, FLOAT32, FLOAT64
 from .kernel import apart, kernel
 from .moves import add_vectors, copy_elements, transpose_block
-from .runs import put_line, put_pixels, read_line, store_line
+from .runs import PADDED_STEPS, padded_line, put_line, put_pixels, read_line, store_line
 from .vectors import VECTOR_BYTES
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
 _add = add_vectors()
 copy = copy_elements()
 _read = read_line()
+_padded = padded_line()
 _put = put_line(add=False)
 _put_more = put_line(add=True)
 _put_pixels = put_pixels()
@@ -125,6 +126,9 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
     high = cols
     if base + (cols - 1) * col_jump >= width:
         high = max((width - base + col_jump - 1) // col_jump, low)
+    end = col0 + high * col_jump
+    zeros = (low == 0 or source_cols[col0] < 0) and (high == cols or end >= len(source_cols) or source_cols[end] < 0)
+    simple = zeros and col_step == size and kind == native_kind(out) and col_jump <= PADDED_STEPS
     for r in range(rows):
         line = target + r * cols
         row = row0 + r * row_jump
@@ -134,6 +138,9 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
                 out[line + j] = 0
             continue
         origin = image + row * row_step
+        if simple:
+            _padded(out, col_jump, (out.ctypes.data + line * size, origin + base * size, cols, low, high))
+            continue
         if low > 0:
             _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, 0, low, out, line)
         if high > low:
