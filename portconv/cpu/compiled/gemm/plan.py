@@ -78,7 +78,7 @@ class CompiledGemmPlan(CompiledPlan):
         # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
         # "gather": every tap has its own copy
         phases = taps.phases(p.kernel, p.stride, p.dilation)
-        shift = _shifting_pays(p, len(phases), halo_cols)
+        shift = _shifting_pays(p, len(phases), halo_cols, wide)
         line = ow + halo_cols if shift else ow
         if shift:
             planes = [(a, p.stride[0], b, p.stride[1]) for a, b in phases]
@@ -130,7 +130,7 @@ class CompiledGemmPlan(CompiledPlan):
         r0, r1, q0, q1, *_ = regions[0]
         columns = (r1 - r0 - 1) * (q1 - q0 + line - ow) + q1 - q0
         if wide:
-            widest = even_width(kernels.WIDTHS, columns)
+            widest = even_width(kernels.WIDTHS, ow if line > ow else columns)  # row by row, or all in one
         reach = widest if wide else widest * lane  # columns of a tile
         offsets = np.array([n * plane + at for n, at in where], np.int64)
         starts = np.arange(at_a_time if by_tap else inputs, dtype=np.int64) * (plane if in_place else count * plane)
@@ -145,8 +145,12 @@ class CompiledGemmPlan(CompiledPlan):
             results = area * -(-outputs // tile_rows // output_parts) * tile_rows + area * tile_rows + lane
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
         small = (columns * inputs if in_place else window) * size <= 2 * CACHE_BYTES
-        block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
-        row_by_row = not wide and round_up(ow, lane) <= line and line > ow and weight_bytes <= CACHE_BYTES
+        # Which of the two is read again and again from the second cache: the window by each tile's outputs, or the
+        # weights by each block. Wide tiles read little of a window with halo, and many weights.
+        small = (small and (in_place or weight_bytes > CACHE_BYTES)) or (wide and len(every) > 1)
+        block = 1 << 40 if small else widest
+        row_by_row = wide or (round_up(ow, lane) <= line and weight_bytes <= CACHE_BYTES)
+        row_by_row = row_by_row and line > ow
         streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
@@ -190,8 +194,11 @@ class CompiledGemmPlan(CompiledPlan):
         work = 0.0
         for r0, r1, q0, q1, i0, i1, j0, j1 in self.tables[3].tolist():
             rows, line = r1 - r0, q1 - q0 + g.halo_cols
-            columns = rows * line - g.halo_cols
-            vectors = -(-columns // g.widest) * g.widest / lane if g.wide else -(-columns // lane)
+            columns, lines = rows * line - g.halo_cols, 1
+            if g.row_by_row:
+                columns, lines = q1 - q0, rows
+            vectors = lines * (-(-columns // g.widest) * g.widest / lane if g.wide else -(-columns // lane))
+            columns *= lines
             used = (i1 - i0) * (j1 - j0)
             filled_rows = 0 if self.in_place else g.output_parts * g.inputs * (rows + g.halo_rows)
             filled_rows *= used if len(self.tables[2]) == g.taps else len(self.tables[2])
@@ -242,10 +249,15 @@ class CompiledGemmPlan(CompiledPlan):
         )  # fmt: skip
 
 
-def _shifting_pays(p: Problem, phases: int, halo_cols: int) -> bool:
-    """Whether computing the halo's columns costs less than a copy of the window for every tap."""
+def _shifting_pays(p: Problem, phases: int, halo_cols: int, wide: bool) -> bool:
+    """Whether the columns that are computed too many cost less than a copy of the window for every tap.
+
+    These are the halo's columns, or the last ones of a row's last tile if they are fewer.
+    """
     ow, n_taps = p.out_size[1], p.kernel[0] * p.kernel[1]
     outputs = p.out_channels // p.groups
+    if wide:
+        halo_cols = round_up(ow, even_width(kernels.WIDTHS, ow)) - ow
     wasted = halo_cols / ow * n_taps * outputs / 16  # vector operations per input element
     copied = (n_taps - phases) * 0.4
     return n_taps == 1 or wasted < copied
