@@ -12,7 +12,7 @@ import numpy as np
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
-from ..memory import add_in_pairs, copy, fill_plane, native_kind, put, put_more, transpose
+from ..memory import copy, fill_plane, native_kind, put, put_more, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
@@ -65,14 +65,18 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
             last = n == runs - 1 and done + chunk >= run
             if last and but_last:
                 break
-            out = sums.ctypes.data + top * tile_bytes
-            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done), out)
+            pairs, left = 0, count + 1
+            while pairs < top and (left % 2 == 0 or last):  # as `accumulate` in engines/accuracy.py does
+                pairs, left = pairs + 1, left // 2
+            count += 1
+            top -= pairs
+            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
+                         sums.ctypes.data + top * tile_bytes, pairs)  # fmt: skip
             if wide:
                 _wide_product(sums, width, arguments)
             else:
                 _product(sums, 16 * rows + width, arguments)
-            count += 1
-            top = add_in_pairs(sums, top + 1, count, last, tile_bytes)
+            top += 1
     return k, top
 
 
@@ -97,10 +101,11 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
     `line` of them make a row, of which `cols` are results. `start` is the address of the first, and steps are bytes.
     """
     size = sums.itemsize
+    first_row, first_col = divmod(first, line)
     for r in range(rows):
         own = record(epilogue, channel + r)
         target = start + r * o_step
-        row, col = first // line, first % line
+        row, col = first_row, first_col
         p = first
         while p < last:
             run = min(line - col, last - p)
@@ -119,6 +124,8 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
 @kernel
 def _width(left, widest, rows):
     """Vectors of the next tile, so that the tiles that are left are about as wide as each other."""
+    if left > 4 * widest:
+        return widest
     tiles = (left + widest - 1) // widest
     width = (left + tiles - 1) // tiles
     return width - 1 if rows == 1 and (width == 5 or width == 7) else width
@@ -159,12 +166,16 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                         width = widest if wide else _width(v1 - v, widest, rows)
                         first = start_column + v * unit
                         last = min(first + width * unit, start_column + columns)
+                        if width * unit <= columns and not add:
+                            first = last - width * unit  # whole, and within the memory: some are computed twice
                         place = base + first * size
                         fits = place + beyond + width * unit * size <= end
                         whole = last - first == width * unit and m + rows <= outputs
                         v += width
                         if at_once and fits and whole and (run_on or first % line + last - first <= cols):
-                            target = start + m * y_strides[1] + first // line * y_strides[2] + first % line * size
+                            target = start + m * y_strides[1] + first * size
+                            if not run_on:
+                                target += first // line * (y_strides[2] - line * size)
                             k, depth = terms[2], 0
                             if terms[1] > chunk:
                                 k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows,
