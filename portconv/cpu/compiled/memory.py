@@ -17,6 +17,7 @@ __all__ = [
     "native_kind",
     "put",
     "put_more",
+    "put_native",
     "put_side_by_side",
     "read",
     "stage_rows",
@@ -31,7 +32,7 @@ _padded = padded_line()
 _put = put_line(add=False)
 _put_more = put_line(add=True)
 _put_pixels = put_pixels()
-_store = store_line(add=False)
+put_native = store_line(add=False)
 _store_more = store_line(add=True)
 transpose = transpose_block()
 
@@ -67,7 +68,7 @@ def native_kind(like):
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
     if step == like.itemsize and kind == native_kind(like):
-        _store(like, (target, source, count, record))
+        put_native(like, (target, source, count, record))
     else:
         _put_apart(like, target, step, source, count, record, kind)
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
-from ..memory import copy, fill_plane, native_kind, put, put_more, transpose
+from ..memory import copy, fill_plane, native_kind, put, put_more, put_native, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
@@ -102,6 +102,13 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
     """
     size = sums.itemsize
     first_row, first_col = divmod(first, line)
+    side_by_side = first_col + last - first <= cols or (line == cols and row_step == cols * size)
+    if side_by_side and not add and col_step == size and kind == native_kind(sums):
+        place = start + first_row * row_step + first_col * col_step
+        for r in range(rows):
+            value = sums.ctypes.data + (source + r * pitch) * size
+            put_native(sums, (place + r * o_step, value, last - first, record(epilogue, channel + r)))
+        return
     for r in range(rows):
         own = record(epilogue, channel + r)
         target = start + r * o_step
