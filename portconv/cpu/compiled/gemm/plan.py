@@ -29,6 +29,7 @@ from ..base import (
 )
 from ..conversions import kind_of
 from ..costs import COMPILED, CompiledCosts
+from ..runs import PADDED_STEPS
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from . import kernels
 from .geometry import Geometry
@@ -118,6 +119,8 @@ class CompiledGemmPlan(CompiledPlan):
             if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more, or share the outputs
                 if oh // (strips * parts) >= 4 and not (outputs >= 64 * parts and halo_rows * 4 > rows):
                     strips = round_up(strips, parts)
+                elif strips >= parts and not in_place:
+                    strips = min(oh, round_up(strips, parts))  # threads that share outputs fill the same windows
                 elif outputs >= 2 * parts * tile_rows:
                     output_parts = parts
                 else:
@@ -189,7 +192,8 @@ class CompiledGemmPlan(CompiledPlan):
         g = self.geometry
         p, lane, images = self.problem, lanes(self.problem.compute_dtype), self.problem.batch * self.problem.groups
         product = costs.single if g.tile_rows == 1 else costs.product
-        element = costs.filled if p.stride[1] == 1 and p.layout == "NCHW" else costs.strided
+        by_vectors = p.layout == "NCHW" and p.stride[1] <= PADDED_STEPS
+        element = costs.filled * p.stride[1] if by_vectors else costs.strided
         passes = -(-g.inputs // g.at_a_time)
         work = 0.0
         for r0, r1, q0, q1, i0, i1, j0, j1 in self.tables[3].tolist():
@@ -202,7 +206,7 @@ class CompiledGemmPlan(CompiledPlan):
             used = (i1 - i0) * (j1 - j0)
             filled_rows = 0 if self.in_place else g.output_parts * g.inputs * (rows + g.halo_rows)
             filled_rows *= used if len(self.tables[2]) == g.taps else len(self.tables[2])
-            runs = passes * g.outputs * (columns / g.widest * 2 if g.wide else vectors / 3)
+            runs = passes * g.outputs * (columns / g.widest if g.wide else vectors / 3)
             runs += passes * g.outputs * (rows if g.halo_cols else 1)
             work += (
                 vectors * round_up(g.outputs, g.tile_rows) * g.inputs * used * product
