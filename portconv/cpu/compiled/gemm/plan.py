@@ -13,7 +13,7 @@ from ....core.backend import PackedWeight
 from ....core.problem import Problem
 from ....engines import taps
 from ....engines.accuracy import TERMS
-from ... import threads
+from ... import machine, threads
 from ..base import (
     CACHE_BYTES,
     Array,
@@ -40,7 +40,9 @@ MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at 
 MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
-STREAMED_BYTES = 24 << 20  # results from so large on are not found in a cache by whoever reads them
+# Results from so large on are not found in a cache by whoever reads them. Of a larger third cache, which many cores
+# share, results up to a quarter are found.
+STREAMED_BYTES = 24 << 20
 MAX_RESULT_BYTES = 4 << 20  # of a strip whose partial sums are put together apart from the result
 MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
@@ -152,9 +154,11 @@ class CompiledGemmPlan(CompiledPlan):
         # weights by each block. Wide tiles read little of a window with halo, and many weights.
         small = (small and (in_place or weight_bytes > CACHE_BYTES)) or (wide and len(every) > 1)
         block = 1 << 40 if small else widest
-        row_by_row = wide or (round_up(ow, lane) <= line and weight_bytes <= CACHE_BYTES)
+        # narrow tiles: where rows make whole ones, or nearly so
+        row_by_row = wide or (2 * lane <= ow and round_up(ow, lane) <= line and weight_bytes <= CACHE_BYTES)
         row_by_row = row_by_row and line > ow
-        streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
+        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, machine.last_cache_bytes() // 4)
+        streamed = streamed and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
         scratch = round_up(window + sums + results + tail, 16)
