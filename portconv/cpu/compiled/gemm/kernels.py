@@ -145,7 +145,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
     """Outputs m0 to m1 of one group on a window, which starts at the address `base`.
 
     Tiles are made of the first `columns` of each of `lines` lines; all of it is one line if rows run into each other.
-    The tiles of a block, or of all lines if a block is a whole one, follow each other with the weights of one tile.
+    The tiles of a block, or of all lines if a block is more than one, follow each other with the weights of one tile.
 
     `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
     `end`, its columns are copied. Tiles that are whole, and whose terms follow each other, write results at once.
@@ -160,7 +160,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
     at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and y_strides[3] == size
     at_once = at_once and kind == native_kind(sums)
     run_on = line == cols and y_strides[2] == cols * size  # rows of results follow each other in memory
-    together = lines if block >= total else 1
+    together = lines if block > total else 1
     for turn in range(0, lines, together):
         for v0 in range(0, total, block):
             v1 = min(v0 + block, total)

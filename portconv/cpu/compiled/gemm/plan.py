@@ -157,6 +157,8 @@ class CompiledGemmPlan(CompiledPlan):
         # narrow tiles: where rows make whole ones, or nearly so
         row_by_row = wide or (2 * lane <= ow and round_up(ow, lane) <= line and weight_bytes <= CACHE_BYTES)
         row_by_row = row_by_row and line > ow
+        if row_by_row and not wide:
+            block = -(-ow // lane)  # so that few lines of results are written at a time
         streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, machine.last_cache_bytes() // 4)
         streamed = streamed and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
