@@ -36,6 +36,7 @@ from .geometry import Geometry
 
 __all__ = ["CompiledGemmPlan"]
 
+FIRST_CACHE_BYTES = 24 << 10  # of a core's first cache, for the window of a block of tiles
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
@@ -153,7 +154,9 @@ class CompiledGemmPlan(CompiledPlan):
         # Which of the two is read again and again from the second cache: the window by each tile's outputs, or the
         # weights by each block. Wide tiles read little of a window with halo, and many weights.
         small = (small and (in_place or weight_bytes > CACHE_BYTES)) or (wide and len(every) > 1)
-        block = 1 << 40 if small else widest
+        # A block whose window stays in the first cache may be longer than a tile, so that results are written in runs.
+        tiles = 1 if wide else FIRST_CACHE_BYTES // (terms * widest * lane * size)
+        block = 1 << 40 if small else widest * max(tiles, 1)
         # narrow tiles: where rows make whole ones, or nearly so
         row_by_row = wide or (2 * lane <= ow and round_up(ow, lane) <= line and weight_bytes <= CACHE_BYTES)
         row_by_row = row_by_row and line > ow
