@@ -110,6 +110,8 @@ class CompiledGemmPlan(CompiledPlan):
             # A strip's window fits the cache. Where the weights are so many that short strips would read them too
             # often, the strip is as long as to be worth it, and holds some channels at a time.
             rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
+            if wide and halo_rows * 4 > rows:  # longer strips copy less, and wide tiles read little of the window
+                rows = max(1, min(oh, 2 * CACHE_BYTES // (row_bytes * inputs) - halo_rows))
             if oh * line <= SMALL_IMAGE and row_bytes * inputs * (oh + halo_rows) <= MAX_WINDOW_BYTES:
                 rows = oh  # cutting it would leave register tiles half empty
             if weight_bytes > MANY_WEIGHT_BYTES:
