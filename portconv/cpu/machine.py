@@ -15,7 +15,7 @@ import numpy as np
 
 from .threads import get_num_threads
 
-__all__ = ["code_folder", "host_environment", "last_cache_bytes", "memory_bytes", "processor", "vector_bits", "version"]
+__all__ = ["code_folder", "host_environment", "memory_bytes", "processor", "vector_bits", "version"]
 
 # The names that NumPy gives to instruction sets, and the bits of their vectors.
 _VECTORS = {"X86_V4": 512, "AVX512": 512, "X86_V3": 256, "AVX2": 256, "AVX": 256, "X86_V2": 128, "SSE": 128}
@@ -111,16 +111,6 @@ def memory_bytes() -> int | None:
         with contextlib.suppress(OSError, ValueError), open(name, encoding="ascii") as file:  # noqa: PTH123  see above
             found.append(int(file.read()))  # "max", without a limit, is no number
     return min((number for number in found if number > 0), default=None)
-
-
-@lru_cache(maxsize=1)
-def last_cache_bytes() -> int:
-    """The size of the first core's third cache; 0 where the system does not say."""
-    name = "/sys/devices/system/cpu/cpu0/cache/index3/size"
-    with contextlib.suppress(OSError, ValueError), open(name, encoding="ascii") as file:  # noqa: PTH123  see above
-        text = file.read().strip()
-        return int(text.removesuffix("K")) << 10 if text.endswith("K") else int(text)
-    return 0
 
 
 def code_folder() -> str | None:

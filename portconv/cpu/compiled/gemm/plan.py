@@ -13,7 +13,7 @@ from ....core.backend import PackedWeight
 from ....core.problem import Problem
 from ....engines import taps
 from ....engines.accuracy import TERMS
-from ... import machine, threads
+from ... import threads
 from ..base import (
     CACHE_BYTES,
     Array,
@@ -164,7 +164,7 @@ class CompiledGemmPlan(CompiledPlan):
         row_by_row = row_by_row and line > ow
         if row_by_row and not wide:
             block = -(-ow // lane)  # so that few lines of results are written at a time
-        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, machine.last_cache_bytes() // 4)
+        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, threads.last_cache_bytes() // 4)
         streamed = streamed and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
