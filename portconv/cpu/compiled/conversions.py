@@ -31,6 +31,7 @@ __all__ = [
     "SIZES",
     "UNALIGNED",
     "chunks",
+    "every",
     "gathered",
     "kind_of",
     "loaded",
@@ -151,7 +152,7 @@ def gathered(b: Any, v: Vectors, source: Any, step: Any, left: Any, size: int) -
             b.cbranch(b.and_(more, is_step(channels)), one, other)
             b.position_at_end(one)
             parts = [vector(b, kind, v.at(source, i * size * v.n)) for i in range(channels)]
-            found.append((_every(b, parts, v.n), b.block))
+            found.append((every(b, parts, v.n), b.block))
             b.branch(after)
             b.position_at_end(other)
     room = cgutils.alloca_once(b, kind)
@@ -177,7 +178,7 @@ def vector(b: Any, kind: Any, address: Any) -> Any:
     return value
 
 
-def _every(b: Any, parts: list[Any], n: int) -> Any:
+def every(b: Any, parts: list[Any], n: int) -> Any:
     """The first element of every pixel of vectors that follow each other, as many as a pixel has channels."""
     channels = len(parts)
     wanted = [i * channels for i in range(n)]

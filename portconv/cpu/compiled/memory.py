@@ -8,7 +8,16 @@ from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
 from .epilogue import record
 from .kernel import apart, kernel, words
 from .moves import add_vectors, copy_elements, transpose_block
-from .runs import put_line, put_pixels, put_square, read_line, store_line, turned_square
+from .runs import (
+    PADDED_STEPS,
+    padded_line,
+    put_line,
+    put_pixels,
+    put_square,
+    read_line,
+    store_line,
+    turned_square,
+)
 from .vectors import VECTOR_BYTES, one_of
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "put",
     "put_lanes",
     "put_more",
+    "put_native",
     "put_side_by_side",
     "put_turned",
     "read",
@@ -35,10 +45,11 @@ __all__ = [
 _add = add_vectors()
 copy = copy_elements()
 _read = read_line()
+_padded = padded_line()
 _put = put_line(add=False)
 _put_more = put_line(add=True)
 _put_pixels = put_pixels()
-_store = store_line(add=False)
+put_native = store_line(add=False)
 _store_more = store_line(add=True)
 transpose = transpose_block()
 # Of the computation's own numbers, and of half precision: the kinds of networks.
@@ -91,7 +102,7 @@ def native_kind(like):
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
     if step == like.itemsize and kind == native_kind(like):
-        _store(like, (target, source, count, record))
+        put_native(like, (target, source, count, record))
     else:
         _put_apart(like, target, step, source, count, record, kind)
 
@@ -156,6 +167,9 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
             read(out, out.ctypes.data + target * size, image + source_rows[row] * row_step, col_step, rows * cols,
                  kind)  # fmt: skip
             return
+    end = col0 + high * col_jump
+    zeros = (low == 0 or source_cols[col0] < 0) and (high == cols or end >= len(source_cols) or source_cols[end] < 0)
+    simple = zeros and col_step == size and kind == native_kind(out) and col_jump <= PADDED_STEPS
     for r in range(rows):
         line = target + r * cols
         row = row0 + r * row_jump
@@ -165,6 +179,9 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
                 out[line + j] = 0
             continue
         origin = image + row * row_step
+        if simple:
+            _padded(out, col_jump, (out.ctypes.data + line * size, origin + base * size, cols, low, high))
+            continue
         if low > 0:
             _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, 0, low, out, line)
         if high > low:

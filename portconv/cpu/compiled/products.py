@@ -27,11 +27,14 @@ __all__ = [
 def shifted_products(rows: int, vectors: int) -> Generate:
     """`out[r, :] = sum over k of weight[k, r] * memory[base + table[k] + (0, 1, 2, ...)]`, ROWS by vectors x lanes.
 
-    Arguments: base, table, weight, terms, out. Weight is (terms, rows), out (rows, vectors x lanes).
+    Arguments: base, table, weight, terms, out, partial sums. Weight is (terms, rows), out (rows, vectors x lanes). So
+    many partial sums of terms before these, which lie at `out` one after the other, are added first, the last one of
+    them before the others.
     """
 
-    def generate(_b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
-        for i, total in enumerate(v.products(base, table, weight, terms, rows, vectors)):
+    def generate(b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, count: Any) -> None:
+        sums = _with_partial_sums(b, v, v.products(base, table, weight, terms, rows, vectors), out, count)
+        for i, total in enumerate(sums):
             v.store(total, v.at(out, i * v.n * v.size))
 
     return generate
@@ -49,13 +52,7 @@ def finished_products(rows: int, vectors: int) -> Generate:
         b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, out_row: Any, records: Any,
         partial: Any, count: Any, streamed: Any,
     ) -> None:  # fmt: skip
-        sums = v.products(base, table, weight, terms, rows, vectors)
-
-        def add(n: Any, sums: list[Any]) -> list[Any]:
-            place = v.at(partial, b.mul(b.sub(b.sub(count, n), I64(1)), I64(rows * vectors * VECTOR_BYTES)))
-            return [b.fadd(v.load(v.at(place, i * VECTOR_BYTES)), total) for i, total in enumerate(sums)]
-
-        sums = loop(b, count, sums, add, may_be_none=True)
+        sums = _with_partial_sums(b, v, v.products(base, table, weight, terms, rows, vectors), partial, count)
         results, places = [], []
         for r in range(rows):
             finish = Finish(v, v.at(records, r * RECORD * v.size), splat=True)
@@ -73,13 +70,23 @@ def finished_products(rows: int, vectors: int) -> Generate:
     return generate
 
 
+def _with_partial_sums(b: Any, v: Vectors, sums: list[Any], partial: Any, count: Any) -> list[Any]:
+    """The sums of a tile, with so many partial ones from an address on; the last is added first."""
+
+    def add(n: Any, sums: list[Any]) -> list[Any]:
+        place = v.at(partial, b.mul(b.sub(b.sub(count, n), I64(1)), I64(len(sums) * VECTOR_BYTES)))
+        return [b.fadd(v.load(v.at(place, i * VECTOR_BYTES)), total) for i, total in enumerate(sums)]
+
+    return loop(b, count, sums, add, may_be_none=True)
+
+
 def broadcast_products(pixels: int) -> Generate:
     """`out[n, :] = sum over k of weight[k, :] * memory[base + table[k] + n]`: the same with outputs in the lanes.
 
     Arguments as in `shifted_products`. Weight is (terms, OUTPUT_VECTORS x lanes), out (pixels, OUTPUT_VECTORS x lanes).
     """
 
-    def generate(b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any) -> None:
+    def generate(b: Any, v: Vectors, base: Any, table: Any, weight: Any, terms: Any, out: Any, count: Any) -> None:
 
         def body(k: Any, sums: list[Any]) -> list[Any]:
             offset = b.load(b.inttoptr(v.at(table, b.mul(k, I64(8))), I64.as_pointer()))
@@ -92,7 +99,7 @@ def broadcast_products(pixels: int) -> Generate:
             return added
 
         sums = loop(b, terms, [v.zero] * (pixels * OUTPUT_VECTORS), body)
-        for i, total in enumerate(sums):
+        for i, total in enumerate(_with_partial_sums(b, v, sums, out, count)):
             v.store(total, v.at(out, i * VECTOR_BYTES))
 
     return generate

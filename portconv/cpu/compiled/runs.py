@@ -8,12 +8,27 @@ from typing import Any
 
 from llvmlite import ir
 
-from .conversions import KINDS, SIZES, chunks, gathered, loaded, narrowed, native, stored, switched, vector, widened
+from .conversions import (
+    KINDS,
+    SIZES,
+    chunks,
+    every,
+    gathered,
+    loaded,
+    narrowed,
+    native,
+    stored,
+    switched,
+    vector,
+    widened,
+)
 from .epilogue import RECORD, Finish
-from .vectors import I1, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+from .vectors import I1, I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop, one_of
 
 __all__ = [
+    "PADDED_STEPS",
     "column_sums",
+    "padded_line",
     "put_line",
     "put_pixels",
     "put_square",
@@ -23,9 +38,9 @@ __all__ = [
     "turned_square",
 ]
 
-
 # Dtypes of photographs and of networks.
 IN_MILLIONS = ("uint8", "uint16", "float16", "bfloat16")
+PADDED_STEPS = 4  # the longest steps of `padded_line`
 
 
 def _apart(b: Any) -> None:
@@ -102,6 +117,60 @@ def _chunk_by_chunk(
     names: dict[int, str | None] = {KINDS.index(name): name for name in IN_MILLIONS}
     others: Any = partial(loop, b, chunks(b, v, count), [], each)
     switched(b, number, {**names, -1: None}, lambda name: others() if name is None else many(name))
+
+
+def padded_line() -> Any:
+    """`target[j] = source[j * step]` where `low <= j < high`, and zero elsewhere, for all j below `count`.
+
+    For numbers in the dtype of the computation; which of the variants is the step, up to `PADDED_STEPS`. Arguments:
+    target, source (where element 0 would be, were it there), count, low, high. Nothing beyond these is touched.
+    """
+    return one_of({step: _padded(step) for step in range(1, PADDED_STEPS + 1)})
+
+
+def _padded(step: int) -> Generate:
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, low: Any, high: Any) -> None:
+        numbers = ir.VectorType(I32, v.n)  # half as wide as 64 bits, and enough for a row
+        first = b.mul(low, I64(step))
+        length = b.select(b.icmp_signed(">", high, low), b.sub(b.mul(b.sub(high, I64(1)), I64(step)), first), I64(-1))
+        length = v.splat(b.trunc(b.add(length, I64(1)), I32), numbers)
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            done = b.mul(i, I64(v.n))
+            here = b.mul(done, I64(step))
+            places = [v.at(source, b.mul(here, I64(v.size)), n * VECTOR_BYTES) for n in range(step)]
+            # the last of several vectors may reach beyond the element that is wanted last
+            end = b.add(done, I64(v.n - 1 if step == 1 else v.n))
+            whole = b.and_(b.icmp_signed(">=", done, low), b.icmp_signed("<", end, high))
+            with b.if_else(whole) as (inside, edge):
+                with inside:
+                    read = every(b, [v.load(place) for place in places], v.n)
+                    read_block = b.block
+                with edge:
+                    start = v.splat(b.trunc(b.sub(here, first), I32), numbers)
+                    parts = []
+                    for n, place in enumerate(places):
+                        lane_numbers = ir.Constant(numbers, [n * v.n + lane for lane in range(v.n)])
+                        mask = b.icmp_unsigned("<", b.add(start, lane_numbers), length)
+                        parts.append(v.masked_load(place, mask))
+                    masked = every(b, parts, v.n)
+                    masked_block = b.block
+            value = b.phi(v.type)
+            value.add_incoming(read, read_block)
+            value.add_incoming(masked, masked_block)
+            left = b.sub(count, done)
+            place = v.at(target, b.mul(done, I64(v.size)))
+            with b.if_else(b.icmp_signed(">=", left, I64(v.n))) as (all_of_it, part):
+                with all_of_it:
+                    v.store(value, place)
+                with part:
+                    lane_numbers = ir.Constant(numbers, list(range(v.n)))
+                    v.masked_store(value, place, b.icmp_signed("<", lane_numbers, v.splat(b.trunc(left, I32), numbers)))
+            return []
+
+        loop(b, chunks(b, v, count), [], body)
+
+    return generate
 
 
 def put_line(*, add: bool) -> Any:

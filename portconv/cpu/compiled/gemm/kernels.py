@@ -12,7 +12,7 @@ import numpy as np
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel, words
-from ..memory import add_in_pairs, call_numbers, copy, fill_plane, native_kind, put, put_more, table, transpose
+from ..memory import call_numbers, copy, fill_plane, native_kind, put, put_more, put_native, table, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
@@ -34,7 +34,7 @@ _SHAPES = {
 _product = one_of({number: shifted_products(*shape) for number, shape in _SHAPES.items()})
 _finished = one_of({n: finished_products(ROWS, n) for n in (1, 2, 3)})
 # Columns of a tile that has outputs in its lanes.
-WIDTHS = tuple(n for n in (14, 12, 10, 8, 6, 5, 4, 2, 1) if n <= PIXELS)
+WIDTHS = (6, 5, 4, 2, 1) if PIXELS == 6 else (14, 12, 10, 8, 7, 6, 4, 2, 1)
 _wide_product = one_of({n: broadcast_products(n) for n in WIDTHS})
 
 
@@ -67,14 +67,18 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
             last = n == runs - 1 and done + chunk >= run
             if last and but_last:
                 break
-            out = sums.ctypes.data + top * tile_bytes
-            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done), out)
+            pairs, left = 0, count + 1
+            while pairs < top and (left % 2 == 0 or last):  # as `accumulate` in engines/accuracy.py does
+                pairs, left = pairs + 1, left // 2
+            count += 1
+            top -= pairs
+            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
+                         sums.ctypes.data + top * tile_bytes, pairs)  # fmt: skip
             if wide:
                 _wide_product(sums, width, arguments)
             else:
                 _product(sums, 16 * rows + width, arguments)
-            count += 1
-            top = add_in_pairs(sums, top + 1, count, last, tile_bytes)
+            top += 1
     return k, top
 
 
@@ -99,10 +103,18 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
     `line` of them make a row, of which `cols` are results. `start` is the address of the first, and steps are bytes.
     """
     size = sums.itemsize
+    first_row, first_col = divmod(first, line)
+    side_by_side = first_col + last - first <= cols or (line == cols and row_step == cols * size)
+    if side_by_side and not add and col_step == size and kind == native_kind(sums):
+        place = start + first_row * row_step + first_col * col_step
+        for r in range(rows):
+            value = sums.ctypes.data + (source + r * pitch) * size
+            put_native(sums, (place + r * o_step, value, last - first, record(epilogue, channel + r)))
+        return
     for r in range(rows):
         own = record(epilogue, channel + r)
         target = start + r * o_step
-        row, col = first // line, first % line
+        row, col = first_row, first_col
         p = first
         while p < last:
             run = min(line - col, last - p)
@@ -121,6 +133,8 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
 @kernel
 def _width(left, widest, rows):
     """Vectors of the next tile, so that the tiles that are left are about as wide as each other."""
+    if left > 4 * widest:
+        return widest
     tiles = (left + widest - 1) // widest
     width = (left + tiles - 1) // tiles
     return width - 1 if rows == 1 and (width == 5 or width == 7) else width
@@ -128,9 +142,12 @@ def _width(left, widest, rows):
 
 @apart
 def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
-              widest, start_column, columns, block, line, cols, epilogue, output, unfinished, kind, start, y_strides,
+              widest, lines, columns, block, line, cols, epilogue, output, unfinished, kind, start, y_strides,
               add, streamed, sums, tail):  # fmt: skip
-    """Outputs m0 to m1 of one group on some columns of a window, which starts at the address `base`.
+    """Outputs m0 to m1 of one group on a window, which starts at the address `base`.
+
+    Tiles are made of the first `columns` of each of `lines` lines; all of it is one line if rows run into each other.
+    The tiles of a block, or of all lines if a block is more than one, follow each other with the weights of one tile.
 
     `beyond` is the largest offset in the table: where a tile would reach over the end of the memory, at the address
     `end`, its columns are copied. Tiles that are whole, and whose terms follow each other, write results at once.
@@ -145,45 +162,53 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
     at_once = not (wide or add) and rows == ROWS and terms[0] == 1 and y_strides[3] == size
     at_once = at_once and kind == native_kind(sums)
     run_on = line == cols and y_strides[2] == cols * size  # rows of results follow each other in memory
-    for v0 in range(0, total, block):
-        v1 = min(v0 + block, total)
-        for m in range(m0, m1, rows):
-            factors = weight + m // rows * weight_pitch * size
-            channel = output + m if unfinished < 0 else unfinished
-            v = v0
-            while v < v1:
-                width = widest if wide else _width(v1 - v, widest, rows)
-                first = start_column + v * unit
-                last = min(first + width * unit, start_column + columns)
-                place = base + first * size
-                fits = place + beyond + width * unit * size <= end
-                whole = last - first == width * unit and m + rows <= outputs
-                if at_once and fits and whole and (run_on or first % line + last - first <= cols):
-                    target = start + m * y_strides[1] + first // line * y_strides[2] + first % line * size
-                    k, depth = terms[2], 0
-                    if terms[1] > chunk:
-                        k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width,
-                                         wide, True)  # fmt: skip
-                    arguments = (place, table.ctypes.data + k * 8, factors + k * rows * size, terms[2] + terms[1] - k,
-                                 target, y_strides[1], record(epilogue, channel), sums.ctypes.data, depth,
-                                 streamed)  # fmt: skip
-                    _finished(sums, width, arguments)
-                    v += width
-                    continue
-                if fits:
-                    _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width, wide, False)
-                else:
-                    for k in range(terms[1]):
-                        copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
-                    tail_base, tail_offsets = np.int64(tail.ctypes.data), np.int64(tail_table.ctypes.data)
-                    _tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
-                source, step = 0, width * lanes
-                if wide:
-                    step = (width + lanes - 1) // lanes * lanes
-                    source = _turn(sums, rows, width, step)
-                _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, epilogue, channel, kind,
-                       start + m * y_strides[1], y_strides[1], y_strides[2], y_strides[3], add)  # fmt: skip
-                v += width
+    together = lines if block > total else 1
+    for turn in range(0, lines, together):
+        for v0 in range(0, total, block):
+            v1 = min(v0 + block, total)
+            for m in range(m0, m1, rows):
+                factors = weight + m // rows * weight_pitch * size
+                channel = output + m if unfinished < 0 else unfinished
+                for start_column in range(turn * line, (turn + together) * line, line):
+                    v = v0
+                    while v < v1:
+                        width = widest if wide else _width(v1 - v, widest, rows)
+                        first = start_column + v * unit
+                        last = min(first + width * unit, start_column + columns)
+                        if width * unit <= columns and not add:
+                            first = last - width * unit  # whole, and within the memory: some are computed twice
+                        place = base + first * size
+                        fits = place + beyond + width * unit * size <= end
+                        whole = last - first == width * unit and m + rows <= outputs
+                        v += width
+                        if at_once and fits and whole and (run_on or first % line + last - first <= cols):
+                            target = start + m * y_strides[1] + first * size
+                            if not run_on:
+                                target += first // line * (y_strides[2] - line * size)
+                            k, depth = terms[2], 0
+                            if terms[1] > chunk:
+                                k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows,
+                                                 width, wide, True)  # fmt: skip
+                            arguments = (place, table.ctypes.data + k * 8, factors + k * rows * size,
+                                         terms[2] + terms[1] - k, target, y_strides[1], record(epilogue, channel),
+                                         sums.ctypes.data, depth, streamed)  # fmt: skip
+                            _finished(sums, width, arguments)
+                            continue
+                        if fits:
+                            _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width, wide,
+                                  False)  # fmt: skip
+                        else:
+                            for k in range(terms[1]):
+                                copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
+                            tail_base, tail_offsets = np.int64(tail.ctypes.data), np.int64(tail_table.ctypes.data)
+                            _tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
+                        source, step = 0, width * lanes
+                        if wide:
+                            step = (width + lanes - 1) // lanes * lanes
+                            source = _turn(sums, rows, width, step)
+                        _store(sums, source, step, min(rows, outputs - m), first, last, line, cols, epilogue, channel,
+                               kind, start + m * y_strides[1], y_strides[1], y_strides[2], y_strides[3],
+                               add)  # fmt: skip
 
 
 @kernel
@@ -253,10 +278,10 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
             factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
-            for column in range(0, (r1 - r0) * line if row_by_row else 1, line):
-                _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
-                          tile_rows, wide, widest, column, columns, block, line, cols, epilogue, g * outputs,
-                          unfinished, kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+            lines = r1 - r0 if row_by_row else 1
+            _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
+                      tile_rows, wide, widest, lines, columns, block, line, cols, epilogue, g * outputs, unfinished,
+                      kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
         if apart:
             for m in range(m0, min(m1, outputs)):
                 for r in range(r1 - r0):

@@ -29,17 +29,21 @@ from ..base import (
     sources,
 )
 from ..costs import COMPILED, CompiledCosts
+from ..runs import PADDED_STEPS
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from . import kernels
 from .geometry import Geometry
 
 __all__ = ["CompiledGemmPlan"]
 
+FIRST_CACHE_BYTES = 24 << 10  # of a core's first cache, for the window of a block of tiles
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
-STREAMED_BYTES = 24 << 20  # results from so large on are not found in a cache by whoever reads them
+# Results from so large on are not found in a cache by whoever reads them. Of a larger third cache, which many cores
+# share, results up to a quarter are found.
+STREAMED_BYTES = 24 << 20
 MAX_RESULT_BYTES = 4 << 20  # of a strip whose partial sums are put together apart from the result
 MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
@@ -82,7 +86,7 @@ class CompiledGemmPlan(CompiledPlan):
         # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
         # "gather": every tap has its own copy
         phases = taps.phases(p.kernel, p.stride, p.dilation)
-        shift = _shifting_pays(p, len(phases), halo_cols)
+        shift = _shifting_pays(p, len(phases), halo_cols, wide)
         line = ow + halo_cols if shift else ow
         if shift:
             planes = [(a, p.stride[0], b, p.stride[1]) for a, b in phases]
@@ -110,6 +114,8 @@ class CompiledGemmPlan(CompiledPlan):
             # A strip's window fits the cache. Where the weights are so many that short strips would read them too
             # often, the strip is as long as to be worth it, and holds some channels at a time.
             rows, at_a_time = max(1, min(oh, CACHE_BYTES // (row_bytes * inputs) - halo_rows)), inputs
+            if wide and halo_rows * 4 > rows:  # longer strips copy less, and wide tiles read little of the window
+                rows = max(1, min(oh, 2 * CACHE_BYTES // (row_bytes * inputs) - halo_rows))
             if oh * line <= SMALL_IMAGE and row_bytes * inputs * (oh + halo_rows) <= MAX_WINDOW_BYTES:
                 rows = oh  # cutting it would leave register tiles half empty
             if weight_bytes > MANY_WEIGHT_BYTES:
@@ -122,6 +128,8 @@ class CompiledGemmPlan(CompiledPlan):
             if p.batch * p.groups * strips < 4 * parts:  # too few for an even share: more, or share the outputs
                 if oh // (strips * parts) >= 4 and not (outputs >= 64 * parts and halo_rows * 4 > rows):
                     strips = round_up(strips, parts)
+                elif strips >= parts and not in_place:
+                    strips = min(oh, round_up(strips, parts))  # threads that share outputs fill the same windows
                 elif outputs >= 2 * parts * tile_rows:
                     output_parts = parts
                 else:
@@ -134,7 +142,7 @@ class CompiledGemmPlan(CompiledPlan):
         r0, r1, q0, q1, *_ = regions[0]
         columns = (r1 - r0 - 1) * (q1 - q0 + line - ow) + q1 - q0
         if wide:
-            widest = even_width(kernels.WIDTHS, columns)
+            widest = even_width(kernels.WIDTHS, ow if line > ow else columns)  # row by row, or all in one
         reach = widest if wide else widest * lane  # columns of a tile
         offsets = np.array([n * plane + at for n, at in where], np.int64)
         starts = np.arange(at_a_time if by_tap else inputs, dtype=np.int64) * (plane if in_place else count * plane)
@@ -149,9 +157,19 @@ class CompiledGemmPlan(CompiledPlan):
             results = area * -(-outputs // tile_rows // output_parts) * tile_rows + area * tile_rows + lane
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
         small = (columns * inputs if in_place else window) * size <= 2 * CACHE_BYTES
-        block = 1 << 40 if small and (in_place or weight_bytes > CACHE_BYTES) else widest
-        row_by_row = not wide and round_up(ow, lane) <= line and line > ow and weight_bytes <= CACHE_BYTES
-        streamed = p.batch * p.out_channels * oh * ow * size >= STREAMED_BYTES and ow % lane == 0
+        # Which of the two is read again and again from the second cache: the window by each tile's outputs, or the
+        # weights by each block. Wide tiles read little of a window with halo, and many weights.
+        small = (small and (in_place or weight_bytes > CACHE_BYTES)) or (wide and len(every) > 1)
+        # A block whose window stays in the first cache may be longer than a tile, so that results are written in runs.
+        tiles = 1 if wide else FIRST_CACHE_BYTES // (terms * widest * lane * size)
+        block = 1 << 40 if small else widest * max(tiles, 1)
+        # narrow tiles: where rows make whole ones, or nearly so
+        row_by_row = wide or (2 * lane <= ow and round_up(ow, lane) <= line and weight_bytes <= CACHE_BYTES)
+        row_by_row = row_by_row and line > ow
+        if row_by_row and not wide:
+            block = -(-ow // lane)  # so that few lines of results are written at a time
+        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, threads.last_cache_bytes() // 4)
+        streamed = streamed and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
         scratch = round_up(window + sums + results + tail, 16)
@@ -187,17 +205,21 @@ class CompiledGemmPlan(CompiledPlan):
         g = self.geometry
         p, lane, images = self.problem, lanes(self.problem.compute_dtype), self.problem.batch * self.problem.groups
         product = costs.single if g.tile_rows == 1 else costs.product
-        element = costs.filled if p.stride[1] == 1 and p.layout == "NCHW" else costs.strided
+        by_vectors = p.layout == "NCHW" and p.stride[1] <= PADDED_STEPS
+        element = costs.filled * p.stride[1] if by_vectors else costs.strided
         passes = -(-g.inputs // g.at_a_time)
         work = 0.0
         for r0, r1, q0, q1, i0, i1, j0, j1 in self.regions:
             rows, line = r1 - r0, q1 - q0 + g.halo_cols
-            columns = rows * line - g.halo_cols
-            vectors = -(-columns // g.widest) * g.widest / lane if g.wide else -(-columns // lane)
+            columns, lines = rows * line - g.halo_cols, 1
+            if g.row_by_row:
+                columns, lines = q1 - q0, rows
+            vectors = lines * (-(-columns // g.widest) * g.widest / lane if g.wide else -(-columns // lane))
+            columns *= lines
             used = (i1 - i0) * (j1 - j0)
             filled_rows = 0 if self.in_place else g.output_parts * g.inputs * (rows + g.halo_rows)
             filled_rows *= used if self.planes == g.taps else self.planes
-            runs = passes * g.outputs * (columns / g.widest * 2 if g.wide else vectors / 3)
+            runs = passes * g.outputs * (columns / g.widest if g.wide else vectors / 3)
             runs += passes * g.outputs * (rows if g.halo_cols else 1)
             work += (
                 vectors * round_up(g.outputs, g.tile_rows) * g.inputs * used * product
@@ -242,10 +264,15 @@ class CompiledGemmPlan(CompiledPlan):
         )  # fmt: skip
 
 
-def _shifting_pays(p: Problem, phases: int, halo_cols: int) -> bool:
-    """Whether computing the halo's columns costs less than a copy of the window for every tap."""
+def _shifting_pays(p: Problem, phases: int, halo_cols: int, wide: bool) -> bool:
+    """Whether the columns that are computed too many cost less than a copy of the window for every tap.
+
+    These are the halo's columns, or the last ones of a row's last tile if they are fewer.
+    """
     ow, n_taps = p.out_size[1], p.kernel[0] * p.kernel[1]
     outputs = p.out_channels // p.groups
+    if wide:
+        halo_cols = round_up(ow, even_width(kernels.WIDTHS, ow)) - ow
     wasted = halo_cols / ow * n_taps * outputs / 16  # vector operations per input element
     copied = (n_taps - phases) * 0.4
     return n_taps == 1 or wasted < copied
