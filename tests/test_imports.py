@@ -24,6 +24,7 @@ TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
 LIBRARIES = {
     "mlx": {"mlx"},
+    "torch": {"torch"},
     "processes.devices": {"mlx", "torch", "jax"},
     "testing.calls": {"mlx", "torch", "jax"},
     "bench.peers": {"mlx", "torch", "jax"},  # in processes of their own
@@ -325,7 +326,7 @@ def test_libraries_are_imported_by_their_backends_only(name):
     assert not IMPORTS[name].others_at_once & own - {"numpy"}
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name != "mlx" and not whole and not name.startswith("cpu.compiled."):
+    if name not in ("mlx", "torch") and not whole and not name.startswith("cpu.compiled."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
@@ -443,8 +444,8 @@ def test_tuning_takes_the_arguments_of_planning():
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_public_modules_are_there(name):
-    if name == "mlx":
-        pytest.importorskip("mlx.nn", reason="MLX is not installed")
+    if name in ("mlx", "torch"):
+        pytest.importorskip({"mlx": "mlx.nn"}.get(name, name), reason="it is not installed")
     module = importlib.import_module(f"portconv.{name}")
     assert module.__all__
     for public in module.__all__:

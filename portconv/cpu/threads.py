@@ -22,6 +22,7 @@ __all__ = [
     "ALIGNMENT",
     "allowed_threads",
     "at_most",
+    "beside_others",
     "get_num_threads",
     "last_cache_bytes",
     "run",
@@ -130,9 +131,14 @@ def allowed_threads() -> int:
     return get_num_threads() if most is None else min(most, get_num_threads())
 
 
+def beside_others() -> bool:
+    """Whether another library's threads use the cores between the convolutions that this thread calls."""
+    return getattr(_inside, "most", None) is not None
+
+
 @contextmanager
 def at_most(count: int) -> Iterator[None]:
-    """For this thread, and as long as it lasts: no more threads than these."""
+    """For this thread, and as long as it lasts: no more threads than another library has, which uses them, too."""
     before = getattr(_inside, "most", None)
     _inside.most = count
     try:

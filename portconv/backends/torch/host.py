@@ -12,7 +12,7 @@ is computed by PyTorch's own convolution, which knows them all.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -72,8 +72,7 @@ def _has_values(*tensors: Any) -> bool:
 
 def _limit() -> AbstractContextManager[None]:
     """No more threads than PyTorch was allowed: one in the workers of a DataLoader."""
-    count: int = torch.get_num_threads()
-    return threads.at_most(count) if count < threads.get_num_threads() else nullcontext()
+    return threads.at_most(torch.get_num_threads())
 
 
 class _Weight(NamedTuple):

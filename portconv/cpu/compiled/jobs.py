@@ -25,6 +25,7 @@ from .kernel import compiled_for, declared, kernel
 from .vectors import I32, I64
 
 __all__ = [
+    "ALERT",
     "ANYWHERE",
     "APART",
     "CAN_SLEEP",
@@ -41,7 +42,8 @@ __all__ = [
 # Words of a block. Those that different threads write lie two lines of the cache apart: lines are fetched in pairs.
 WORD = 8
 APART = 16
-STATE, SLEEPERS, FUNCTION, PARTS, CORE, ARGUMENTS = 0, APART, 2 * APART, 2 * APART + 1, 2 * APART + 2, 3 * APART
+STATE, SLEEPERS, ARGUMENTS = 0, APART, 3 * APART
+FUNCTION, PARTS, CORE, ALERT = range(2 * APART, 2 * APART + 4)
 COUNTERS = 1024  # the first part's; the arguments of a job end before it
 
 # The state: threads at work, threads that have joined, whether more may join, and the number of the job.
@@ -261,13 +263,13 @@ def is_open(block):
 
 
 @kernel
-def serve(block, core, last, alert, can_sleep):
+def serve(block, core, last, can_sleep):
     """Join the jobs after number `last`, on the only `core` that this thread may use; the number of the last job.
 
-    Waking a thread takes as long as a small layer. So a thread that finds no job waits at work for `alert` pauses, and
-    then sleeps until there is one, or returns where it cannot sleep. It does not keep its core for longer: after a
-    product of NumPy's, the threads of BLAS hold their cores for milliseconds, and a thread that waits at work beside
-    them comes behind them, while one that wakes goes first.
+    Waking a thread takes as long as a small layer. So a thread that finds no job waits at work, for as many pauses as
+    the block's word ALERT says, and then sleeps until there is one, or returns where it cannot sleep. It does not keep
+    its core for longer: after a product of NumPy's, the threads of BLAS hold their cores for milliseconds, and a thread
+    that waits at work beside them comes behind them, while one that wakes goes first.
     """
     waited = 0
     while True:
@@ -285,7 +287,7 @@ def serve(block, core, last, alert, can_sleep):
                     _add((block, STATE, -ACTIVE))
                     waited = 0
                 continue
-        elif waited < alert:
+        elif waited < _load((block, ALERT)):
             _pause((block,))
             waited += 1
             continue

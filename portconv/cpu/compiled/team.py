@@ -26,6 +26,8 @@ from . import jobs
 __all__ = ["compile_ahead", "launch"]
 
 ALERT_SECONDS = 200e-6  # that a thread waits at work for a job: longer than what lies between two layers
+# The same where another library's threads work between two layers, and wait at work as well.
+BRIEF_SECONDS = 20e-6
 PATIENT_SECONDS = 100e-6  # that a caller waits at work for the others' last tasks
 PAUSE_SECONDS = 20e-6  # between two looks whether they are done
 
@@ -33,7 +35,7 @@ _lock = Lock()
 _team: _Team | None = None
 # The kernels that a team needs besides those of its jobs, with arguments of their types.
 _KERNELS = {
-    jobs.serve: (0, 0, 0, 0, True),
+    jobs.serve: (0, 0, 0, True),
     jobs.pauses: (0, 0),
     jobs.active: (0,),
     jobs.is_open: (0,),
@@ -51,7 +53,16 @@ class _Team:
         self._cores: list[int] = []
         self.asleep: dict[int, Any] = {}  # threads that only Python can wake: each has a lock that somebody releases
         pause = _pause_seconds(self.block)
-        self.patience, self._alert = int(PATIENT_SECONDS / pause), int(ALERT_SECONDS / pause)
+        self.patience = int(PATIENT_SECONDS / pause)
+        self._alert = {False: int(ALERT_SECONDS / pause), True: int(BRIEF_SECONDS / pause)}
+        self._brief: bool | None = None
+        self.be_brief(False)
+
+    def be_brief(self, brief: bool) -> None:
+        """Have the threads sleep sooner, or not."""
+        if brief != self._brief:
+            self._memory[jobs.ALERT] = self._alert[brief]
+            self._brief = brief
 
     def call(self, parts: int) -> None:
         """See to it that there are so many threads, the calling one among them, and that they will look for a job."""
@@ -77,7 +88,7 @@ class _Team:
         last, bell = 0, Lock()
         bell.acquire()
         while True:
-            last = jobs.serve(self.block, core, last, self._alert, jobs.CAN_SLEEP)
+            last = jobs.serve(self.block, core, last, jobs.CAN_SLEEP)
             self.asleep[id(bell)] = bell
             # A caller that looked before that line counts on this thread, and has opened its job.
             if jobs.is_open(self.block) and self.asleep.pop(id(bell), None) is not None:
@@ -98,6 +109,7 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
         if _team is None:
             _team = _Team()
         parts = min(parts, _team.most)
+        _team.be_brief(threads.beside_others())
         if _team.size < parts or _team.asleep:
             _team.call(parts)
         left = job(_team.block, parts, _team.patience, *arguments)

@@ -29,7 +29,7 @@ __all__ = ["CompiledWinogradPlan"]
 
 BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
 JOINED_BYTES = 24 << 20  # of a block that all threads share
-JOINED_WEIGHT_BYTES = 12 << 20  # transformed weights from which on reading them once is worth the waiting
+JOINED_WEIGHT_BYTES = 4 << 20  # transformed weights from which on reading them once is worth the waiting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,252 @@
+"""`Conv2d` as a layer of PyTorch's, and the exchange of a model's own layers for it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        f"portconv.torch needs PyTorch, which cannot be imported ({error}). "
+        "Install it with: pip install 'portconv[torch]'"
+    ) from error
+
+from .dispatch.arguments import Conv2dSpec
+from .dispatch.path import plan_for, prepared
+
+__all__ = ["Comparison", "Conv2d", "compare", "replace_convolutions"]
+
+
+class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed here
+    """`torch.nn.Conv2d`, computed by whichever of portconv's engines, or PyTorch's own, is the fastest.
+
+    It is a `torch.nn.Conv2d` in all else: initial weights, `state_dict`, `repr`, hooks, optimizers, `.to`, pickles. In
+    `torch.compile`, `torch.export` and `torch.jit` PyTorch's own convolution computes.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        As in `torch.nn.Conv2d`.
+    engine, accuracy, strategy
+        As in `portconv.conv2d`.
+
+    Attributes
+    ----------
+    weight
+        ``(O, I/groups, kh, kw)``.
+    bias
+        ``(O,)``, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `torch.nn.Conv2d`, and for values that `portconv.conv2d` does not allow.
+
+    Examples
+    --------
+    >>> import torch, portconv.torch
+    >>> model = torch.nn.Sequential(portconv.torch.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+    >>> model(torch.ones(2, 3, 32, 32)).shape
+    torch.Size([2, 8, 32, 32])
+    >>> model[0].load_state_dict(torch.nn.Conv2d(3, 8, 3).state_dict())
+    <All keys matched successfully>
+    """
+
+    # What layers have that were made from PyTorch's.
+    engine = "auto"
+    accuracy = "normwise"
+    strategy = "heuristic"
+
+    def __init__(
+        self, *args: Any, engine: str = "auto", accuracy: str = "normwise", strategy: str = "heuristic", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.engine, self.accuracy, self.strategy = engine, accuracy, strategy
+        self._spec  # noqa: B018  # complains about them
+
+    @classmethod
+    def of(cls, layer: Any, **options: Any) -> Conv2d:
+        """A layer with all that a `torch.nn.Conv2d` has, its parameters and hooks too; `options` are for this class."""
+        own = cls.__new__(cls)
+        own.__dict__.update({name: value for name, value in layer.__dict__.items() if name != "_spec"})
+        for name, value in options.items():
+            setattr(own, name, value)
+        own._spec  # noqa: B018
+        return own
+
+    @cached_property
+    def _spec(self) -> Conv2dSpec:
+        return Conv2dSpec.normalise(
+            self.stride, self.padding, self.dilation, self.groups, padding_mode=self.padding_mode, engine=self.engine,
+            accuracy=self.accuracy, strategy=self.strategy,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_spec"}
+
+    def plan(self, x: Any) -> Any:
+        """How an image ``(N, C, H, W)`` would be computed; see `portconv.plan_conv2d`."""
+        return plan_for(self._spec, x, self.weight, self.bias)[1]
+
+    def _conv_forward(self, input: Any, weight: Any, bias: Any) -> Any:  # noqa: A002  # PyTorch's name
+        if torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing():
+            return super()._conv_forward(input, weight, bias)
+        if input.ndim == 3:  # one image, as PyTorch allows it
+            return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
+        plan, packed = prepared(self._spec, input, weight, bias)
+        return plan.execute(input, packed, bias)
+
+
+def replace_convolutions(model: Any, **options: Any) -> int:
+    """Exchange the `torch.nn.Conv2d` layers of a model for `Conv2d`, in place.
+
+    They keep their parameters, which optimizers know, and their hooks. Layers of other classes, those derived from
+    `torch.nn.Conv2d` among them, stay as they are.
+
+    Parameters
+    ----------
+    model
+        A `torch.nn.Module`.
+    options
+        `engine`, `accuracy` and `strategy` of the new layers.
+
+    Returns
+    -------
+    int
+        How many were exchanged.
+
+    Examples
+    --------
+    >>> import torch, portconv.torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+    >>> portconv.torch.replace_convolutions(model)
+    2
+    >>> type(model[0]).__module__
+    'portconv.torch'
+    """
+    made: dict[int, Conv2d] = {}  # a layer may stand in several places
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):  # `named_children` leaves out what stands there twice
+            if type(child) is torch.nn.Conv2d:
+                if id(child) not in made:
+                    made[id(child)] = Conv2d.of(child, **options)
+                setattr(module, name, made[id(child)])
+    return len(made)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `str` of it is a table.
+
+    Attributes
+    ----------
+    layers
+        Name, engine, milliseconds of PyTorch's own, milliseconds of portconv's, for each convolution.
+    model_ms
+        Milliseconds of the whole model with PyTorch's own, and with portconv's. It is the whole that counts: between
+        two convolutions PyTorch's threads are at work, and those of both libraries share the cores.
+    """
+
+    layers: tuple[tuple[str, str, float, float], ...]
+    model_ms: tuple[float, float]
+
+    @property
+    def torch_ms(self) -> float:
+        """Milliseconds of all convolutions by PyTorch's own."""
+        return sum(ms for *_, ms, _ in self.layers)
+
+    @property
+    def portconv_ms(self) -> float:
+        """The same by portconv's."""
+        return sum(ms for *_, ms in self.layers)
+
+    def __str__(self) -> str:
+        rows = [
+            *self.layers,
+            (f"all {len(self.layers)}", "", self.torch_ms, self.portconv_ms),
+            ("the model", "", *self.model_ms),
+        ]
+        width = max(len("layer"), *(len(name) for name, *_ in rows))
+        lines = [f"{'layer':{width}}  {'engine':8}  {'torch ms':>9}  {'portconv ms':>11}  {'ratio':>5}"]
+        for name, engine, theirs, ours in rows:
+            ratio = theirs / ours if ours else 1.0
+            lines.append(f"{name:{width}}  {engine:8}  {theirs:9.3f}  {ours:11.3f}  {ratio:5.2f}")
+        return "\n".join(lines)
+
+
+def compare(model: Any, x: Any, rounds: int = 5) -> Comparison:
+    """Time each convolution of a model on an input, by PyTorch's own and by portconv's; the model stays as it is.
+
+    Times are the best of some rounds, without gradients.
+
+    Parameters
+    ----------
+    model
+        A `torch.nn.Module` with `torch.nn.Conv2d` layers, or with those that `replace_convolutions` has made of them.
+    x
+        What the model is called with.
+    rounds
+        How often each layer is timed.
+
+    Examples
+    --------
+    >>> import torch, portconv.torch
+    >>> found = portconv.torch.compare(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), torch.ones(1, 3, 20, 20))
+    >>> [name for name, *_ in found.layers]
+    ['0']
+    """
+    inputs: list[tuple[str, Any, Any]] = []
+
+    def note(name: str, layer: Any, arguments: Any) -> None:
+        inputs.append((name, layer, arguments[0].detach()))
+
+    layers = {name: layer for name, layer in model.named_modules() if type(layer) in (torch.nn.Conv2d, Conv2d)}
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            model(x)
+            for hook in hooks:
+                hook.remove()
+            found = []
+            for name, layer, image in inputs:
+                ours, own = Conv2d.of(layer), torch.nn.Conv2d._conv_forward
+                calls: list[Callable[[], Any]] = [
+                    partial(own, layer, image, layer.weight, layer.bias),
+                    partial(ours._conv_forward, image, ours.weight, ours.bias),
+                ]
+                best = [_best(call, rounds) for call in calls]
+                batch = image if image.ndim == 4 else image.unsqueeze(0)
+                found.append((name, ours.plan(batch).engine, *best))
+            models = [copy.deepcopy(model) for _ in range(2)]
+            replace_convolutions(models[1])
+            for module in models[0].modules():
+                for name, child in module._modules.items():
+                    if type(child) is Conv2d:
+                        theirs = torch.nn.Conv2d.__new__(torch.nn.Conv2d)
+                        theirs.__dict__.update(child.__getstate__())
+                        module._modules[name] = theirs
+            both = [_best(partial(each, x), rounds) for each in models]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Comparison(tuple(found), (both[0], both[1]))
+
+
+def _best(call: Callable[[], Any], rounds: int) -> float:
+    """Milliseconds of a call, at best."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - start)
+
+    once()  # packs, and may compile
+    return min(once() for _ in range(rounds))
