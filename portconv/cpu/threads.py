@@ -22,9 +22,9 @@ __all__ = [
     "ALIGNMENT",
     "allowed_threads",
     "at_most",
-    "beside_others",
     "get_num_threads",
     "last_cache_bytes",
+    "others_threads",
     "run",
     "scratch",
     "set_num_threads",
@@ -125,15 +125,16 @@ def set_num_threads(count: int) -> None:
     _limit = min(integer("count", count, 1), usable_cores())
 
 
+def others_threads() -> int | None:
+    """How many threads another library has that use the cores between the calls of this thread; None: there is none."""
+    most: int | None = getattr(_inside, "most", None)
+    return most
+
+
 def allowed_threads() -> int:
     """How many threads a convolution may use that this thread calls."""
-    most: int | None = getattr(_inside, "most", None)
+    most = others_threads()
     return get_num_threads() if most is None else min(most, get_num_threads())
-
-
-def beside_others() -> bool:
-    """Whether another library's threads use the cores between the convolutions that this thread calls."""
-    return getattr(_inside, "most", None) is not None
 
 
 @contextmanager

@@ -32,19 +32,24 @@ def long_sum(case, data):
     return x, weight, options
 
 
+def not_strict(backend):
+    """Engines that do not bound the error of each output by what it sums; PyTorch's own sums are cut on a CPU."""
+    return {"winograd", "fft"} | ({"native"} if backend.package != "torch" else set())
+
+
 @pytest.mark.parametrize("data", ["constant", "positive", "uneven"])
 @pytest.mark.parametrize("case", LONG_SUMS)
 def test_accuracy_of_long_sums(backend, engine, plans, case, data):
     x, weight, options = long_sum(case, data)
     arrays = backend.array(x), backend.array(weight)
     check(backend, plans, engine, *arrays, **options)
-    if engine in ("auto", "gemm", "direct"):
+    if engine not in not_strict(backend):
         check(backend, plans, engine, *arrays, accuracy="elementwise", **options)
 
 
 def test_engines_without_the_strict_bound_are_refused(backend):
     x, weight = backend.array(numbers((1, 1, 64, 64))), backend.array(numbers((1, 1, 31, 31)))
-    for engine in {"winograd", "fft", "native"} & set(backend.engines):
+    for engine in not_strict(backend) & set(backend.engines):
         with pytest.raises(portconv.UnsupportedError, match=f"`engine` '{engine}'.*element"):
             portconv.conv2d(x, weight, engine=engine, accuracy="elementwise")
 

@@ -117,7 +117,7 @@ class NativePlan(Plan):
             packed = packed.contiguous(memory_format=torch.channels_last)
         # On CPUs PyTorch leaves padding out of its sums, where a weight that is not finite would show.
         shows = p.device == "cpu" and any(p.padding) and (transformed() or not bool(packed.detach().isfinite().all()))
-        return PackedWeight(self.stamp, _Weight(packed, shows), 0 if packed is own else packed.nbytes)
+        return PackedWeight(self.stamp, _Weight(packed, shows), packed.nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:

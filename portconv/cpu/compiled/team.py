@@ -55,14 +55,12 @@ class _Team:
         pause = _pause_seconds(self.block)
         self.patience = int(PATIENT_SECONDS / pause)
         self._alert = {False: int(ALERT_SECONDS / pause), True: int(BRIEF_SECONDS / pause)}
-        self._brief: bool | None = None
         self.be_brief(False)
 
     def be_brief(self, brief: bool) -> None:
         """Have the threads sleep sooner, or not."""
-        if brief != self._brief:
-            self._memory[jobs.ALERT] = self._alert[brief]
-            self._brief = brief
+        self.brief = brief
+        self._memory[jobs.ALERT] = self._alert[brief]
 
     def call(self, parts: int) -> None:
         """See to it that there are so many threads, the calling one among them, and that they will look for a job."""
@@ -99,8 +97,10 @@ class _Team:
 def launch(job: Any, parts: int, *arguments: Any) -> None:
     """Run a job of compiled kernels, on up to `parts` threads."""
     global _team
+    others = None
     if parts > 1:
-        parts = min(parts, threads.allowed_threads())
+        others = threads.others_threads()
+        parts = min(parts, threads.get_num_threads() if others is None else threads.allowed_threads())
     if parts < 2 or threads.within_task() or not _lock.acquire(blocking=False):
         job(_own.block, 1, 0, *arguments)
         return
@@ -109,7 +109,8 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
         if _team is None:
             _team = _Team()
         parts = min(parts, _team.most)
-        _team.be_brief(threads.beside_others())
+        if _team.brief is not (others is not None):
+            _team.be_brief(others is not None)
         if _team.size < parts or _team.asleep:
             _team.call(parts)
         left = job(_team.block, parts, _team.patience, *arguments)
