@@ -73,11 +73,10 @@ class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed her
     @classmethod
     def of(cls, layer: Any, **options: Any) -> Conv2d:
         """A layer with all that a `torch.nn.Conv2d` has, its parameters and hooks too; `options` are for this class."""
-        own = cls.__new__(cls)
-        own.__dict__.update({name: value for name, value in layer.__dict__.items() if name != "_spec"})
+        own: Conv2d = _like(layer, cls)
         for name, value in options.items():
             setattr(own, name, value)
-        own._spec  # noqa: B018
+        own._spec  # noqa: B018  # complains about them
         return own
 
     @cached_property
@@ -130,14 +129,34 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     >>> type(model[0]).__module__
     'portconv.torch'
     """
-    made: dict[int, Conv2d] = {}  # a layer may stand in several places
+    return _exchange(model, torch.nn.Conv2d, partial(Conv2d.of, **options))
+
+
+def _exchange(model: Any, kind: type, make: Callable[[Any], Any]) -> int:
+    """Put what is made of them in the place of all layers of exactly this class; returns how many there were."""
+    made: dict[int, Any] = {}  # a layer may stand in several places
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):  # `named_children` leaves out what stands there twice
-            if type(child) is torch.nn.Conv2d:
+            if type(child) is kind:
                 if id(child) not in made:
-                    made[id(child)] = Conv2d.of(child, **options)
+                    made[id(child)] = make(child)
                 setattr(module, name, made[id(child)])
     return len(made)
+
+
+def _exchanged(model: Any, kind: type, make: Callable[[Any], Any]) -> Any:
+    """The model after that, or what is made of it if it is such a layer itself."""
+    if type(model) is kind:
+        return make(model)
+    _exchange(model, kind, make)
+    return model
+
+
+def _like(layer: Any, kind: Any) -> Any:
+    """A layer of this class with all that another one has."""
+    own = kind.__new__(kind)
+    own.__dict__.update({name: value for name, value in layer.__dict__.items() if name != "_spec"})
+    return own
 
 
 @dataclass(frozen=True)
@@ -201,40 +220,26 @@ def compare(model: Any, x: Any, rounds: int = 5) -> Comparison:
     >>> [name for name, *_ in found.layers]
     ['0']
     """
-    inputs: list[tuple[str, Any, Any]] = []
+    theirs = _exchanged(copy.deepcopy(model), Conv2d, partial(_like, kind=torch.nn.Conv2d))
+    ours = _exchanged(copy.deepcopy(model), torch.nn.Conv2d, Conv2d.of)
+    inputs: list[tuple[str, Any]] = []
 
-    def note(name: str, layer: Any, arguments: Any) -> None:
-        inputs.append((name, layer, arguments[0].detach()))
+    def note(name: str, _layer: Any, arguments: Any) -> None:
+        inputs.append((name, arguments[0].detach()))
 
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in (torch.nn.Conv2d, Conv2d)}
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad():
-            model(x)
-            for hook in hooks:
-                hook.remove()
-            found = []
-            for name, layer, image in inputs:
-                ours, own = Conv2d.of(layer), torch.nn.Conv2d._conv_forward
-                calls: list[Callable[[], Any]] = [
-                    partial(own, layer, image, layer.weight, layer.bias),
-                    partial(ours._conv_forward, image, ours.weight, ours.bias),
-                ]
-                best = [_best(call, rounds) for call in calls]
-                batch = image if image.ndim == 4 else image.unsqueeze(0)
-                found.append((name, ours.plan(batch).engine, *best))
-            models = [copy.deepcopy(model) for _ in range(2)]
-            replace_convolutions(models[1])
-            for module in models[0].modules():
-                for name, child in module._modules.items():
-                    if type(child) is Conv2d:
-                        theirs = torch.nn.Conv2d.__new__(torch.nn.Conv2d)
-                        theirs.__dict__.update(child.__getstate__())
-                        module._modules[name] = theirs
-            both = [_best(partial(each, x), rounds) for each in models]
-    finally:
+    own = {name: layer for name, layer in ours.named_modules() if type(layer) is Conv2d}
+    hooks = [theirs.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in own]
+    with torch.no_grad():
+        theirs(x)
         for hook in hooks:
             hook.remove()
+        found = []
+        for name, image in inputs:
+            layers = theirs.get_submodule(name), own[name]
+            times = [_best(partial(layer._conv_forward, image, layer.weight, layer.bias), rounds) for layer in layers]
+            batch = image if image.ndim == 4 else image.unsqueeze(0)
+            found.append((name, own[name].plan(batch).engine, times[0], times[1]))
+        both = [_best(partial(each, x), rounds) for each in (theirs, ours)]
     return Comparison(tuple(found), (both[0], both[1]))
 
 

@@ -142,3 +142,12 @@ def test_compiled_exported_and_traced(torch, pt):
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.jit.trace(model, x)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_comparison_leaves_the_model_as_it_is(torch, pt):
+    """Batch normalisation keeps statistics of what it sees while training."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    before = copy.deepcopy(model.state_dict())
+    pt.compare(model, torch.randn(2, 3, 9, 9), rounds=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [name for name, *_ in pt.compare(model[0], torch.randn(2, 3, 9, 9), rounds=1).layers] == [""]

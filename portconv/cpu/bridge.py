@@ -116,7 +116,7 @@ def _of_bfloat16(p: Problem, engine: str) -> EnginePlan | None:
         return None
     from .compiled import plans
 
-    return plans.build(replace(p, x_dtype=bridged(p).x_dtype if p.x_dtype == "bool_" else p.x_dtype), engine)
+    return plans.build(replace(p, x_dtype="bool") if p.x_dtype == "bool_" else p, engine)
 
 
 @dataclass(frozen=True, kw_only=True)

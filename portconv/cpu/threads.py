@@ -5,11 +5,10 @@ The compiled tier has a team of its own, in `compiled/team.py`. A forked child m
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from threading import Lock, local
 from typing import Any, TypeVar
@@ -54,7 +53,7 @@ def usable_cores() -> int:
 def last_cache_bytes() -> int:
     """The size of the first core's third cache; 0 where the system does not say."""
     name = "/sys/devices/system/cpu/cpu0/cache/index3/size"
-    with contextlib.suppress(OSError, ValueError), open(name, encoding="ascii") as file:  # noqa: PTH123
+    with suppress(OSError, ValueError), open(name, encoding="ascii") as file:  # noqa: PTH123
         text = file.read().strip()  # pathlib would take a while to import
         return int(text.removesuffix("K")) << 10 if text.endswith("K") else int(text)
     return 0

@@ -7,10 +7,14 @@ point summation", SIAM J. Sci. Comput. 14 (1993).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
-__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate"]
+from ..core.integers import Pair
+from ..core.problem import Problem
+from ..core.shapes import ranges
+
+__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate", "cut_sums"]
 
 # By the accuracy asked for: of a matrix product, whose BLAS may add one term after the other, and of compiled loops.
 TERMS = {"normwise": 192, "elementwise": 32}
@@ -20,6 +24,34 @@ FREQUENCY_TERMS = 128
 TILE_TERMS = {"plain": 96, "compiled": 64}
 # Of NumPy's `einsum`, which is used for any accuracy.
 RUN_TERMS = 32
+
+
+class Part(NamedTuple):
+    """Some taps of a kernel, and what they read of the padded image for all outputs."""
+
+    taps: tuple[slice, slice]
+    window: tuple[slice, slice]
+
+
+def cut_sums(p: Problem, out_size: Pair, terms: int) -> Iterator[tuple[slice, list[Part]]]:
+    """Convolutions of at most so many terms, whose sum is the whole: some channels of each group, parts of the taps.
+
+    `out_size` is that of the result, or of a strip of it.
+    """
+    kh, kw = p.kernel
+    cols = min(kw, terms)
+    rows = min(kh, terms // cols)
+
+    def window(taps: tuple[slice, slice]) -> tuple[slice, slice]:
+        top, left = (
+            slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
+            for tap, d, out, s in zip(taps, p.dilation, out_size, p.stride, strict=True)
+        )
+        return top, left
+
+    parts = [Part(taps, window(taps)) for taps in ((i, j) for i in ranges(kh, rows) for j in ranges(kw, cols))]
+    for channels in ranges(p.in_channels // p.groups, max(terms // (rows * cols), 1)):
+        yield channels, parts
 
 
 def _add(current: Any, term: Any) -> Any:

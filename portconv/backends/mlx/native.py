@@ -17,7 +17,7 @@ from ...core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ...core.problem import Problem
 from ...core.shapes import dilated, ranges
 from ...cpu.machine import version
-from ...engines.accuracy import TERMS, accumulate
+from ...engines.accuracy import TERMS, accumulate, cut_sums
 from ...namespaces import memory_order
 from .arrays import STEPS, dtype_named, evaluated
 
@@ -178,20 +178,12 @@ class NativePlan(Plan):
     def _parts(self, x: Any, ohwi: Any, out_size: tuple[int, int]) -> Iterator[Any]:
         """Convolutions with parts of the kernel and of the channels. Their sum is the whole."""
         p = self.problem
-        (kh, kw), inputs = p.kernel, p.in_channels // p.groups
-        cols = min(kw, CPU_MAX_TERMS)
-        rows = min(kh, CPU_MAX_TERMS // cols)
-        by_group = x.reshape(*x.shape[:3], p.groups, inputs)
-        for part in ranges(inputs, max(CPU_MAX_TERMS // (rows * cols), 1)):
+        by_group = x.reshape(*x.shape[:3], p.groups, -1)
+        for part, taps in cut_sums(p, out_size, CPU_MAX_TERMS):
             some = by_group[..., part].reshape(*x.shape[:3], -1)
-            for i in ranges(kh, rows):
-                for j in ranges(kw, cols):
-                    needed = [
-                        slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
-                        for tap, d, out, s in zip((i, j), p.dilation, out_size, p.stride, strict=True)
-                    ]
-                    window = some[:, needed[0], needed[1], :]
-                    yield mx.conv_general(window, ohwi[:, i, j, part], p.stride, 0, p.dilation, groups=p.groups)
+            for (i, j), (rows, cols) in taps:
+                window = some[:, rows, cols, :]
+                yield mx.conv_general(window, ohwi[:, i, j, part], p.stride, 0, p.dilation, groups=p.groups)
 
 
 def _everywhere(bias: Any, shape: Any) -> Any:

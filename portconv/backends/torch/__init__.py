@@ -13,11 +13,10 @@ from ...core.backend import Candidate, Plan, check_result
 from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
-from ...engines.accuracy import TERMS
 from ..base import ArrayApiBackend, name_of
 from .host import torch_host_plan
-from .native import NativePlan, native_candidate
-from .operations import OpsPlan, records, transformed
+from .native import NativePlan, in_parts, native_candidate
+from .operations import OpsPlan, leaves_out, records, transformed
 
 __all__ = ["backend"]
 
@@ -45,7 +44,7 @@ class TorchBackend(ArrayApiBackend):
             return native
         if problem.device == "cpu":
             return torch_host_plan(problem, engine, native, self._channels_last(problem, engine))
-        return OpsPlan.around(super().build(problem, engine))
+        return OpsPlan.of(super().build(problem, engine), apart=leaves_out(problem))
 
     def _channels_last(self, p: Problem, engine: str) -> Plan | None:
         """The plan for the same image channels last in memory, by PyTorch's own routine where that costs less."""
@@ -56,8 +55,7 @@ class TorchBackend(ArrayApiBackend):
         if engine not in offers:
             return None
         # `gemm` would gather pixels one by one there; PyTorch's own is best at depthwise layers, if not in parts
-        short = p.in_channels // p.groups * p.kernel[0] * p.kernel[1] <= TERMS[p.accuracy]
-        its_own = short and (engine == "gemm" or p.in_channels == p.groups > 1)
+        its_own = not in_parts(p) and (engine == "gemm" or p.in_channels == p.groups > 1)
         better = "native" in offers and (its_own or offers["native"] < offers[engine])
         return self.build(last, "native" if better else engine)
 

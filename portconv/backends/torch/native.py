@@ -11,13 +11,12 @@ import torch
 
 from ...core.backend import Candidate, PackedWeight, Plan
 from ...core.problem import Problem
-from ...core.shapes import ranges
 from ...cpu import threads
-from ...engines.accuracy import TERMS, accumulate
+from ...engines.accuracy import TERMS, accumulate, cut_sums
 from ...engines.steps import Steps
 from .operations import transformed
 
-__all__ = ["NativePlan", "native_candidate"]
+__all__ = ["NativePlan", "in_parts", "native_candidate"]
 
 # On a CPU the terms of a sum are added one after the other: of 4,608 terms, on constant data, a result was off by 314
 # eps c. So long sums are made of parts, which are added in pairs; they cost as much more.
@@ -54,13 +53,18 @@ def native_candidate(p: Problem) -> Candidate:
     why_not, note = None, ""
     if p.accuracy == "elementwise" and p.device != "cpu":
         why_not = "cuDNN does not bound the error of its sums element by element"
-    elif p.device == "cpu" and _terms(p) > TERMS[p.accuracy]:
+    elif in_parts(p):
         note = f"sums of {_terms(p)} terms in parts"
     return Candidate("native", _seconds(p), why_not=why_not, note=note)
 
 
 def _terms(p: Problem) -> int:
     return p.in_channels // p.groups * p.kernel[0] * p.kernel[1]
+
+
+def in_parts(p: Problem) -> bool:
+    """Whether sums are so long that they must be cut."""
+    return p.device == "cpu" and _terms(p) > TERMS[p.accuracy] and 0 not in p.out_shape
 
 
 def _seconds(p: Problem) -> float:
@@ -73,7 +77,7 @@ def _seconds(p: Problem) -> float:
         return CALL + p.batch * p.out_channels * oh * ow * (shares.depthwise_output + taps * tap) / cores
     share = shares.few_inputs if inputs < FEW else shares.taps if taps > 1 else shares.one_by_one
     share = min(share, shares.few_outputs) if outputs < FEW else share
-    return CALL + p.flops / (CORE_FLOPS * share * cores) * (PARTS if _terms(p) > TERMS[p.accuracy] else 1)
+    return CALL + p.flops / (CORE_FLOPS * share * cores) * (PARTS if in_parts(p) else 1)
 
 
 class _Weight(NamedTuple):
@@ -102,12 +106,6 @@ class NativePlan(Plan):
         wide = p.out_dtype is not None or p.epilogue.bias or (p.padding_mode != "zeros" and any(p.padding))
         return p.compute_dtype if wide or p.device == "cpu" else p.dtype
 
-    @property
-    def _in_parts(self) -> bool:
-        """Whether sums are so long that they must be cut."""
-        p = self.problem
-        return p.device == "cpu" and _terms(p) > TERMS[p.accuracy] and 0 not in p.out_shape
-
     def pack(self, weight: Any, /) -> PackedWeight:
         """The weight (O, I/G, kh, kw), as it is if its dtype is right."""
         p = self.problem
@@ -128,10 +126,10 @@ class NativePlan(Plan):
         x = x.to(dtype)
         packed, shows = weight.data
         padded, padding = self._padded(x)
-        if any(padding) and (shows or self._in_parts):
+        if any(padding) and (shows or in_parts(p)):
             padded, padding = torch.nn.functional.pad(padded, (*2 * padding[1:], *2 * padding[:1])), (0, 0)
         bias = None if bias is None else bias.reshape(-1).to(dtype)
-        if self._in_parts:
+        if in_parts(p):
             y = accumulate(self._parts(padded, packed), _sum)
             y = y if bias is None else y + bias.reshape(-1, 1, 1)
         else:
@@ -157,22 +155,14 @@ class NativePlan(Plan):
     def _parts(self, x: Any, weight: Any) -> Iterator[Any]:
         """Convolutions with parts of the kernel and of the channels, whose sum is the whole; `x` is padded already."""
         p = self.problem
-        (kh, kw), inputs, most = p.kernel, p.in_channels // p.groups, TERMS[p.accuracy]
-        cols = min(kw, most)
-        rows = min(kh, most // cols)
-        by_group = x.reshape(p.batch, p.groups, inputs, *x.shape[2:])
-        for some in ranges(inputs, max(most // (rows * cols), 1)):
+        by_group = x.reshape(p.batch, p.groups, -1, *x.shape[2:])
+        for some, parts in cut_sums(p, p.out_size, TERMS[p.accuracy]):
             channels = by_group[:, :, some].reshape(p.batch, -1, *x.shape[2:])
-            for i in ranges(kh, rows):
-                for j in ranges(kw, cols):
-                    needed = [
-                        slice(tap.start * d, (tap.stop - 1) * d + (out - 1) * s + 1)
-                        for tap, d, out, s in zip((i, j), p.dilation, p.out_size, p.stride, strict=True)
-                    ]
-                    window = channels[:, :, needed[0], needed[1]]
-                    if p.layout == "NHWC":  # PyTorch is at a loss with some of the channels of each pixel
-                        window = window.contiguous(memory_format=torch.channels_last)
-                    yield self._convolved(window, weight[:, some, i, j])
+            for (i, j), (rows, cols) in parts:
+                window = channels[:, :, rows, cols]
+                if p.layout == "NHWC":  # PyTorch is at a loss with some of the channels of each pixel
+                    window = window.contiguous(memory_format=torch.channels_last)
+                yield self._convolved(window, weight[:, some, i, j])
 
 
 def _sum(total: Any, term: Any) -> Any:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...core.backend import PackedWeight, Plan
+from ...core.backend import PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import met_taps
 from ..base import OuterPlan
 
-__all__ = ["OpsPlan", "records", "transformed"]
+__all__ = ["OpsPlan", "leaves_out", "records", "transformed"]
 
 
 def records(x: Any) -> bool:
@@ -45,13 +45,6 @@ class OpsPlan(OuterPlan):
 
     apart: bool = False  # whether the engine may leave an argument out of the arithmetic
 
-    @classmethod
-    def around(cls, inner: Plan) -> OpsPlan:
-        """The plan around that of an engine."""
-        return cls(
-            inner.problem, inner.engine, inner.workspace_bytes, inner=inner, apart=_leaves_out(inner.problem)
-        )  # fmt: skip
-
     def pack(self, weight: Any, /) -> PackedWeight:
         recorded = records(weight)
         packed = self.inner.pack(self._wide(weight))
@@ -73,7 +66,7 @@ class OpsPlan(OuterPlan):
         return array.to(getattr(torch, self.problem.compute_dtype)) if known else array
 
 
-def _leaves_out(p: Problem) -> bool:
+def leaves_out(p: Problem) -> bool:
     """Whether the result is empty, or every output lies in padding with zeros."""
     axes = zip(p.out_size, (p.height, p.width), p.kernel, p.stride, p.dilation, p.padding[::2], strict=True)
     return 0 in p.out_shape or (p.padding_mode == "zeros" and not all(any(met_taps(*axis)) for axis in axes))

@@ -71,7 +71,7 @@ class Vectors:
         self.element = _FLOATS[dtype]
         self.type = ir.VectorType(self.element, self.n)
         self.zero = ir.Constant(self.type, [0.0] * self.n)
-        self.suffix = f"v{self.n}f{8 * self.size}"
+        self.suffix = _suffix(self.type)
 
     def at(self, base: Any, *offsets: Any) -> Any:
         """An address plus offsets, which are numbers or values."""

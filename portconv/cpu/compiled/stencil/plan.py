@@ -115,13 +115,12 @@ class CompiledStencilPlan(CompiledPlan):
     def pack(self, weight: Any, /) -> PackedWeight:
         p, own = self.problem, np.asarray(weight, self.problem.compute_dtype)
         packed = [own.reshape(-1, *p.kernel).transpose(0, 2, 1).reshape(-1)]  # tap by tap down the columns
-        if isinstance(self.other, CompiledDepthwisePlan):
+        if self.other is not None:
             others = self.other.pack(weight)
             if others.separable:
                 return replace(others, stamp=self.stamp)
-            packed.append(others.data)
-        elif self.other is not None and (others := self.other.pack(weight)).separable:
-            return replace(others, stamp=self.stamp)
+            if isinstance(self.other, CompiledDepthwisePlan):
+                packed.append(others.data)
         data = read_only(np.ascontiguousarray(np.concatenate(packed)))
         return PackedWeight(self.stamp, data, data.nbytes)
 
