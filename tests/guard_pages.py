@@ -12,6 +12,7 @@ import numpy as np
 
 from portconv.cpu import threads
 from portconv.cpu.compiled import base, epilogue
+from portconv.cpu.compiled.channels_last import plan as last_plan
 from portconv.cpu.compiled.depthwise import plan as depthwise_plan
 from portconv.cpu.compiled.direct import plan as direct_plan
 from portconv.cpu.compiled.gemm import plan as gemm_plan
@@ -78,7 +79,7 @@ class GuardedNumPy:
 def install():
     """Let the compiled tier of this process have its memory there, on the side that `at_the_end` of the result says."""
     numpy = GuardedNumPy()
-    for module in (base, epilogue, depthwise_plan, direct_plan, gemm_plan, stencil_plan, winograd_plan):
+    for module in (base, epilogue, last_plan, depthwise_plan, direct_plan, gemm_plan, stencil_plan, winograd_plan):
         module.np = numpy
     threads.scratch = numpy.scratch
     return numpy

@@ -54,8 +54,8 @@ class TorchBackend(ArrayApiBackend):
         offers = {c.engine: c.seconds for c in self.candidates(last) if c.why_not is None}
         if engine not in offers:
             return None
-        # `gemm` would gather pixels one by one there; PyTorch's own is best at depthwise layers, if not in parts
-        its_own = not in_parts(p) and (engine == "gemm" or p.in_channels == p.groups > 1)
+        # PyTorch's own is best at depthwise layers, if not in parts
+        its_own = not in_parts(p) and p.in_channels == p.groups > 1
         better = "native" in offers and (its_own or offers["native"] < offers[engine])
         return self.build(last, "native" if better else engine)
 

@@ -9,6 +9,7 @@ from ...core.backend import Candidate
 from ...core.problem import Problem
 from .. import threads
 from .base import CompiledPlan
+from .channels_last.plan import CompiledChannelsLastPlan
 from .costs import COMPILED, CompiledCosts
 from .depthwise.plan import CompiledDepthwisePlan
 from .direct.plan import CompiledDirectPlan
@@ -25,7 +26,7 @@ MAX_TABLE = 1 << 17  # terms of an output: there is a table of them
 
 # The compiled forms of an engine; the one that takes least time is used.
 FORMS: dict[str, tuple[type[CompiledPlan], ...]] = {
-    "gemm": (CompiledGemmPlan,),
+    "gemm": (CompiledGemmPlan, CompiledChannelsLastPlan),
     "winograd": (CompiledWinogradPlan,),
     "direct": (CompiledDirectPlan, CompiledDepthwisePlan, CompiledStencilPlan),
 }

@@ -17,6 +17,7 @@ __all__ = [
     "broadcast_products",
     "channel_sums",
     "finished_products",
+    "pixel_products",
     "row_products",
     "shifted_products",
     "stencil_sums",
@@ -101,6 +102,58 @@ def broadcast_products(pixels: int) -> Generate:
         sums = loop(b, terms, [v.zero] * (pixels * OUTPUT_VECTORS), body)
         for i, total in enumerate(_with_partial_sums(b, v, sums, out, count)):
             v.store(total, v.at(out, i * VECTOR_BYTES))
+
+    return generate
+
+
+def pixel_products(pixels: int, vectors: int) -> Generate:
+    """`out[n, :] = finish(sum over r, k of weight[r, k, :] * memory[base + table[r] + first + n * step + k])`.
+
+    Pixels by vectors of outputs. Arguments: base, bytes between pixels; address of a table of where runs of terms
+    begin, in bytes, how many runs there are, bytes from there to the first term; weight (runs, terms, vectors x lanes),
+    terms of each run; out, bytes between its pixels, address of the outputs' records, how many outputs are stored at
+    most; address of partial sums of terms before these, how many there are, of which the last is added first.
+    """
+    stride = 3  # pixels that are addressed from one place, so that few registers hold addresses
+
+    def generate(
+        b: Any, v: Vectors, base: Any, step: Any, table: Any, runs: Any, first: Any, weight: Any, terms: Any, out: Any,
+        out_step: Any, records: Any, count: Any, partial: Any, depth: Any,
+    ) -> None:  # fmt: skip
+        def run(r: Any, sums: list[Any]) -> list[Any]:
+            offset = b.load(b.inttoptr(v.at(table, b.mul(r, I64(8))), I64.as_pointer()))
+            start = v.at(base, offset, first)
+            places = [v.at(start, b.mul(step, I64(n))) for n in range(0, pixels, stride)]
+            factors = v.at(weight, b.mul(b.mul(r, terms), I64(vectors * VECTOR_BYTES)))
+
+            def term(k: Any, sums: list[Any]) -> list[Any]:
+                line = v.at(factors, b.mul(k, I64(vectors * VECTOR_BYTES)))
+                loaded = [v.load(v.at(line, j * VECTOR_BYTES)) for j in range(vectors)]
+                here = b.mul(k, I64(v.size))
+                added = []
+                for n in range(pixels):
+                    value = v.load_splat(v.at(places[n // stride], b.mul(step, I64(n % stride)), here))
+                    added += [v.fma(factor, value, sums[n * vectors + j]) for j, factor in enumerate(loaded)]
+                return added
+
+            return loop(b, terms, sums, term)
+
+        sums = loop(b, runs, [v.zero] * (pixels * vectors), run)
+        sums = _with_partial_sums(b, v, sums, partial, depth)
+        finish = [Finish(v, v.at(records, j * RECORD * VECTOR_BYTES), splat=False) for j in range(vectors)]
+        results = [finish[i % vectors](total) for i, total in enumerate(sums)]
+        places = [v.at(out, b.mul(out_step, I64(n)), j * VECTOR_BYTES) for n in range(pixels) for j in range(vectors)]
+        with b.if_else(b.icmp_signed(">=", count, I64(vectors * v.n))) as (whole, part):
+            with whole:
+                for value, place in zip(results, places, strict=True):
+                    v.store(value, place)
+            with part:
+                numbers = ir.VectorType(I32, v.n)
+                limit = v.splat(b.trunc(count, I32), numbers)
+                steps = [ir.Constant(numbers, [j * v.n + lane for lane in range(v.n)]) for j in range(vectors)]
+                masks = [b.icmp_signed("<", one, limit) for one in steps]
+                for i, (value, place) in enumerate(zip(results, places, strict=True)):
+                    v.masked_store(value, place, masks[i % vectors])
 
     return generate
 

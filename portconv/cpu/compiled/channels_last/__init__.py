@@ -1,0 +1,1 @@
+"""The compiled `gemm` for images whose channels lie side by side."""

@@ -1,0 +1,179 @@
+"""The compiled `gemm` for channels last, bound to a problem: the runs of its terms, the strips."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ....core.backend import PackedWeight
+from ....core.problem import Problem
+from ....core.shapes import ranges
+from ....engines.accuracy import TERMS
+from ... import threads
+from ..base import (
+    CACHE_BYTES,
+    Array,
+    CompiledPlan,
+    Ints,
+    Launch,
+    even_width,
+    one_array,
+    per_thread,
+    read_only,
+    round_up,
+    sources,
+)
+from ..costs import CompiledCosts
+from ..epilogue import RECORD
+from ..gemm.kernels import LEVELS
+from ..vectors import OUTPUT_VECTORS, lanes
+from . import kernels
+from .geometry import Geometry
+
+__all__ = ["CompiledChannelsLastPlan"]
+
+STRIP_BYTES = 2 * CACHE_BYTES  # of the image
+MAX_WINDOW_BYTES = 4 << 20  # of a strip that is copied
+MANY_WEIGHT_BYTES = 4 << 20
+WORTH_PIXELS = 384  # of a strip that reads many weights
+SINGLE = 1.2  # what an output costs in tiles of one vector, which load a pixel for one multiplication
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledChannelsLastPlan(CompiledPlan):
+    """`gemm` with outputs in the lanes, for layout NHWC: see `kernels.py`."""
+
+    geometry: Geometry
+    other: CompiledChannelsLastPlan | None = None  # for images in memory orders that cannot be read in place
+
+    @classmethod
+    def make(cls, p: Problem) -> CompiledChannelsLastPlan | None:
+        """Choose the tiles and the strips, or say None where this form is not for the problem."""
+        return cls._with_copy(p, copied=False) if p.layout == "NHWC" else None
+
+    @classmethod
+    def _with_copy(cls, p: Problem, *, copied: bool) -> CompiledChannelsLastPlan | None:
+        """What is read in place from an image in C order is `copied`, strip by strip, from others."""
+        (oh, ow), (kh, kw), (sh, sw), (dh, dw) = p.out_size, p.kernel, p.stride, p.dilation
+        top, bottom, left, right = p.padding
+        channels, size, lane = p.in_channels, p.itemsize, lanes(p.compute_dtype)
+        inputs, outputs = channels // p.groups, p.out_channels // p.groups
+        in_place = not copied and not any(p.padding) and p.x_dtype == p.compute_dtype
+        line = left + p.width + right
+        reach = (kh - 1) * dh + 1
+        vectors = OUTPUT_VECTORS
+        if round_up(outputs, lane) * SINGLE < round_up(outputs, OUTPUT_VECTORS * lane):
+            vectors = 1
+        tiles = -(-outputs // (vectors * lane))
+
+        row_bytes = line * channels * size
+        rows = max(1, min(oh, (STRIP_BYTES // row_bytes - reach) // sh + 1))
+        if inputs * kh * kw * p.out_channels * size > MANY_WEIGHT_BYTES:
+            rows = max(rows, min(oh, -(-WORTH_PIXELS // ow)))
+        if not in_place and row_bytes * ((rows - 1) * sh + reach) > MAX_WINDOW_BYTES:
+            return None
+        parts, strips, output_parts, units = threads.usable_cores(), -(-oh // rows), 1, p.groups * tiles
+        if p.batch * strips < 4 * parts:  # too few for an even share: more, or share the outputs
+            copies = 0 if in_place else reach - sh  # rows that two strips copy both
+            if oh // (strips * parts) >= max(4, 2 * copies):
+                strips = round_up(strips, parts)
+            elif p.batch * strips % parts and units >= 2 * parts:
+                output_parts = parts
+            elif p.batch * strips % parts:
+                strips = min(oh, round_up(strips, parts))
+        rows = -(-oh // strips)
+
+        run_on = kh == kw == sh == sw == 1 and not any(p.padding)
+        columns = oh // strips * ow if run_on else ow
+        widest = even_width(tuple(n for n in kernels.WIDTHS if n <= columns), columns)
+        together = p.groups == 1 and dw == 1  # the taps of a row of the kernel
+        taps = (
+            [(i * dh, 0) for i in range(kh)] if together else [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
+        )
+        run = inputs * kw if together else inputs
+        runs = np.array([(i * line + j) * channels * size for i, j in taps], np.int64)
+        found = _parts(len(taps), run, TERMS[p.accuracy], size)
+        window = 0 if in_place else row_bytes // size * ((rows - 1) * sh + reach)
+        tile = widest * vectors * lane
+        sums = tile * LEVELS if len(found) > 1 else 0
+        scratch = round_up(window + sums + tile + 2 * vectors * RECORD * lane, 16)
+        geometry = Geometry(
+            p.batch, channels, inputs, outputs, tiles, vectors, strips, output_parts, p.width, oh, ow, sh, sw, reach,
+            line, left, len(taps) * run, int(in_place), int(run_on), widest, scratch, window, sums, tile,
+        )  # fmt: skip
+        tables = one_array(runs, np.array(found, np.int64), *sources(p))
+        other = cls._with_copy(p, copied=True) if in_place else None
+        if in_place and other is None:
+            return None
+        workspace = parts * scratch * size
+        return cls(
+            p, "gemm", max(workspace, 0 if other is None else other.workspace_bytes), tables=(tables,),
+            geometry=geometry, parts=min(parts, p.batch * strips * output_parts), scratch=scratch, other=other,
+        )  # fmt: skip
+
+    @cached_property  # every call compares it
+    def stamp(self) -> Hashable:
+        p = self.problem
+        return ("gemm", "jit", p.weight_shape, p.compute_dtype, "channels last", self.geometry.vectors)
+
+    @property
+    def note(self) -> str:
+        """For `explain`."""
+        return "compiled, channels last, " + (
+            "in place" if self.geometry.in_place else f"{self.geometry.strips} strips"
+        )
+
+    def seconds(self, costs: CompiledCosts) -> float:
+        """The estimate, from what the kernels do with a problem of this geometry."""
+        g, p = self.geometry, self.problem
+        lane, units = lanes(p.compute_dtype), p.groups * g.tiles
+        rows = -(-g.out_rows // g.strips)
+        pixels = -(-rows * g.out_cols // g.widest) if g.run_on else rows * -(-g.out_cols // g.widest)
+        multiplied = units * pixels * g.widest * g.vectors * g.terms * costs.product
+        if g.vectors == 1:
+            multiplied *= SINGLE
+        filled = (
+            0
+            if g.in_place
+            else ((rows - 1) * g.row_stride + g.reach) * (costs.row + g.line * g.channels * costs.filled)
+        )
+        work = (
+            g.strips * (multiplied + g.output_parts * (filled + costs.task) + pixels * units * costs.line)
+            + g.out_rows * g.out_cols * p.out_channels / lane * costs.stored
+        )
+        tasks = p.batch * g.strips * g.output_parts
+        return costs.launch + p.batch * work * per_thread(threads.get_num_threads(), tasks)
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        p, geometry = self.problem, self.geometry
+        g, o, i, kh, kw = p.weight_shape
+        row = geometry.vectors * lanes(p.compute_dtype)
+        padded = np.zeros((g, geometry.tiles * row, kh, kw, i), p.compute_dtype)
+        padded[:, :o] = np.reshape(weight, p.weight_shape).transpose(0, 1, 3, 4, 2)
+        packed = padded.reshape(g, geometry.tiles, row, kh * kw * i).swapaxes(2, 3)
+        data = read_only(np.ascontiguousarray(packed).reshape(-1))
+        return PackedWeight(self.stamp, data, data.nbytes)
+
+    def fill(
+        self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
+    ) -> None:
+        """Hand the memory and the geometry to the kernels, on all threads of the plan."""
+        usual = self.usual_x
+        if self.other is not None and (x_strides[0] != usual[0] or x_strides[3:] != usual[3:]):
+            self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
+            return
+        launch(
+            kernels.channels_last, self.parts, x, y, data, epilogue, *self.tables,
+            self.numbers(x_strides, y_strides, self.geometry), threads.scratch(self.parts * self.scratch, self.dtype),
+        )  # fmt: skip
+
+
+def _parts(runs: int, run: int, chunk: int, size: int) -> list[Ints]:
+    """The terms of an output in parts of about `chunk`: the first run, how many, where they begin, terms of each."""
+    if run <= chunk:
+        return [(some.start, some.stop - some.start, 0, run) for some in ranges(runs, chunk // run)]
+    return [(n, 1, some.start * size, some.stop - some.start) for n in range(runs) for some in ranges(run, chunk)]
