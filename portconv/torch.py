@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import torch
@@ -17,10 +17,21 @@ except ImportError as error:
         "Install it with: pip install 'portconv[torch]'"
     ) from error
 
+from .core.backend import PackedWeight, Plan
 from .dispatch.arguments import Conv2dSpec
 from .dispatch.path import plan_for, prepared
+from .dispatch.registry import resolve
 
 __all__ = ["Comparison", "Conv2d", "compare", "replace_convolutions"]
+
+
+class _Bound(NamedTuple):
+    """How images like the last one are convolved, as long as the weight has not changed."""
+
+    key: tuple[Any, ...]
+    weight: Any
+    plan: Plan
+    packed: PackedWeight
 
 
 class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed here
@@ -62,6 +73,7 @@ class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed her
     engine = "auto"
     accuracy = "normwise"
     strategy = "heuristic"
+    _bound: _Bound | None = None  # of the last call
 
     def __init__(
         self, *args: Any, engine: str = "auto", accuracy: str = "normwise", strategy: str = "heuristic", **kwargs: Any
@@ -87,7 +99,7 @@ class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed her
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_spec"}
+        return _lasting(self)
 
     def plan(self, x: Any) -> Any:
         """How an image ``(N, C, H, W)`` would be computed; see `portconv.plan_conv2d`."""
@@ -98,8 +110,16 @@ class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed her
             return super()._conv_forward(input, weight, bias)
         if input.ndim == 3:  # one image, as PyTorch allows it
             return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
-        plan, packed = prepared(self._spec, input, weight, bias)
-        return plan.execute(input, packed, bias)
+        library = resolve(input)
+        token = library.cache_token(weight)
+        bias_dtype = None if bias is None else bias.dtype
+        key = (token, library, input.shape, input.dtype, input.device, weight.dtype, weight.device, bias_dtype)
+        bound = self._bound
+        if token is None or bound is None or bound.key != key or bound.weight is not weight:
+            bound = _Bound(key, weight, *prepared(self._spec, input, weight, bias))
+            if token is not None:
+                self._bound = bound
+        return bound.plan.execute(input, bound.packed, bias)
 
 
 def replace_convolutions(model: Any, **options: Any) -> int:
@@ -155,8 +175,13 @@ def _exchanged(model: Any, kind: type, make: Callable[[Any], Any]) -> Any:
 def _like(layer: Any, kind: Any) -> Any:
     """A layer of this class with all that another one has."""
     own = kind.__new__(kind)
-    own.__dict__.update({name: value for name, value in layer.__dict__.items() if name != "_spec"})
+    own.__dict__.update(_lasting(layer))
     return own
+
+
+def _lasting(layer: Any) -> dict[str, Any]:
+    """What a layer has, without what follows from it."""
+    return {name: value for name, value in layer.__dict__.items() if name not in ("_spec", "_bound")}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 
+import portconv
 from portconv.testing import assert_close, reference_conv2d
 
 
@@ -151,3 +152,46 @@ def test_a_comparison_leaves_the_model_as_it_is(torch, pt):
     pt.compare(model, torch.randn(2, 3, 9, 9), rounds=1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [name for name, *_ in pt.compare(model[0], torch.randn(2, 3, 9, 9), rounds=1).layers] == [""]
+
+
+def test_a_layer_sees_every_change_of_its_parameters(torch, pt):
+    x, layer = torch.randn(1, 3, 9, 9), pt.Conv2d(3, 4, 3)
+
+    def right():
+        with torch.no_grad():
+            expected = torch.nn.functional.conv2d(x.to(layer.weight.dtype), layer.weight, layer.bias)
+            torch.testing.assert_close(layer(x.to(layer.weight.dtype)), expected)
+
+    right()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    right()
+    layer.weight.data = torch.randn(4, 3, 3, 3)
+    right()
+    layer.bias.data = torch.randn(4)
+    right()
+    layer.weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+    right()
+    layer.load_state_dict(torch.nn.Conv2d(3, 4, 3).state_dict())
+    right()
+    layer.double()
+    right()
+    layer.bias = None
+    right()
+    with portconv.use_backend("torch"):
+        right()
+    layer(x.double()).sum().backward()
+    assert layer.weight.grad is not None
+    right()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_sparse_and_quantised_tensors_are_refused(torch):
+    x, weight = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3)
+    with pytest.raises(TypeError, match=r"`x`.*to_dense"):
+        portconv.conv2d(x.to_sparse(), weight)
+    with pytest.raises(TypeError, match=r"`weight`.*to_dense"):
+        portconv.conv2d(x, weight.to_sparse())
+    quantised = torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
+    with pytest.raises(TypeError, match=r"`x`.*dequantize"):
+        portconv.conv2d(quantised, weight)

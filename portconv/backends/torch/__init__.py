@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.backend import Candidate, Plan, check_result
+from ...core.backend import ArrayInfo, Candidate, Plan, check_result
 from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
@@ -32,6 +32,26 @@ class TorchBackend(ArrayApiBackend):
 
     namespace = "array_api_compat.torch"
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._dtype_names: dict[Any, str] = {}
+        self._device_names: dict[Any, str] = {}
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        try:  # without a call of Python's: every call describes two tensors or three
+            if x.layout is torch.strided:
+                return ArrayInfo(tuple(x.shape), self._dtype_names[x.dtype], self._device_names[x.device])
+        except (AttributeError, KeyError):
+            pass
+        self._check(x)
+        if x.layout is not torch.strided:
+            raise TypeError(f"expected a dense tensor, but got one of layout {x.layout}. `to_dense()` makes one of it.")
+        if x.is_quantized:
+            raise TypeError("expected plain numbers, but got a quantised tensor. `dequantize()` makes them of it.")
+        info = super().describe(x)
+        self._dtype_names[x.dtype], self._device_names[x.device] = info.dtype, info.device
+        return info
+
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         native = native_candidate(problem)
         return [native, *(host_candidates(problem) if problem.device == "cpu" else self._engines(problem))]
@@ -43,21 +63,20 @@ class TorchBackend(ArrayApiBackend):
         if engine == "native":
             return native
         if problem.device == "cpu":
-            return torch_host_plan(problem, engine, native, self._channels_last(problem, engine))
+            return torch_host_plan(problem, engine, native, *self._channels_last(problem, engine))
         return OpsPlan.of(super().build(problem, engine), apart=leaves_out(problem))
 
-    def _channels_last(self, p: Problem, engine: str) -> Plan | None:
-        """The plan for the same image channels last in memory, by PyTorch's own routine where that costs less."""
+    def _channels_last(self, p: Problem, engine: str) -> tuple[Plan | None, Plan | None]:
+        """Plans for the same image channels last in memory: by this engine, and by the one that costs least there."""
         if p.layout == "NHWC":
-            return None
+            return None, None
         last = replace(p, layout="NHWC")
         offers = {c.engine: c.seconds for c in self.candidates(last) if c.why_not is None}
-        if engine not in offers:
-            return None
         # PyTorch's own is best at depthwise layers, if not in parts
-        its_own = not in_parts(p) and p.in_channels == p.groups > 1
-        better = "native" in offers and (its_own or offers["native"] < offers[engine])
-        return self.build(last, "native" if better else engine)
+        its_own = "native" in offers and not in_parts(p) and p.in_channels == p.groups > 1
+        best = "native" if its_own else min(offers, key=lambda name: offers[name], default=engine)
+        same = self.build(last, engine) if engine in offers else None
+        return same, same if best == engine else self.build(last, best)
 
     def check_out(self, out: Any, problem: Problem, arguments: Mapping[str, Any], /) -> None:
         """Whether a tensor can become a problem's result; `arguments` are the others of the call, or None."""
@@ -79,11 +98,12 @@ class TorchBackend(ArrayApiBackend):
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         # A weight that records gradients must be packed anew, so that the packing is part of the graph. `_version` does
-        # not see changes through `.data`, or through memory that the tensor shares with another library.
+        # not see what is assigned to `.data`, which has another address, nor what is written through `.data` or memory
+        # that the tensor shares with another library.
         if records(weight) or weight.is_inference() or transformed():
             return None
         # what was made in inference mode cannot be used outside of it
-        return weight._version, torch.is_inference_mode_enabled()
+        return weight._version, weight.data_ptr(), torch.is_inference_mode_enabled()
 
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         with torch.inference_mode(False):  # else the array could be changed unseen

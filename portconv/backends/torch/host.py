@@ -33,14 +33,18 @@ __all__ = ["TorchHostPlan", "torch_host_plan"]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def torch_host_plan(problem: Problem, engine: str, native: NativePlan, last: Plan | None = None) -> TorchHostPlan:
+def torch_host_plan(
+    problem: Problem, engine: str, native: NativePlan, last: Plan | None = None, best_last: Plan | None = None
+) -> TorchHostPlan:
     """One of portconv's engines on NumPy.
 
-    `native` is the plan for tensors that NumPy cannot see, `last` that of the same image in NHWC, for tensors in
-    PyTorch's memory format `channels_last`.
+    `native` is the plan for tensors that NumPy cannot see. `last` is that of the same image in NHWC, for tensors in
+    PyTorch's memory format `channels_last`, by the same engine, and `best_last` by the one that is best there.
     """
     inner = host_plan(problem, engine, view=view, take=_take, bits=_bits)
-    return TorchHostPlan(problem, engine, inner.workspace_bytes, inner=inner, native=native, last=last)
+    return TorchHostPlan(
+        problem, engine, inner.workspace_bytes, inner=inner, native=native, last=last, best_last=best_last
+    )
 
 
 def view(x: Any) -> np.ndarray[Any, Any]:
@@ -92,6 +96,7 @@ class TorchHostPlan(Plan):
     inner: HostPlan
     native: NativePlan
     last: Plan | None = None
+    best_last: Plan | None = None
 
     @cached_property
     def stamp(self) -> Hashable:
@@ -113,10 +118,11 @@ class TorchHostPlan(Plan):
             raise self.packed_for_another(weight)
         packed, own, others = weight.data
         if out is None and _channels_last(x):
-            if not self._has_last:
+            # a caller who has named an engine gets no other one
+            last = self.last if self.chosen_by == "the caller" else self.best_last
+            if last is None:
                 y = self.execute(x.contiguous(), weight, bias)
                 return y.contiguous(memory_format=torch.channels_last)
-            last: Any = self.last
             if last.stamp not in others:
                 others[last.stamp] = last.pack(own)
             return last.execute(x.permute(0, 2, 3, 1), others[last.stamp], bias).permute(0, 3, 1, 2)
@@ -129,11 +135,6 @@ class TorchHostPlan(Plan):
         ):
             return _Convolution.apply(x, own, bias, self, packed)
         return self.computed(x, packed, bias)
-
-    @cached_property
-    def _has_last(self) -> bool:
-        """Whether there is a plan for channels last; a caller who has named an engine gets no other one."""
-        return self.last is not None and (self.chosen_by != "the caller" or self.last.engine == self.engine)
 
     def computed(self, x: Any, packed: PackedWeight, bias: Any) -> Any:
         """The result, of which nothing is recorded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ class NativePlan(Plan):
 
     steps: Steps
 
-    @property
+    @cached_property
     def stamp(self) -> Hashable:
         return ("native", "torch", self.problem.weight_shape, self._work_dtype)
 
@@ -105,6 +106,19 @@ class NativePlan(Plan):
         p = self.problem
         wide = p.out_dtype is not None or p.epilogue.bias or (p.padding_mode != "zeros" and any(p.padding))
         return p.compute_dtype if wide or p.device == "cpu" else p.dtype
+
+    @cached_property
+    def _torch_dtype(self) -> Any:
+        return getattr(torch, self._work_dtype)
+
+    @cached_property
+    def _as_it_is(self) -> bool:
+        """Whether PyTorch's function does all of it: nothing is cast, padded, cut into parts or put into an order."""
+        p = self.problem
+        top, bottom, left, right = p.padding
+        same = p.x_dtype == p.result_dtype == self._work_dtype and p.layout == "NCHW" and p.device == "cpu"
+        own_padding = not any(p.padding) or (p.padding_mode == "zeros" and (top, left) == (bottom, right))
+        return same and own_padding and not in_parts(p)
 
     def pack(self, weight: Any, /) -> PackedWeight:
         """The weight (O, I/G, kh, kw), as it is if its dtype is right."""
@@ -120,11 +134,13 @@ class NativePlan(Plan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        p, dtype = self.problem, getattr(torch, self._work_dtype)
+        p, dtype, (packed, shows) = self.problem, self._torch_dtype, weight.data
+        if self._as_it_is and not shows and out is None:
+            bias = None if bias is None else bias.reshape(-1).to(dtype)
+            return torch.nn.functional.conv2d(x, packed, bias, p.stride, p.padding[::2], p.dilation, p.groups)
         if p.layout == "NHWC":
             x = x.permute(0, 3, 1, 2)
         x = x.to(dtype)
-        packed, shows = weight.data
         padded, padding = self._padded(x)
         if any(padding) and (shows or in_parts(p)):
             padded, padding = torch.nn.functional.pad(padded, (*2 * padding[1:], *2 * padding[:1])), (0, 0)

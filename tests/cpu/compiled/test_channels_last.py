@@ -97,6 +97,16 @@ def test_results_of_other_dtypes_and_in_memory_of_the_callers():
         )
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_long_rows_are_cut(groups, padding_mode):
+    x, weight = numbers((2, 9, 500, 64)), numbers((8, 64 // groups, 3, 3), 1)
+    for options in ({"padding": 1}, {"stride": (2, 3), "padding": (0, 2)}, {"dilation": 2, "padding": 2}):
+        plan = check(x, weight, padding_mode=padding_mode, groups=groups, **options)
+        assert plan.geometry.col_strips > 1
+    check(x.transpose(0, 2, 1, 3), weight, padding_mode=padding_mode, groups=groups, padding=1)
+
+
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), [
     ((1, 7, 7, 64), 512, 1, {}),  # few pixels: threads share the outputs
     ((1, 60, 60, 64), 40, 3, {"padding": 1}),

@@ -16,7 +16,8 @@ class Geometry(NamedTuple):
     outputs: int  # of a group
     tiles: int  # of a group's outputs
     vectors: int  # of outputs in a register tile
-    strips: int
+    strips: int  # of rows
+    col_strips: int
     output_parts: int  # parts that the outputs are computed in
     width: int  # of the image
     out_rows: int
@@ -24,6 +25,7 @@ class Geometry(NamedTuple):
     row_stride: int
     col_stride: int
     reach: int  # rows of the padded image that an output meets
+    reach_cols: int
     line: int  # pixels of a row of the window
     left: int
     terms: int  # of an output

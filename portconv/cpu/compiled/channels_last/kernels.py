@@ -64,10 +64,10 @@ def _width(widest, columns):
 @kernel
 def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs, parts, source_rows, source_cols,
                    geometry, scratch):  # fmt: skip
-    """Tasks are (image, strip of rows, part of the outputs)."""
-    (batch, channels, inputs, outputs, tiles, vectors, strips, output_parts, width, out_rows, out_cols, row_stride,
-     col_stride, reach, line, left, terms, in_place, run_on, widest, part_size, window_size, sums_size,
-     tile_size) = geometry  # fmt: skip
+    """Tasks are (image, strip of rows, strip of columns, part of the outputs)."""
+    (batch, channels, inputs, outputs, tiles, vectors, strips, col_strips, output_parts, width, out_rows, out_cols,
+     row_stride, col_stride, reach, reach_cols, line, left, terms, in_place, run_on, widest, part_size, window_size,
+     sums_size, tile_size) = geometry  # fmt: skip
     x_kind, _, xb, xc, xh, xw = x_strides
     y_kind, _, yb, yc, yh, yw = y_strides
     x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
@@ -88,23 +88,25 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
         pitch, step = xh, col_stride * xw
     run_on = run_on and yh == out_cols * yw and (not in_place or xh == width * xw)
     pixel_bytes = vectors * VECTOR_BYTES
-    tasks = batch * strips * output_parts
+    tasks = batch * strips * col_strips * output_parts
     for _ in range(tasks):
         task = take(job, part, tasks)
         if task >= tasks:
             break
         rest, output_part = divmod(task, output_parts)
+        rest, col_strip = divmod(rest, col_strips)
         b, strip = divmod(rest, strips)
         r0, r1 = strip * out_rows // strips, (strip + 1) * out_rows // strips
+        q0, q1 = col_strip * out_cols // col_strips, (col_strip + 1) * out_cols // col_strips
         base = x_first + b * xb
         if in_place:
-            base += r0 * row_stride * xh
+            base += r0 * row_stride * xh + q0 * step
         else:
             fill_pixels(base, x_kind, xh, xw, xc, channels, source_rows, source_cols, r0 * row_stride,
-                        (r1 - r0 - 1) * row_stride + reach, 0, line, left, width, window, 0,
-                        line * channels)  # fmt: skip
+                        (r1 - r0 - 1) * row_stride + reach, q0 * col_stride, (q1 - q0 - 1) * col_stride + reach_cols,
+                        left, width, window, 0, line * channels)  # fmt: skip
             base = np.int64(window.ctypes.data)
-        lines, columns = (1, (r1 - r0) * out_cols) if run_on else (r1 - r0, out_cols)
+        lines, columns = (1, (r1 - r0) * out_cols) if run_on else (r1 - r0, q1 - q0)
         pixels = _width(widest, columns)
         for unit in range(output_part * groups * tiles // output_parts,
                           (output_part + 1) * groups * tiles // output_parts):  # fmt: skip
@@ -118,7 +120,7 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
             factors = weight.ctypes.data + unit * terms * pixel_bytes
             for r in range(lines):
                 source = base + r * row_stride * pitch + g * inputs * size
-                target = y_first + b * yb + (r0 + r) * yh + channel * yc
+                target = y_first + b * yb + (r0 + r) * yh + q0 * yw + channel * yc
                 for done in range(0, columns, pixels):
                     q = min(done, columns - pixels)  # whole: some pixels of the last tile are computed twice
                     out, out_step = target + q * yw, yw

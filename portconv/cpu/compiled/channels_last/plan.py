@@ -39,6 +39,7 @@ __all__ = ["CompiledChannelsLastPlan"]
 STRIP_BYTES = 2 * CACHE_BYTES  # of the image
 MAX_WINDOW_BYTES = 4 << 20  # of a strip that is copied
 MANY_WEIGHT_BYTES = 4 << 20
+MIN_COLUMNS = 28  # of a strip
 WORTH_PIXELS = 384  # of a strip that reads many weights
 SINGLE = 1.2  # what an output costs in tiles of one vector, which load a pixel for one multiplication
 
@@ -59,51 +60,58 @@ class CompiledChannelsLastPlan(CompiledPlan):
     def _with_copy(cls, p: Problem, *, copied: bool) -> CompiledChannelsLastPlan | None:
         """What is read in place from an image in C order is `copied`, strip by strip, from others."""
         (oh, ow), (kh, kw), (sh, sw), (dh, dw) = p.out_size, p.kernel, p.stride, p.dilation
-        top, bottom, left, right = p.padding
+        left = p.padding[2]
         channels, size, lane = p.in_channels, p.itemsize, lanes(p.compute_dtype)
         inputs, outputs = channels // p.groups, p.out_channels // p.groups
         in_place = not copied and not any(p.padding) and p.x_dtype == p.compute_dtype
-        line = left + p.width + right
-        reach = (kh - 1) * dh + 1
+        reach, reach_cols = (kh - 1) * dh + 1, (kw - 1) * dw + 1
         vectors = OUTPUT_VECTORS
         if round_up(outputs, lane) * SINGLE < round_up(outputs, OUTPUT_VECTORS * lane):
             vectors = 1
         tiles = -(-outputs // (vectors * lane))
 
-        row_bytes = line * channels * size
+        # A strip of the image stays in a core's cache. Rows of it that two strips copy both should be few.
+        pixel_bytes, few = channels * size, 0 if in_place else 4 * (reach - sh)
+        cols = min(ow, max(MIN_COLUMNS, (STRIP_BYTES // (pixel_bytes * (few + reach)) - reach_cols) // sw + 1))
+        row_bytes = ((cols - 1) * sw + reach_cols) * pixel_bytes
         rows = max(1, min(oh, (STRIP_BYTES // row_bytes - reach) // sh + 1))
         if inputs * kh * kw * p.out_channels * size > MANY_WEIGHT_BYTES:
             rows = max(rows, min(oh, -(-WORTH_PIXELS // ow)))
         if not in_place and row_bytes * ((rows - 1) * sh + reach) > MAX_WINDOW_BYTES:
             return None
-        parts, strips, output_parts, units = threads.usable_cores(), -(-oh // rows), 1, p.groups * tiles
-        if p.batch * strips < 4 * parts:  # too few for an even share: more, or share the outputs
-            copies = 0 if in_place else reach - sh  # rows that two strips copy both
+        parts, output_parts, units = threads.usable_cores(), 1, p.groups * tiles
+        strips, col_strips = -(-oh // rows), -(-ow // cols)
+        tasks = p.batch * strips * col_strips
+        if tasks < 4 * parts:  # too few for an even share: more, or share the outputs
+            copies = 0 if in_place else reach - sh
             if oh // (strips * parts) >= max(4, 2 * copies):
                 strips = round_up(strips, parts)
-            elif p.batch * strips % parts and units >= 2 * parts:
+            elif tasks % parts and units >= 2 * parts:
                 output_parts = parts
-            elif p.batch * strips % parts:
+            elif tasks % parts:
                 strips = min(oh, round_up(strips, parts))
         rows = -(-oh // strips)
+        line = (-(-ow // col_strips) - 1) * sw + reach_cols
 
-        run_on = kh == kw == sh == sw == 1 and not any(p.padding)
-        columns = oh // strips * ow if run_on else ow
+        run_on = kh == kw == sh == sw == col_strips == 1 and not any(p.padding)
+        columns = oh // strips * ow if run_on else ow // col_strips
         widest = even_width(tuple(n for n in kernels.WIDTHS if n <= columns), columns)
         together = p.groups == 1 and dw == 1  # the taps of a row of the kernel
         taps = (
             [(i * dh, 0) for i in range(kh)] if together else [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
         )
         run = inputs * kw if together else inputs
-        runs = np.array([(i * line + j) * channels * size for i, j in taps], np.int64)
+        # in place they are as far apart as rows of the image
+        runs = np.array([(i * (p.width if in_place else line) + j) * pixel_bytes for i, j in taps], np.int64)
         found = _parts(len(taps), run, TERMS[p.accuracy], size)
-        window = 0 if in_place else row_bytes // size * ((rows - 1) * sh + reach)
+        window = 0 if in_place else line * channels * ((rows - 1) * sh + reach)
         tile = widest * vectors * lane
         sums = tile * LEVELS if len(found) > 1 else 0
         scratch = round_up(window + sums + tile + 2 * vectors * RECORD * lane, 16)
         geometry = Geometry(
-            p.batch, channels, inputs, outputs, tiles, vectors, strips, output_parts, p.width, oh, ow, sh, sw, reach,
-            line, left, len(taps) * run, int(in_place), int(run_on), widest, scratch, window, sums, tile,
+            p.batch, channels, inputs, outputs, tiles, vectors, strips, col_strips, output_parts, p.width, oh, ow, sh,
+            sw, reach, reach_cols, line, left, len(taps) * run, int(in_place), int(run_on), widest, scratch, window,
+            sums, tile,
         )  # fmt: skip
         tables = one_array(runs, np.array(found, np.int64), *sources(p))
         other = cls._with_copy(p, copied=True) if in_place else None
@@ -112,7 +120,8 @@ class CompiledChannelsLastPlan(CompiledPlan):
         workspace = parts * scratch * size
         return cls(
             p, "gemm", max(workspace, 0 if other is None else other.workspace_bytes), tables=(tables,),
-            geometry=geometry, parts=min(parts, p.batch * strips * output_parts), scratch=scratch, other=other,
+            geometry=geometry, parts=min(parts, p.batch * strips * col_strips * output_parts), scratch=scratch,
+            other=other,
         )  # fmt: skip
 
     @cached_property  # every call compares it
@@ -131,21 +140,19 @@ class CompiledChannelsLastPlan(CompiledPlan):
         """The estimate, from what the kernels do with a problem of this geometry."""
         g, p = self.geometry, self.problem
         lane, units = lanes(p.compute_dtype), p.groups * g.tiles
-        rows = -(-g.out_rows // g.strips)
-        pixels = -(-rows * g.out_cols // g.widest) if g.run_on else rows * -(-g.out_cols // g.widest)
+        rows, cols = -(-g.out_rows // g.strips), -(-g.out_cols // g.col_strips)
+        pixels = -(-rows * cols // g.widest) if g.run_on else rows * -(-cols // g.widest)
         multiplied = units * pixels * g.widest * g.vectors * g.terms * costs.product
         if g.vectors == 1:
             multiplied *= SINGLE
-        filled = (
-            0
-            if g.in_place
-            else ((rows - 1) * g.row_stride + g.reach) * (costs.row + g.line * g.channels * costs.filled)
-        )
+        filled = ((rows - 1) * g.row_stride + g.reach) * (costs.row + g.line * g.channels * costs.filled)
+        copied = 0 if g.in_place else filled
         work = (
-            g.strips * (multiplied + g.output_parts * (filled + costs.task) + pixels * units * costs.line)
+            g.strips * g.col_strips
+            * (multiplied + g.output_parts * (copied + costs.task) + pixels * units * costs.line)
             + g.out_rows * g.out_cols * p.out_channels / lane * costs.stored
-        )
-        tasks = p.batch * g.strips * g.output_parts
+        )  # fmt: skip
+        tasks = p.batch * g.strips * g.col_strips * g.output_parts
         return costs.launch + p.batch * work * per_thread(threads.get_num_threads(), tasks)
 
     def pack(self, weight: Any, /) -> PackedWeight:
