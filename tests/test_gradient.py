@@ -89,6 +89,14 @@ def test_mixed_dtypes(backend):
         assert_close(backend.numpy(got), shaped, dtype=dtype, computed="float32")
 
 
+def test_a_gradient_that_its_dtype_has_no_room_for_is_infinite():
+    x, weight = np.ones((1, 1, 3, 3), np.float32), np.full((1, 1, 3, 3), 1e30)
+    y, vjp = portconv.conv2d_vjp(x, weight)
+    dx, dweight, _ = vjp(y)
+    assert np.isposinf(dx).all() and dx.dtype == np.float32
+    np.testing.assert_allclose(dweight, np.full((1, 1, 3, 3), 9e30))
+
+
 @every_case
 def test_against_pytorch_in_float64(torch, case, tier):
     x, weight, bias, dy, options = arrays_of(case, "float64")

@@ -58,10 +58,11 @@ def host_vjp(
         dx = image_gradient(p, seen_weight, seen_dy) if wanted[0] else None
         dweight = weight_gradient(p, seen_x, seen_dy) if wanted[1] else None
         dbias = bias_gradient(p, seen_dy) if wanted[2] else None
-        found = [
-            None if value is None or like is None else taken(value.reshape(like.shape), dtype=like.dtype)
-            for value, like in zip((dx, dweight, dbias), likes, strict=True)
-        ]
+        with numpy_steps().quiet():  # a gradient of another dtype than the result's may not have room in it
+            found = [
+                None if value is None or like is None else taken(value.reshape(like.shape), dtype=like.dtype)
+                for value, like in zip((dx, dweight, dbias), likes, strict=True)
+            ]
         return found[0], found[1], found[2]
 
     return plan.execute(x, pack(), bias), vjp
