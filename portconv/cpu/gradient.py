@@ -14,7 +14,7 @@ from ..core.shapes import ranges
 from ..engines import gradients
 from ..engines.accuracy import TERMS, accumulate, in_pairs
 from ..engines.cropped import planned
-from .bridge import bridged, host_candidates, numpy_plan, numpy_steps
+from .bridge import bridged, host_candidates, jit_enabled, numpy_plan, numpy_steps
 
 __all__ = ["bias_gradient", "host_vjp", "image_gradient", "in_pairs", "weight_gradient"]
 
@@ -83,12 +83,23 @@ def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:
     """Of ``sum(dy * conv2d(x, weight))`` with respect to the weight, (G, O/G, I/G, kh, kw) in the problem's dtype."""
     if p.batch == 0:
         return np.zeros(p.weight_shape, p.dtype)
+    if (compiled := _compiled(p)) is not None:
+        return compiled.compute(x, dy).astype(p.dtype, copy=False)
     steps, (g, o, i, kh, kw) = numpy_steps(), p.weight_shape
     padded = steps.padded(steps.cbhw(x, p.layout), p)
     cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
     with steps.quiet():
         value: Array = accumulate(_products(p, padded, cotangent))
         return value.reshape(g, o, kh, kw, i).transpose(0, 1, 4, 2, 3).astype(p.dtype)
+
+
+def _compiled(p: Problem) -> Any:
+    """The compiled form of the sums, if there is one."""
+    if not jit_enabled():
+        return None
+    from .compiled.gradient.plan import CompiledWeightGradient
+
+    return CompiledWeightGradient.make(p)
 
 
 def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
