@@ -84,7 +84,8 @@ def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:
     if p.batch == 0:
         return np.zeros(p.weight_shape, p.dtype)
     if (compiled := _compiled(p)) is not None:
-        return compiled.compute(x, dy).astype(p.dtype, copy=False)
+        found: Array = compiled.compute(x, dy)
+        return found.astype(p.dtype, copy=False)
     steps, (g, o, i, kh, kw) = numpy_steps(), p.weight_shape
     padded = steps.padded(steps.cbhw(x, p.layout), p)
     cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
