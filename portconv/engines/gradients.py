@@ -49,7 +49,7 @@ def image_gradient(
     dy = dy if p.layout == "NCHW" else xp.permute_dims(dy, NCHW_FROM_NHWC)
     weight = xp.reshape(weight, p.weight_shape)
     phases = [
-        (phase, _of_phase(phase, weight, dy, xp, plan))
+        (phase, _of_phase(phase, weight, dy, steps, plan))
         for phase in image_gradient_phases(whole, dy_dtype or p.dtype, folded)
     ]
     shape = (p.batch, p.in_channels, *gradient_size(p, folded))
@@ -63,11 +63,12 @@ def image_gradient(
     return dx if p.layout == "NCHW" else xp.permute_dims(dx, NHWC_FROM_NCHW)
 
 
-def _of_phase(phase: Phase, weight: Any, dy: Any, xp: Any, plan: Callable[[Problem], Plan]) -> Any:
+def _of_phase(phase: Phase, weight: Any, dy: Any, steps: Steps, plan: Callable[[Problem], Plan]) -> Any:
     """The part of the image's gradient that a phase fills; all in NCHW."""
     chosen = plan(phase.problem)
-    taps = xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
-    taps = xp.permute_dims(taps, (0, 2, 1, 3, 4))
+    taps = steps.xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
+    # copied once, and not whenever an engine that packs it, or several, reads it
+    taps = steps.contiguous(steps.xp.permute_dims(taps, (0, 2, 1, 3, 4)))
     return chosen.execute(dy[:, :, phase.rows.source, phase.cols.source], chosen.pack(taps))
 
 
