@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -261,8 +261,13 @@ def _gradient_share(
         found = DIFFERENTIATE[backend.name](convolve, [a for a in arrays if a is not None], dy)
     else:
         found = gradients(backend, arrays, options, dy)
-    ((_, seen),) = _readings(p, backend, "", seen)
     cotangent = np.asarray(backend.to_numpy(dy))
+    readings = _readings(p, backend, backend.describe(arrays[0]).device, seen)
+    return _first_that_passes([partial(_worst, p, backend, found, r, cotangent, key + n) for n, r in readings])
+
+
+def _worst(p: Problem, backend: Backend, found: Sequence[Any], seen: list[Any], cotangent: Array, key: str) -> float:
+    """The largest error of gradients, as a share of the bound, where the arrays are read so."""
     exact = _exact(key, lambda: reference_gradients(seen[0], seen[1], cotangent, **p.arguments))
     worst = 0.0
     for name, dtype, array, gradient, reference in zip(
