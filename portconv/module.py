@@ -285,7 +285,12 @@ class Conv2d(Layer):
 
     def __call__(self, x: Any, *, out_dtype: Any = None, out: Any = None) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
-        library, bound = self._bound_for(x, out_dtype if out_dtype is None else result_name(out_dtype))
+        library = registry.resolve(x)
+        info = info_of(library, "x", x)
+        out_dtype = out_dtype if out_dtype is None else result_name(out_dtype)
+        bound = self._bound.get((library, info, out_dtype))
+        if bound is None or (bound.token is not None and bound.token != library.cache_token(bound.source)):
+            bound = self._bind(library, info, out_dtype)
         if out is None:
             return bound.plan.execute(x, bound.weight, bound.bias)
         path.check_out(library, bound.plan, out, x, bound.source, bound.bias)
@@ -321,17 +326,9 @@ class Conv2d(Layer):
         [(1, 4, 6, 6), (2, 4, 2, 3, 3), (1, 8, 1, 1)]
         """
         names = checked_wrt(wrt)
-        library, bound = self._bound_for(x)
-        return value_and_gradients(library, bound.plan, x, bound.source, bound.bias, names, lambda: bound.weight)
-
-    def _bound_for(self, x: Any, out_dtype: str | None = None) -> tuple[Backend, _Bound]:
-        """The library of an image, and what a call needs for it."""
         library = registry.resolve(x)
-        info = info_of(library, "x", x)
-        bound = self._bound.get((library, info, out_dtype))
-        if bound is None or (bound.token is not None and bound.token != library.cache_token(bound.source)):
-            bound = self._bind(library, info, out_dtype)
-        return library, bound
+        bound = self._bind(library, info_of(library, "x", x))
+        return value_and_gradients(library, bound.plan, x, bound.source, bound.bias, names, lambda: bound.weight)
 
     def _bind(self, library: Backend, info: ArrayInfo, out_dtype: str | None = None) -> _Bound:
         """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept.

@@ -21,7 +21,8 @@ def prepared(
     library, plan = plan_for(spec, x, weight, bias, backend)
     if out is not None:
         check_out(library, plan, out, x, weight, bias)
-    return plan, packed(library, plan, weight)
+    token = None if plan.problem.traced else library.cache_token(weight)  # as in `packed`: a call less to make
+    return plan, plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
 
 
 def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:
