@@ -6,6 +6,7 @@ from .core.version import __version__ as __version__
 from .cpu.threads import get_num_threads, set_num_threads
 from .dispatch.registry import available_backends, get_backend, register_backend, use_backend
 from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
+from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
 
@@ -16,6 +17,7 @@ __all__ = [
     "available_backends",
     "conv2d",
     "conv2d_output_shape",
+    "conv2d_vjp",
     "device",
     "environment",
     "get_backend",

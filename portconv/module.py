@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .core.array_types import library_of
-from .core.backend import ArrayInfo, Backend, PackedWeight, Plan
+from .core.backend import ArrayInfo, Backend, PackedWeight, Plan, Pullback
 from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
 from .dispatch.packing import PackCache
 from .dispatch.path import info_of
+from .gradient import checked_wrt, value_and_gradients
 from .layer import Layer, LayerArguments, checked_name
 
 __all__ = ["Conv2d"]
@@ -297,6 +298,37 @@ class Conv2d(Layer):
         return execute(x, bound.weight, bound.bias, out=out)
 
     forward = __call__
+
+    def vjp(self, x: Any, *, wrt: Sequence[str] | str | None = None) -> tuple[Any, Pullback]:
+        """The result for an image, and a function that gives the gradients; see `portconv.conv2d_vjp`.
+
+        Parameters
+        ----------
+        x
+            As for a call.
+        wrt
+            ``"x"``, ``"weight"``, ``"bias"``, or several of them: what gradients are wanted for. None: for all.
+
+        Returns
+        -------
+        y : array
+            What a call returns.
+        vjp : function
+            ``vjp(dy) -> (dx, dweight, dbias)`` for a `dy` like `y`: arrays of the image's library. `dweight` and
+            `dbias` have the shapes of the layer's parameters, and all have the dtypes of what they are gradients of.
+
+        Examples
+        --------
+        >>> import numpy as np, portconv
+        >>> conv = portconv.Conv2d(4, 8, 3, padding=1, groups=2, rng=0)
+        >>> y, vjp = conv.vjp(np.ones((1, 4, 6, 6), np.float32))
+        >>> [gradient.shape for gradient in vjp(np.ones_like(y))]
+        [(1, 4, 6, 6), (2, 4, 2, 3, 3), (1, 8, 1, 1)]
+        """
+        names = checked_wrt(wrt)
+        library = registry.resolve(x)
+        bound = self._bind(library, info_of(library, "x", x))
+        return value_and_gradients(library, bound.plan, x, bound.source, bound.bias, names, lambda: bound.weight)
 
     def _bind(self, library: Backend, info: ArrayInfo, out_dtype: str | None = None) -> _Bound:
         """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept.

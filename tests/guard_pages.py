@@ -16,6 +16,7 @@ from portconv.cpu.compiled.channels_last import plan as last_plan
 from portconv.cpu.compiled.depthwise import plan as depthwise_plan
 from portconv.cpu.compiled.direct import plan as direct_plan
 from portconv.cpu.compiled.gemm import plan as gemm_plan
+from portconv.cpu.compiled.gradient import plan as gradient_plan
 from portconv.cpu.compiled.stencil import plan as stencil_plan
 from portconv.cpu.compiled.winograd import plan as winograd_plan
 
@@ -66,10 +67,10 @@ class GuardedNumPy:
     def array(self, *args, **kwargs):
         return copy(np.array(*args, **kwargs), self.at_the_end)
 
-    def ascontiguousarray(self, a):
-        return copy(np.ascontiguousarray(a), self.at_the_end)
+    def ascontiguousarray(self, a, dtype=None):
+        return copy(np.ascontiguousarray(a, dtype), self.at_the_end)
 
-    def scratch(self, count, dtype):
+    def scratch(self, count, dtype, use=""):
         """For `threads.scratch`; full of NaN, since no result may depend on what it held before."""
         memory = guarded((count,), dtype, self.at_the_end)
         memory[...] = np.nan
@@ -79,7 +80,18 @@ class GuardedNumPy:
 def install():
     """Let the compiled tier of this process have its memory there, on the side that `at_the_end` of the result says."""
     numpy = GuardedNumPy()
-    for module in (base, epilogue, last_plan, depthwise_plan, direct_plan, gemm_plan, stencil_plan, winograd_plan):
+    modules = (
+        base,
+        epilogue,
+        last_plan,
+        depthwise_plan,
+        direct_plan,
+        gemm_plan,
+        gradient_plan,
+        stencil_plan,
+        winograd_plan,
+    )
+    for module in modules:
         module.np = numpy
     threads.scratch = numpy.scratch
     return numpy

@@ -168,6 +168,18 @@ def test_digits_are_read_without_mlx(trained):
     assert f"{rows['numpy'][0]:.2f}%" in out
 
 
+def test_digits_are_learnt_in_numpy_alone(safetensors, plain, tmp_path):
+    file = tmp_path / "digits.safetensors"
+    alone = ("mlx", "torch", "jax", "dask", "cupy")
+    done = run("digits_train.py", str(file), "--library", "numpy", without=alone)
+    assert done.returncode == 0, done.stderr
+    learnt = re.search(r"held-out digits: ([\d.]+)%", done.stdout)[1]
+    assert float(learnt) >= 97
+    done = run("digits_classify.py", str(file), without=alone)
+    assert done.returncode == 0, done.stderr
+    assert f"{table(done.stdout)['numpy'][0]:.2f}" == learnt
+
+
 def test_held_out_digits_were_not_trained_on(trained, safetensors):
     with importlib.import_module("safetensors").safe_open(trained[0], framework="numpy") as file:
         held_out = json.loads(file.metadata()["held_out"])
@@ -175,10 +187,11 @@ def test_held_out_digits_were_not_trained_on(trained, safetensors):
     assert set(held_out) < set(range(1797))
 
 
-def test_training_is_repeatable(mx, script, tmp_path, safetensors):
+@pytest.mark.parametrize("library", ["mlx", "numpy"])
+def test_training_is_repeatable(mx, script, tmp_path, safetensors, library):
     files = [tmp_path / f"{name}.safetensors" for name in "abc"]
     for file, seed in zip(files, (3, 3, 4), strict=True):
-        assert script("digits_train", file, "--epochs", 1, "--seed", seed)[0] == 0
+        assert script("digits_train", file, "--epochs", 1, "--seed", seed, "--library", library)[0] == 0
     first, again, other = (safetensors.load_file(file) for file in files)
     for name, value in first.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-3, atol=1e-5)

@@ -7,7 +7,7 @@ follow the standard nearly.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,13 +18,15 @@ import numpy as np
 
 from .. import engines
 from ..core.array_types import library_of
-from ..core.backend import ArrayInfo, Candidate, Plan
+from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ..core.problem import Problem
 from ..cpu.machine import host_environment, version
+from ..engines import gradients
 from ..engines.costs import GENERIC
+from ..engines.cropped import planned
 from ..engines.steps import Steps
 
-__all__ = ["ArrayApiBackend", "OuterPlan", "QuietSteps", "name_of"]
+__all__ = ["ArrayApiBackend", "OuterPlan", "QuietSteps", "by_argument", "name_of", "replaced"]
 
 
 class QuietSteps(Steps):
@@ -117,6 +119,30 @@ class ArrayApiBackend:
     def build(self, problem: Problem, engine: str, /) -> Plan:
         return engines.build(problem, engine, self._steps_on(problem.device), GENERIC)
 
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        """See `portconv.extending.Differentiable`: by convolutions and products, of libraries without derivatives."""
+        p, steps = plan.problem, self._steps_on(plan.problem.device)
+
+        def pullback(dy: Any) -> tuple[Any, Any, Any]:
+            dx = gradients.image_gradient(p, weight, dy, steps, self._planned) if wanted[0] else None
+            dweight = gradients.weight_gradient(p, x, dy, steps) if wanted[1] else None
+            dbias = gradients.bias_gradient(p, dy, steps) if wanted[2] else None
+            return self._like(x, dx), self._like(weight, dweight), self._like(bias, dbias)
+
+        return plan.execute(x, pack(), bias), pullback
+
+    def _planned(self, problem: Problem) -> Plan:
+        return planned(problem, self.candidates, self.build)
+
+    def _like(self, argument: Any, gradient: Any) -> Any:
+        """A gradient, None where there is none, in the shape and dtype of its argument."""
+        if gradient is None:
+            return None
+        shaped = self._xp.reshape(gradient, tuple(argument.shape))
+        return shaped if shaped.dtype == argument.dtype else self._xp.astype(shaped, argument.dtype)
+
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None
 
@@ -155,3 +181,15 @@ class ArrayApiBackend:
 def name_of(dtype: Any) -> str:
     """The standard name of a dtype object of any library."""
     return str(dtype).rpartition(".")[2]
+
+
+def replaced(arrays: Sequence[Any], wanted: Wanted, values: Iterable[Any]) -> list[Any]:
+    """Image, weight and bias with other values for those whose gradients are wanted."""
+    given = iter(values)
+    return [next(given) if want else array for array, want in zip(arrays, wanted, strict=True)]
+
+
+def by_argument(found: Iterable[Any], wanted: Wanted) -> tuple[Any, Any, Any]:
+    """The gradients that are wanted, each in the place of its argument, None for the others."""
+    dx, dweight, dbias = replaced((None, None, None), wanted, found)
+    return dx, dweight, dbias

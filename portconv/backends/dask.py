@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan
+from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ..core.problem import Problem
 from ..engines.steps import Steps, Window
 from .base import ArrayApiBackend, OuterPlan, QuietSteps
@@ -119,6 +119,17 @@ class DaskBackend(ArrayApiBackend):
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         return _DaskPlan.of(super().build(problem, engine))
+
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        y, pullback = super().vjp(plan, _entered(x), _entered(weight), bias, wanted, pack)
+
+        def quiet(dy: Any) -> tuple[Any, Any, Any]:
+            dx, dweight, dbias = (None if found is None else _quietened(found) for found in pullback(_entered(dy)))
+            return dx, dweight, dbias
+
+        return y, quiet
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         terms = problem.kernel[0] * problem.kernel[1] * (problem.in_channels // problem.groups)

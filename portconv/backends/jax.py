@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan
+from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ..core.problem import Problem
 from ..cpu.bridge import host_candidates, host_plan
+from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment, version
-from .base import ArrayApiBackend, OuterPlan, name_of
+from .base import ArrayApiBackend, OuterPlan, by_argument, name_of, replaced
 
 __all__ = ["backend"]
 
@@ -102,13 +105,36 @@ class JaxBackend(ArrayApiBackend):
             return _JaxPlan.of(super().build(problem, engine))
         return host_plan(problem, engine, view=self.to_numpy, take=self._take, bits=np.asarray)
 
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        p, arrays = plan.problem, (x, weight, bias)
+        if p.traced:
+            return _differentiated(plan, arrays, wanted)
+        if self._on_host(p):
+            y, pullback = host_vjp(self, plan, *arrays, wanted, pack, take=partial(self._taken, device=p.device))
+        else:
+            y, pullback = super().vjp(plan, *arrays, wanted, pack)
+
+        def vjp(dy: Any) -> tuple[Any, Any, Any]:
+            if _is_tracer(dy):
+                traced = self._planned(replace(p, traced=True, device=""))
+                return _differentiated(traced, arrays, wanted)[1](dy)
+            with _full_precision(), _with_values():
+                return pullback(dy)
+
+        return y, vjp
+
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
+        return self._taken(y, problem.result_dtype, problem.device)
+
+    def _taken(self, y: np.ndarray[Any, Any], dtype: str, device: str) -> Any:
         # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
-        taken = _jax().device_put(y, self._device(problem.device))
+        taken = _jax().device_put(y, self._device(device))
         if _is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
             with _with_values():
-                return self._take(y, problem)
-        return taken if y.dtype.name == problem.result_dtype else taken.astype(problem.result_dtype)
+                return self._taken(y, dtype, device)
+        return taken if y.dtype.name == dtype else taken.astype(dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None if _is_tracer(weight) else 0  # JAX arrays cannot change
@@ -129,6 +155,17 @@ class JaxBackend(ArrayApiBackend):
     def environment(self, problem: Problem, /) -> dict[str, str]:
         kind = str(getattr(self._device(problem.device), "device_kind", ""))
         return {"jax": version("jax"), "device kind": kind, **host_environment()}
+
+
+def _differentiated(plan: Plan, arrays: tuple[Any, Any, Any], wanted: Wanted) -> tuple[Any, Pullback]:
+    """By JAX, of what it can trace."""
+
+    def function(*values: Any) -> Any:
+        x, weight, bias = replaced(arrays, wanted, values)
+        return plan.execute(x, plan.pack(weight), bias)
+
+    y, pullback = _jax().vjp(function, *(array for array, want in zip(arrays, wanted, strict=True) if want))
+    return y, lambda dy: by_argument(pullback(dy), wanted)
 
 
 def _is_tracer(x: Any) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..core.backend import ArrayInfo, Candidate, Plan, check_result
+from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
 from ..core.problem import Problem
 from ..cpu.bridge import host_candidates, numpy_plan
+from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment
 
 __all__ = ["NumpyBackend", "backend"]
@@ -44,6 +45,11 @@ class NumpyBackend:
         if problem.out_dtype == "bfloat16":
             _bfloat16("out_dtype")
         return numpy_plan(problem, engine)
+
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        return host_vjp(self, plan, x, weight, bias, wanted, pack)
 
     def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
         # Whoever owns a read-only array can make it writeable, change it and set the flag again. Bytes cannot change.

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from .explain import line, table
 from .problem import Problem
 
-__all__ = ["ArrayInfo", "Backend", "Candidate", "EnginePlan", "PackedWeight", "Plan", "check_result", "lacking"]
+__all__ = [
+    "ArrayInfo",
+    "Backend",
+    "Candidate",
+    "Differentiable",
+    "EnginePlan",
+    "PackedWeight",
+    "Plan",
+    "Pullback",
+    "Wanted",
+    "check_result",
+    "lacking",
+]
 
 
 class ArrayInfo(NamedTuple):
@@ -160,6 +172,27 @@ class Backend(Protocol):
         The library's version at least, and the processor or GPU behind `problem.device`. An engine on the CPU says by
         ``threads``, in digits, on how many: measurements wait until so many cores are free. For NumPy's engines
         `portconv.extending.host_environment` says it all.
+        """
+
+
+# The gradients of image, weight and bias for a cotangent, None where they are not wanted; and which are wanted.
+Pullback: TypeAlias = "Callable[[Any], tuple[Any, Any, Any]]"
+Wanted: TypeAlias = "tuple[bool, bool, bool]"
+
+
+class Differentiable(Protocol):
+    """What a back end may have besides the members of `Backend`: derivatives of its own.
+
+    Where it has none NumPy computes them, and the arrays come and go by `to_numpy` and `from_numpy`.
+    """
+
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        """The result of a plan for these arrays, and the function of a cotangent that gives the gradients.
+
+        The cotangent has the shape, dtype and device of the result, each gradient those of its argument; what is not
+        wanted is to be None, and to cost nothing. `pack` gives the packed weight, which may be kept from earlier calls.
         """
 
 

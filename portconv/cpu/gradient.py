@@ -1,99 +1,106 @@
-"""Gradients of a convolution, on NumPy arrays: of the image by convolutions, of the weight by matrix products.
-
-`engines.transposed` says which convolutions the gradient of the image is made of.
-"""
+"""Gradients of a convolution on NumPy's memory: of the image by NumPy's engines, of the weight by matrix products."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from ..core.backend import Plan
+from ..core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
 from ..core.problem import Problem
-from ..core.shapes import axis_source, ranges
-from ..engines.accuracy import TERMS, accumulate
-from ..engines.cropped import CroppedPlan, cropped
-from ..engines.transposed import Phase, gradient_size, image_gradient_phases
-from .bridge import host_candidates, numpy_plan, numpy_steps
+from ..core.shapes import ranges
+from ..engines import gradients
+from ..engines.accuracy import TERMS, accumulate, in_pairs
+from ..engines.cropped import planned
+from .bridge import bridged, host_candidates, jit_enabled, numpy_plan, numpy_steps
 
-__all__ = ["bias_gradient", "image_gradient", "in_pairs", "weight_gradient"]
+__all__ = ["bias_gradient", "host_vjp", "image_gradient", "in_pairs", "weight_gradient"]
 
 Array = np.ndarray[Any, Any]
 
 BLOCK_ELEMENTS = 1 << 19  # of the windows that are multiplied at a time
 
 
-def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
-    """Of ``sum(dy * conv2d(x, weight))`` with respect to the image, in the problem's layout and dtype.
+def host_vjp(
+    library: Backend,
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    wanted: Wanted,
+    pack: Callable[[], PackedWeight],
+    *,
+    take: Callable[..., Any] | None = None,
+) -> tuple[Any, Pullback]:
+    """The member `vjp` of a back end whose arrays NumPy can see.
 
     Parameters
     ----------
-    p
-        The convolution.
-    weight
-        OIHW or (G, O/G, I/G, kh, kw).
-    dy
-        The cotangent of the result, in the problem's layout.
+    library
+        The back end itself.
+    plan, x, weight, bias, wanted, pack
+        As `vjp` gets them; see `portconv.extending.Backend`.
+    take
+        Makes the library's array of NumPy's, on the device of the plan's problem, of the dtype named by ``dtype=``. By
+        default it is ``library.from_numpy``.
     """
-    folded = p.padding_mode != "zeros" and any(p.padding)  # of copies in the border everything counts, of zeros nothing
-    whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype, out_dtype=None)
-    dy = dy if p.layout == "NCHW" else dy.transpose(0, 3, 1, 2)
-    weight = weight.reshape(p.weight_shape)
-    phases = list(image_gradient_phases(whole, dy.dtype.name, folded))
-    if phases and p.stride == (1, 1):
-        dx = _of_phase(phases[0], weight, dy)
-    else:
-        dx = np.zeros((p.batch, p.in_channels, *gradient_size(p, folded)), whole.dtype)
-        for phase in phases:
-            dx[:, :, phase.rows.target, phase.cols.target] = _of_phase(phase, weight, dy)
-    if folded:
-        top, bottom, left, right = p.padding
-        dx = _fold(_fold(dx, p.height, top, bottom, p.padding_mode, 2), p.width, left, right, p.padding_mode, 3)
-        dx = dx.astype(p.dtype, copy=False)
-    return dx if p.layout == "NCHW" else dx.transpose(0, 2, 3, 1)
+    p = bridged(plan.problem)
+    taken = take or partial(library.from_numpy, device=plan.problem.device or None)
+    likes = [None if a is None else library.describe(a) for a in (x, weight, bias)]
+    # what a gradient that is not wanted is made of is not kept alive
+    seen_x: Any = library.to_numpy(x) if wanted[1] else None
+    seen_weight: Any = library.to_numpy(weight) if wanted[0] else None
+
+    def vjp(dy: Any) -> tuple[Any, Any, Any]:
+        seen_dy = library.to_numpy(dy)
+        dx = image_gradient(p, seen_weight, seen_dy) if wanted[0] else None
+        dweight = weight_gradient(p, seen_x, seen_dy) if wanted[1] else None
+        dbias = bias_gradient(p, seen_dy) if wanted[2] else None
+        with numpy_steps().quiet():  # a gradient of another dtype than the result's may not have room in it
+            found = [
+                None if value is None or like is None else taken(value.reshape(like.shape), dtype=like.dtype)
+                for value, like in zip((dx, dweight, dbias), likes, strict=True)
+            ]
+        return found[0], found[1], found[2]
+
+    return plan.execute(x, pack(), bias), vjp
 
 
-def _of_phase(phase: Phase, weight: Array, dy: Array) -> Array:
-    """The part of the image's gradient that a phase fills; all in NCHW."""
-    plan = _plan(phase.problem)
-    taps = weight[..., phase.rows.taps, phase.cols.taps][..., ::-1, ::-1].swapaxes(1, 2)
-    value: Array = plan.execute(dy[:, :, phase.rows.source, phase.cols.source], plan.pack(taps))
-    return value
-
-
-def _fold(dx: Array, size: int, before: int, after: int, mode: str, axis: int) -> Array:
-    """Add what copies in the border have gathered to the elements that they are copies of."""
-    by_axis = np.moveaxis(dx, axis, 0)
-    inner = by_axis[before : before + size]
-    source = axis_source(slice(-before, size + after), size, before, after, mode)
-    for border, origins in ((by_axis[:before], source.lead), (by_axis[before + size :], source.trail)):
-        for row, origin in zip(border, origins, strict=True):
-            inner[origin] += row
-    return np.moveaxis(inner, 0, axis)
+def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
+    """As `engines.gradients.image_gradient`, by NumPy's engines."""
+    found: Array = gradients.image_gradient(p, weight, dy, numpy_steps(), _plan, dy.dtype.name)
+    return found
 
 
 @lru_cache(maxsize=256)
 def _plan(problem: Problem) -> Plan:
-    if (crop := cropped(problem)) is not None:
-        return CroppedPlan.of(problem, crop, _plan(crop.problem))
-    best = min(host_candidates(problem), key=lambda c: (c.why_not is not None, c.seconds))
-    return numpy_plan(problem, best.engine)
+    return planned(problem, host_candidates, numpy_plan)
 
 
 def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:
     """Of ``sum(dy * conv2d(x, weight))`` with respect to the weight, (G, O/G, I/G, kh, kw) in the problem's dtype."""
     if p.batch == 0:
         return np.zeros(p.weight_shape, p.dtype)
+    if (compiled := _compiled(p)) is not None:
+        found: Array = compiled.compute(x, dy)
+        return found.astype(p.dtype, copy=False)
     steps, (g, o, i, kh, kw) = numpy_steps(), p.weight_shape
     padded = steps.padded(steps.cbhw(x, p.layout), p)
     cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
     with steps.quiet():
         value: Array = accumulate(_products(p, padded, cotangent))
         return value.reshape(g, o, kh, kw, i).transpose(0, 1, 4, 2, 3).astype(p.dtype)
+
+
+def _compiled(p: Problem) -> Any:
+    """The compiled form of the sums, if there is one."""
+    if not jit_enabled():
+        return None
+    from .compiled.gradient.plan import CompiledWeightGradient
+
+    return CompiledWeightGradient.make(p)
 
 
 def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
@@ -128,13 +135,3 @@ def bias_gradient(p: Problem, dy: Array) -> Array:
         return np.zeros(p.out_channels, p.dtype)
     images = dy.transpose(0, 2, 3, 1) if p.layout == "NCHW" else dy
     return np.asarray(accumulate(in_pairs(image.reshape(-1, p.out_channels)) for image in images))
-
-
-def in_pairs(terms: Any) -> Any:
-    """Sum along the first axis of an array of any library, in pairs: one after the other, errors would add up."""
-    rest: list[Any] = []
-    while (half := terms.shape[0] // 2) > 0:
-        if terms.shape[0] % 2:
-            rest.append(terms[-1])
-        terms = terms[:half] + terms[half : 2 * half]
-    return sum(reversed(rest), terms[0])

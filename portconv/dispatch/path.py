@@ -11,7 +11,7 @@ from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
 
-__all__ = ["check_out", "described", "forget_plans", "info_of", "plan_for", "plan_of", "prepared"]
+__all__ = ["check_out", "described", "forget_plans", "info_of", "packed", "plan_for", "plan_of", "prepared"]
 
 
 def prepared(
@@ -21,9 +21,15 @@ def prepared(
     library, plan = plan_for(spec, x, weight, bias, backend)
     if out is not None:
         check_out(library, plan, out, x, weight, bias)
+    token = None if plan.problem.traced else library.cache_token(weight)  # as in `packed`: a call less to make
+    return plan, plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
+
+
+def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:
+    """The weight packed for a plan: from the cache if it may be."""
     # A pack made from, or among, traced values belongs to the trace and must not outlive it.
     token = None if plan.problem.traced else library.cache_token(weight)
-    return plan, plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
+    return plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
 
 
 def plan_for(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Backend, Plan]:

@@ -14,7 +14,7 @@ from ..core.integers import Pair
 from ..core.problem import Problem
 from ..core.shapes import ranges
 
-__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate", "cut_sums"]
+__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate", "cut_sums", "in_pairs"]
 
 # By the accuracy asked for: of a matrix product, whose BLAS may add one term after the other, and of compiled loops.
 TERMS = {"normwise": 192, "elementwise": 32}
@@ -93,3 +93,13 @@ def _carry(sums: list[tuple[int, Any]], value: Any) -> None:
         left += value
         value, level = left, level + 1
     sums.append((level, value))
+
+
+def in_pairs(terms: Any) -> Any:
+    """Sum along the first axis of an array of any library, in pairs: one after the other, errors would add up."""
+    rest: list[Any] = []
+    while (half := terms.shape[0] // 2) > 0:
+        if terms.shape[0] % 2:
+            rest.append(terms[-1, ...])
+        terms = terms[:half, ...] + terms[half : 2 * half, ...]
+    return sum(reversed(rest), terms[0, ...])

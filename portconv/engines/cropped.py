@@ -9,7 +9,7 @@ zeros in the place of those taps.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from ..core.backend import Candidate, PackedWeight, Plan
 from ..core.problem import Problem
 from ..core.shapes import dilated, met_taps
 
-__all__ = ["Crop", "CroppedPlan", "cropped", "met_mask"]
+__all__ = ["Crop", "CroppedPlan", "cropped", "met_mask", "planned"]
 
 
 class _Axis(NamedTuple):
@@ -127,3 +127,12 @@ class CroppedPlan(Plan):
         rows, cols, every = self.crop.rows, self.crop.cols, slice(None)
         index = (every, rows, cols, every) if self.problem.layout == "NHWC" else (every, every, rows, cols)
         return self.inner.execute(self.inner.cut(x, index), weight.data, bias, **options)
+
+
+def planned(
+    p: Problem, candidates: Callable[[Problem], Sequence[Candidate]], build: Callable[[Problem, str], Plan]
+) -> Plan:
+    """The plan of the cheapest engine for what is left of a problem that no user has put, such as a gradient's."""
+    if (crop := cropped(p)) is not None:
+        return CroppedPlan.of(p, crop, planned(crop.problem, candidates, build))
+    return build(p, min(candidates(p), key=lambda c: (c.why_not is not None, c.seconds)).engine)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import Conv2d, conv2d
+from .. import Conv2d, conv2d, conv2d_vjp
 from ..core.backend import Backend
 from .problems import Problem
 
-__all__ = ["CALL", "DIFFERENTIATE"]
+__all__ = ["CALL", "DIFFERENTIATE", "gradients"]
 
 
 def _plainly(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
@@ -110,4 +110,11 @@ def _of_jax(function: Any, arrays: list[Any], dy: Any) -> Any:
     return gradients(dy, *arrays)
 
 
+def gradients(backend: Backend, arrays: list[Any], options: dict[str, Any], dy: Any) -> list[Any]:
+    """By `conv2d_vjp`, for image, weight and bias if there is one; None for an image of integers."""
+    _, vjp = conv2d_vjp(*arrays, **options, backend=backend)
+    return list(vjp(dy))
+
+
+# By the library itself, of a function of the arrays.
 DIFFERENTIATE = {"mlx": _of_mlx, "torch": _of_torch, "jax": _of_jax}

@@ -7,8 +7,9 @@ import pytest
 
 import portconv
 from portconv.check.verify import verify
+from portconv.cpu import gradient as cpu_gradient
 from portconv.testing import calls, verification
-from tests.helpers import GRADIENTS, named
+from tests.helpers import named
 
 conv2d = portconv.conv2d
 
@@ -121,8 +122,12 @@ def test_a_wrong_gradient_is_seen(monkeypatch, request, name):
     assert "gradient of `x`" in verify(*arguments)["failed"]
 
 
-def test_gradients_where_there_are_none():
-    assert "does not differentiate" in verify("numpy", GRADIENTS[0].number, 0, "cpu", "auto", "normwise")["refused"]
+def test_a_wrong_gradient_is_seen_where_portconv_differentiates(monkeypatch):
+    arguments = "numpy", named("gradient, groups, stride 2").number, 0, "cpu", "auto", "normwise"
+    assert verify(*arguments)["share"] <= 1
+    weight_gradient = cpu_gradient.weight_gradient
+    monkeypatch.setattr(cpu_gradient, "weight_gradient", lambda *arrays: 1.001 * weight_gradient(*arrays))
+    assert "gradient of `weight`" in verify(*arguments)["failed"]
 
 
 def test_accuracy_is_passed_on():

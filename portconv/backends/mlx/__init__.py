@@ -6,18 +6,21 @@ of NHWC memory, so a chain of layers transposes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ... import engines
-from ...core.backend import ArrayInfo, Candidate, Plan
+from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
+from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
-from .arrays import STEPS, default_device, dtype_named, name_of, view
+from ..base import by_argument, replaced
+from .arrays import STEPS, default_device, dtype_named, name_of, remembered, view
 from .host import host_plan_with_derivatives
 from .native import NativePlan, native_candidate
 from .operations import GPU_COSTS, OpsPlan, gpu_candidates, traced_plan
@@ -49,6 +52,21 @@ class MlxBackend:
             return OpsPlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
         return host_plan_with_derivatives(problem, engine)
 
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        arrays = (x, weight, bias)
+        given = [array for array in arrays if array is not None]
+        if plan.problem.device != "cpu" or remembered(*given):
+            return plan.execute(x, pack(), bias), partial(_pulled_back, plan, arrays, wanted)
+
+        y, on_host = host_vjp(self, plan, *arrays, wanted, pack)
+
+        def vjp(dy: Any) -> tuple[Any, Any, Any]:
+            return _pulled_back(plan, arrays, wanted, dy) if remembered(dy) else on_host(dy)
+
+        return y, vjp
+
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None  # `weight[...] = value` shows nowhere
 
@@ -68,6 +86,17 @@ class MlxBackend:
     def environment(self, problem: Problem, /) -> dict[str, str]:
         here = host_environment() if problem.device == "cpu" else {"gpu": _gpu()}
         return {"mlx": version("mlx"), **here}
+
+
+def _pulled_back(plan: Plan, arrays: tuple[Any, Any, Any], wanted: Wanted, dy: Any) -> tuple[Any, Any, Any]:
+    """The gradients by MLX, which leaves out what nothing needs: the convolution itself, and other gradients."""
+
+    def function(*values: Any) -> Any:
+        x, weight, bias = replaced(arrays, wanted, values)
+        return plan.execute(x, plan.pack(weight), bias)
+
+    some = [array for array, want in zip(arrays, wanted, strict=True) if want]
+    return by_argument(mx.vjp(function, some, [dy])[1], wanted)
 
 
 def _gpu() -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...core.backend import ArrayInfo, Candidate, Plan, check_result
+from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
 from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
 from ..base import ArrayApiBackend, name_of
+from .derivatives import value_and_pullback
 from .host import torch_host_plan
 from .native import NativePlan, in_parts, native_candidate
 from .operations import OpsPlan, leaves_out, records, transformed
@@ -77,6 +78,11 @@ class TorchBackend(ArrayApiBackend):
         best = "native" if its_own else min(offers, key=lambda name: offers[name], default=engine)
         same = self.build(last, engine) if engine in offers else None
         return same, same if best == engine else self.build(last, best)
+
+    def vjp(
+        self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
+    ) -> tuple[Any, Pullback]:
+        return value_and_pullback(plan, (x, weight, bias), wanted, pack)
 
     def check_out(self, out: Any, problem: Problem, arguments: Mapping[str, Any], /) -> None:
         """Whether a tensor can become a problem's result; `arguments` are the others of the call, or None."""

@@ -18,8 +18,10 @@ __all__ = [
     "finish_vectors",
     "move_vectors",
     "pad_rows",
+    "round_vectors",
     "tile_transform",
     "transpose_block",
+    "widen_weights",
 ]
 
 
@@ -187,3 +189,57 @@ def pad_rows(phases: int) -> Generate:
         loop(b, count, [], column)
 
     return generate
+
+
+def widen_weights() -> Any:
+    """The taps of as many kernels as lanes in float64: `target[n] = source[n]` for so many vectors.
+
+    Lanes of `mark` become 1 where a transform would lose digits of the kernel: see `Steps.transformable`. Arguments:
+    target, source, how many vectors, mark, address of the smallest and the largest weight that keep all digits.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, mark: Any, limits: Any) -> None:
+        def body(i: Any, state: list[Any]) -> list[Any]:
+            largest, finite = state
+            value = v.load(v.at(source, b.mul(i, I64(VECTOR_BYTES))))
+            _store_wide(b, v, value, v.at(target, b.mul(i, I64(v.n * 8))))
+            size = v.call("fabs", value)
+            largest = b.select(b.fcmp_ordered(">", size, largest), size, largest)
+            return [largest, b.fadd(finite, b.fsub(value, value))]  # NaN if one is not finite
+
+        largest, finite = loop(b, count, [v.zero, v.zero], body)
+        low, high = v.load_splat(limits), v.load_splat(v.at(limits, v.size))
+        kept = b.and_(b.fcmp_ordered(">=", largest, low), b.fcmp_ordered("<=", largest, high))
+        kept = b.or_(kept, b.fcmp_ordered("==", largest, v.zero))
+        kept = b.and_(kept, b.fcmp_ordered("==", finite, v.zero))
+        v.store(b.select(kept, v.load(mark), v.constant(Fraction(1))), mark)
+
+    return intrinsic_of(generate)
+
+
+def _wide(v: Vectors) -> Any:
+    """float64 for as many lanes."""
+    return ir.VectorType(ir.DoubleType(), v.n)
+
+
+def _store_wide(b: Any, v: Vectors, value: Any, place: Any) -> None:
+    wide = value if v.size == 8 else b.fpext(value, _wide(v))
+    b.store(wide, b.inttoptr(place, wide.type.as_pointer())).align = 8
+
+
+def round_vectors() -> Any:
+    """`target[n] = source[n]` for vectors of float64 with as many lanes, rounded to the dtype of the computation.
+
+    Arguments: target, bytes between its vectors; source; how many vectors.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, target_step: Any, source: Any, count: Any) -> None:
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            value = b.load(b.inttoptr(v.at(source, b.mul(i, I64(v.n * 8))), _wide(v).as_pointer()))
+            value.align = 8
+            v.store(value if v.size == 8 else b.fptrunc(value, v.type), v.at(target, b.mul(i, target_step)))
+            return []
+
+        loop(b, count, [], body)
+
+    return intrinsic_of(generate)

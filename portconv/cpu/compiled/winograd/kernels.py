@@ -12,12 +12,14 @@ import numpy as np
 from ....engines.winograd import TILES, Tile, matrices
 from ..jobs import job_of, take
 from ..kernel import apart, kernel
-from ..memory import put_lanes, stage_rows
-from ..moves import mark_nonfinite, tile_transform
+from ..memory import native_kind, put_lanes, stage_rows, turn_square
+from ..moves import mark_nonfinite, round_vectors, tile_transform, widen_weights
 from ..products import row_products
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, Generate, one_of
 
-__all__ = ["winograd"]
+__all__ = ["CHANNELS", "pack", "winograd"]
+
+CHANNELS = 32  # of a task that packs weights
 
 _mark = mark_nonfinite()
 _products_of = one_of({n: row_products(ROWS, n) for n in (1, 2, 3)})
@@ -37,6 +39,16 @@ def _back(tile: Tile) -> Generate:
 # By `16 * nh + nw`, and by the place in TILES.
 _transform_inputs = one_of({16 * nh + nw: _forward((nh, nw)) for nh, nw in dict.fromkeys(tile.size for tile in TILES)})
 _transform_products = one_of({number: _back(tile) for number, tile in enumerate(TILES)})
+
+
+def _of_weights(tile: Tile) -> Generate:
+    """`G g G^T` of a kernel."""
+    left, right = (matrices(m, r)[1] for m, r in zip(tile.outputs, tile.kernel, strict=True))
+    return tile_transform(left, right)
+
+
+_transform_weights = one_of({number: _of_weights(tile) for number, tile in enumerate(TILES)})
+_widen, _round = widen_weights(), round_vectors()
 
 
 @kernel
@@ -184,3 +196,54 @@ _share = job_of(_step)
 def winograd(job, parts, patience, *arguments):
     """A step of the convolution, or the whole of it, as a job of the team."""
     return _share(job, parts, patience, arguments)
+
+
+@kernel
+def _pack(job, part, weight, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
+    """Weights of tiles: packed[product, place of the outputs, channel, lane].
+
+    Tasks are (as many outputs as lanes, some channels). `places` says where the former begin, and how wide the panel
+    is that they belong to. `marks` are as many as lanes for each thread, `own` its scratch memory, `wide` that in
+    float64.
+    """
+    size = packed.itemsize
+    lanes = VECTOR_BYTES // size
+    products, kernel_cols, tile_cols = form[1], form[2], form[3]
+    own_size, wide_size = (CHANNELS * taps + 2 * lanes) * lanes, (taps + 2 * products) * lanes
+    mine, square = own[part * own_size :], own[part * own_size + (CHANNELS * taps + lanes) * lanes :]
+    turned, limit = np.int64(mine.ctypes.data), np.int64(limits.ctypes.data)
+    mark = np.int64(marks.ctypes.data) + part * VECTOR_BYTES
+    tile = np.int64(wide.ctypes.data) + part * wide_size * 8
+    found, between = tile + taps * lanes * 8, tile + (taps + products) * lanes * 8
+    step, pitch = packed.size // products * size, channels * taps * size
+    some = -(-channels // CHANNELS)
+    tasks = len(places) // 2 * some
+    for _ in range(tasks):
+        task = take(job, part, tasks)
+        if task >= tasks:
+            break
+        block, group = divmod(task, some)
+        o, i0 = block * lanes, group * CHANNELS
+        count = min(CHANNELS, channels - i0)
+        source = np.int64(weight.ctypes.data) + o * pitch + i0 * taps * size
+        for n in range(0, count * taps, lanes):
+            turn_square(source + n * size, native_kind(packed), pitch, size, min(lanes, outputs - o),
+                        min(lanes, count * taps - n), square, turned + n * VECTOR_BYTES)  # fmt: skip
+        for i in range(count):
+            _widen(packed, (tile, turned + i * taps * VECTOR_BYTES, taps, mark, limit))
+            for half in range(0, lanes * 8, VECTOR_BYTES):
+                _transform_weights(wide, form[0],
+                                   (tile + half, kernel_cols * lanes * 8, lanes * 8, found + half,
+                                    tile_cols * lanes * 8, lanes * 8, between))  # fmt: skip
+            target = np.int64(packed.ctypes.data) + (places[2 * block] + (i0 + i) * places[2 * block + 1]) * size
+            _round(packed, (target, step, found, products))
+
+
+_packed = job_of(_pack)
+
+
+@kernel
+def pack(job, parts, patience, weight, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
+    """The weights of tiles, as a job of the team."""
+    return _packed(job, parts, patience,
+                   (weight, outputs, channels, taps, form, places, limits, packed, marks, own, wide))  # fmt: skip

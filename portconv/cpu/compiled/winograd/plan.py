@@ -16,8 +16,10 @@ from ....core.problem import Problem
 from ....engines import winograd
 from ....engines.accuracy import TILE_TERMS
 from ....engines.cropped import met_mask
+from ....engines.steps import LARGEST_TRANSFORMED, SMALLEST_TRANSFORMED
 from ... import threads
 from ...steps import NumpySteps
+from .. import team
 from ..base import Array, CompiledPlan, Ints, Launch, per_thread, read_only, round_up, sources
 from ..costs import COMPILED, CompiledCosts
 from ..gemm.plan import CompiledGemmPlan
@@ -120,28 +122,48 @@ class CompiledWinogradPlan(CompiledPlan):
         return costs.launch * (1 + 0.3 * self.together * blocks) + work * share
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        p = self.problem
-        lane = lanes(p.compute_dtype)
-        steps = NumpySteps()
-        weight = winograd.without_unmet(weight, p, steps)
+        weight = winograd.without_unmet(weight, self.problem, NumpySteps())
         exact = self.exact.pack(weight)
-        if not steps.transformable(weight, p.compute_dtype):
+        data, marks = self._transformed(weight, team.launch)
+        if marks.any():  # no transform can be trusted with the weight
             return PackedWeight(self.stamp, (None, exact.data), exact.nbytes)
-        wide = np.asarray(weight, np.float64).reshape(p.out_channels, p.in_channels, *p.kernel)
-        with np.errstate(all="ignore"):
-            products = winograd.transformed(wide, self.tile, np, np.float64).transpose(0, 2, 1)
-            padded = np.zeros((*products.shape[:2], round_up(p.out_channels, lane)), p.compute_dtype)
-            padded[:, :, : p.out_channels] = products
-        # panels as wide as a register tile, each with all its channels
-        vectors = padded.shape[2] // lane
-        panels = -(-vectors // MAX_VECTORS)
-        edges = [i * vectors // panels * lane for i in range(panels + 1)]
-        parts = [padded[:, :, a:b].reshape(len(padded), -1) for a, b in pairwise(edges)]
-        data = read_only(np.ascontiguousarray(np.concatenate(parts, axis=1)).reshape(-1))
         return PackedWeight(self.stamp, (data, exact.data), data.nbytes + exact.nbytes)
 
+    def _transformed(self, weight: Array, launch: Launch) -> tuple[Array, Array]:
+        """The weights of all tiles, transformed in float64, and marks where one would lose digits.
+
+        They come in panels as wide as a register tile, each with all its channels.
+        """
+        p, g, lane = self.problem, self.geometry, lanes(self.problem.compute_dtype)
+        vectors = g.o_pad // lane
+        panels = -(-vectors // MAX_VECTORS)
+        edges = [i * vectors // panels for i in range(panels + 1)]
+        places = [
+            (first * lane * g.channels + (n - first) * lane, (last - first) * lane)
+            for first, last in pairwise(edges)
+            for n in range(first, last)
+        ]
+        limits = np.array([SMALLEST_TRANSFORMED[p.compute_dtype], LARGEST_TRANSFORMED], self.dtype)
+        parts, taps, products = threads.usable_cores(), p.kernel[0] * p.kernel[1], g.nh * g.nw
+        data = np.empty(products * g.channels * g.o_pad, self.dtype)
+        marks = np.zeros(parts * lane, self.dtype)
+        own = np.empty(parts * (kernels.CHANNELS * taps + 2 * lane) * lane, self.dtype)
+        wide = np.empty(parts * (taps + 2 * products) * lane)
+        flat = read_only(np.ascontiguousarray(weight, self.dtype).reshape(-1))
+        launch(
+            kernels.pack, parts, flat, g.outputs, g.channels, taps, (g.form, products, p.kernel[1], g.nw),
+            read_only(np.array(places, np.int64).reshape(-1)), read_only(limits), data, marks, own, wide,
+        )  # fmt: skip
+        return read_only(data), marks
+
     def warmup(self) -> tuple[str, ...]:
-        return *super().warmup(), *self.exact.warmup()
+        compiled = list[str]()
+
+        def compile_job(*arguments: Any) -> None:
+            compiled.extend(team.compile_ahead(*arguments))
+
+        self._transformed(np.empty(0, self.dtype), compile_job)
+        return *compiled, *super().warmup(), *self.exact.warmup()
 
     def packed_like(self, memory: Array) -> Any:
         return memory, memory

@@ -1,0 +1,191 @@
+"""Gradients of a convolution in the array API: of the image by convolutions, of the weight by products.
+
+`transposed` says which convolutions the gradient of the image is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..core.backend import Plan
+from ..core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
+from ..core.problem import Problem
+from ..core.shapes import axis_source, ranges
+from .accuracy import TERMS, accumulate, in_pairs
+from .steps import Steps
+from .transposed import Phase, gradient_size, image_gradient_phases
+
+__all__ = ["bias_gradient", "image_gradient", "weight_gradient"]
+
+BLOCK_ELEMENTS = 1 << 22  # of the products of parts of a sum that are alive at a time
+FEW = 8  # copies that are added one after the other
+
+
+def image_gradient(
+    p: Problem, weight: Any, dy: Any, steps: Steps, plan: Callable[[Problem], Plan], dy_dtype: str | None = None
+) -> Any:
+    """Of ``sum(dy * conv2d(x, weight))`` with respect to the image, in the problem's layout and dtype.
+
+    Parameters
+    ----------
+    p
+        The convolution.
+    weight
+        OIHW or (G, O/G, I/G, kh, kw).
+    dy
+        The cotangent of the result, in the problem's layout.
+    steps
+        Those of the library's arrays.
+    plan
+        Gives the plan of a convolution.
+    dy_dtype
+        The dtype of the cotangent, by default the problem's.
+    """
+    xp = steps.xp
+    folded = p.padding_mode != "zeros" and any(p.padding)  # of copies in the border everything counts, of zeros nothing
+    whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype, out_dtype=None)
+    dy = dy if p.layout == "NCHW" else xp.permute_dims(dy, NCHW_FROM_NHWC)
+    weight = xp.reshape(weight, p.weight_shape)
+    phases = [
+        (phase, _of_phase(phase, weight, dy, steps, plan))
+        for phase in image_gradient_phases(whole, dy_dtype or p.dtype, folded)
+    ]
+    shape = (p.batch, p.in_channels, *gradient_size(p, folded))
+    dx = _assembled(phases, shape, whole.dtype, steps)
+    if folded:
+        top, bottom, left, right = p.padding
+        with steps.quiet():
+            dx = _folded(dx, p.height, top, bottom, p.padding_mode, 2, steps)
+            dx = _folded(dx, p.width, left, right, p.padding_mode, 3, steps)
+        dx = steps.cast(dx, p.dtype)
+    return dx if p.layout == "NCHW" else xp.permute_dims(dx, NHWC_FROM_NCHW)
+
+
+def _of_phase(phase: Phase, weight: Any, dy: Any, steps: Steps, plan: Callable[[Problem], Plan]) -> Any:
+    """The part of the image's gradient that a phase fills; all in NCHW."""
+    chosen = plan(phase.problem)
+    taps = steps.xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
+    # copied once, and not whenever an engine that packs it, or several, reads it
+    taps = steps.contiguous(steps.xp.permute_dims(taps, (0, 2, 1, 3, 4)))
+    return chosen.execute(dy[:, :, phase.rows.source, phase.cols.source], chosen.pack(taps))
+
+
+def _assembled(phases: Sequence[tuple[Phase, Any]], shape: tuple[int, ...], dtype: str, steps: Steps) -> Any:
+    """The gradient out of the parts that the phases fill; what none of them fills is zero."""
+    if len(phases) == 1 and phases[0][1].shape == shape:
+        return phases[0][1]
+    if steps.writable or not phases:
+        dx = steps.zeros(shape, steps.dtype(dtype))
+        for phase, value in phases:
+            dx[:, :, phase.rows.target, phase.cols.target] = value
+        return dx
+    lines: dict[int, list[tuple[slice, Any]]] = {}  # of the rows of one phase, by the first of them
+    targets = {phase.rows.target.start: phase.rows.target for phase, _ in phases}
+    for phase, value in phases:
+        lines.setdefault(phase.rows.target.start, []).append((phase.cols.target, value))
+    rows = [(targets[start], _interleaved(parts, shape[3], 3, steps)) for start, parts in lines.items()]
+    return _interleaved(rows, shape[2], 2, steps)
+
+
+def _interleaved(parts: Sequence[tuple[slice, Any]], size: int, axis: int, steps: Steps) -> Any:
+    """Parts, each with its places along an axis of this size, as one array; zeros where there is none."""
+    values, count = [value for _, value in parts], sum(value.shape[axis] for _, value in parts)
+    sources, first = [count] * size, 0
+    for target, value in parts:
+        for n, place in enumerate(range(size)[target]):
+            sources[place] = first + n
+        first += value.shape[axis]
+    if count in sources:
+        like = values[0]
+        shape = tuple(1 if a == axis else n for a, n in enumerate(like.shape))
+        values.append(steps.zeros(shape, like.dtype))
+    xp = steps.xp
+    whole = steps.contiguous(xp.concat(values, axis=axis)) if len(values) > 1 else values[0]
+    return whole if sources == list(range(size)) else xp.take(whole, xp.asarray(sources, **steps.device), axis=axis)
+
+
+def _folded(dx: Any, size: int, before: int, after: int, mode: str, axis: int, steps: Steps) -> Any:
+    """What copies in the border have gathered, added to the elements that they are copies of."""
+    xp = steps.xp
+    source = axis_source(slice(-before, size + after), size, before, after, mode)
+    copies: dict[int, list[int]] = {}  # of an element, in the border
+    for start, origins in ((0, source.lead), (before + size, source.trail)):
+        for n, origin in enumerate(origins):
+            assert origin is not None  # zeros have no gradient, and are not folded
+            copies.setdefault(origin, []).append(start + n)
+    dx = xp.moveaxis(dx, axis, 0)
+    inner = dx[before : before + size, ...]
+    sums = {n: _gathered(dx, [before + n, *places], steps) for n, places in copies.items()}
+    if steps.writable:
+        for n, total in sums.items():
+            inner[n, ...] = total
+    elif sums:
+        pieces, done = [], 0
+        for n in [*sorted(sums), size]:
+            if n > done:
+                pieces.append(inner[done:n, ...])
+            if n < size:
+                pieces.append(sums[n][None, ...])
+            done = n + 1
+        inner = steps.contiguous(xp.concat(pieces, axis=0))
+    return xp.moveaxis(inner, 0, axis)
+
+
+def _gathered(dx: Any, places: list[int], steps: Steps) -> Any:
+    """The sum of elements of the first axis: one that is replicated has as many copies as there is padding."""
+    if len(places) <= FEW:
+        first, *rest = places
+        return sum((dx[n, ...] for n in rest), dx[first, ...])
+    return in_pairs(steps.xp.take(dx, steps.xp.asarray(places, **steps.device), axis=0))
+
+
+def weight_gradient(p: Problem, x: Any, dy: Any, steps: Steps) -> Any:
+    """Of ``sum(dy * conv2d(x, weight))`` with respect to the weight, (G, O/G, I/G, kh, kw) in the problem's dtype."""
+    xp, (g, o, i, kh, kw), terms = steps.xp, p.weight_shape, TERMS[p.accuracy]
+    if p.batch == 0:
+        return steps.zeros(p.weight_shape, steps.dtype(p.dtype))
+    (oh, ow), (sh, sw), (dh, dw) = p.out_size, p.stride, p.dilation
+    positions = p.batch * oh * ow
+    parts = -(-positions // terms)
+
+    def in_parts(values: Any, channels: int) -> Any:
+        """(parts, G, channels, terms), the last part with zeros at its end."""
+        flat = xp.reshape(steps.contiguous(values), (g, channels, positions))
+        if rest := parts * terms - positions:
+            flat = xp.concat([flat, steps.zeros((g, channels, rest), flat.dtype)], axis=2)
+        return xp.permute_dims(xp.reshape(steps.contiguous(flat), (g, channels, parts, terms)), (2, 0, 1, 3))
+
+    padded = steps.padded(steps.cbhw(x, p.layout), p)
+    factors = in_parts(steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype), o)
+    some = max(1, BLOCK_ELEMENTS // (g * o * i))
+
+    def of_tap(r: int, c: int) -> Any:
+        rows = slice(r * dh, r * dh + (oh - 1) * sh + 1, sh)
+        cols = slice(c * dw, c * dw + (ow - 1) * sw + 1, sw)
+        windows = xp.permute_dims(in_parts(padded[:, :, rows, cols], i), (0, 1, 3, 2))
+        products: Iterator[Any] = (
+            in_pairs(xp.matmul(factors[part, ...], windows[part, ...])) for part in ranges(parts, some)
+        )
+        return accumulate(products, _sum)
+
+    with steps.quiet():
+        taps = xp.stack([of_tap(r, c) for r in range(kh) for c in range(kw)], axis=3)
+    return steps.cast(xp.reshape(steps.contiguous(taps), p.weight_shape), p.dtype)
+
+
+def _sum(total: Any, term: Any) -> Any:
+    """Not in place, which some libraries do not know."""
+    return term if total is None else total + term
+
+
+def bias_gradient(p: Problem, dy: Any, steps: Steps) -> Any:
+    """Of ``sum(dy * y)`` with respect to the bias, (O,) in the problem's dtype."""
+    if p.batch == 0:
+        return steps.zeros((p.out_channels,), steps.dtype(p.dtype))
+    by_channel = steps.contiguous(steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype))
+    with steps.quiet():
+        flat = steps.xp.reshape(by_channel, (p.out_channels, -1))
+        total = in_pairs(steps.contiguous(steps.xp.permute_dims(flat, (1, 0))))
+    return steps.cast(total, p.dtype)
