@@ -1,0 +1,95 @@
+"""JAX: its own convolution, portconv's engines in its operations, and on a CPU NumPy's over its arrays' memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...core.backend import ArrayInfo, Candidate, Plan
+from ...core.problem import Problem
+from ...cpu.bridge import host_candidates, host_plan
+from ...cpu.machine import host_environment, version
+from ..base import ArrayApiBackend, name_of
+from .native import NativePlan, native_candidate
+from .operations import OpsPlan, is_tracer, with_values
+
+__all__ = ["backend"]
+
+
+class JaxBackend(ArrayApiBackend):
+    """JAX: NumPy's engines for eager arrays on a CPU, seen without a copy; `jax.numpy` for all others.
+
+    Operations that are not compiled together are compiled one by one in JAX, for every shape; a first call would take
+    seconds.
+    """
+
+    namespace = "jax.numpy"
+    writable = False
+
+    def describe(self, x: Any, /) -> ArrayInfo:
+        self._check(x)
+        if is_tracer(x):
+            return ArrayInfo(tuple(x.shape), name_of(x.dtype), "", traced=True)
+        return super().describe(x)
+
+    def _new_device(self, name: str) -> Any:
+        if not name:  # traced: wherever the compiled function will run
+            return None
+        kind, _, index = name.partition(":")
+        return jax.devices(kind)[int(index or 0)]
+
+    def _platform(self, problem: Problem) -> str:
+        """That of the device: "cpu", "gpu", "tpu"; empty for traced arrays."""
+        return "" if problem.traced else str(getattr(self._device(problem.device), "platform", ""))
+
+    def _on_host(self, problem: Problem) -> bool:
+        return self._platform(problem) == "cpu"
+
+    def candidates(self, problem: Problem, /) -> list[Candidate]:
+        native = native_candidate(problem, self._platform(problem))
+        return [native, *(host_candidates(problem) if self._on_host(problem) else self._engines(problem))]
+
+    def build(self, problem: Problem, engine: str, /) -> Plan:
+        self._check_wide("out_dtype", problem.result_dtype)
+        if engine == "native":
+            steps, platform = self._steps_on(problem.device), self._platform(problem)
+            return NativePlan(problem, "native", steps=steps, platform=platform)
+        if not self._on_host(problem):
+            return OpsPlan.of(super().build(problem, engine))
+        return host_plan(problem, engine, view=self.to_numpy, take=self._take, bits=np.asarray)
+
+    def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
+        # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
+        taken = jax.device_put(y, self._device(problem.device))
+        if is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
+            with with_values():
+                return self._take(y, problem)
+        return taken if y.dtype.name == problem.result_dtype else taken.astype(problem.result_dtype)
+
+    def cache_token(self, weight: Any, /) -> Hashable | None:
+        return None if is_tracer(weight) else 0  # JAX arrays cannot change
+
+    def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
+        self._check_wide("dtype", dtype or np.asarray(x).dtype.name)
+        with with_values():  # a layer keeps the converted weight beyond a trace
+            return super().from_numpy(x, dtype=dtype, device=device)
+
+    @staticmethod
+    def _check_wide(argument: str, dtype: str) -> None:
+        if dtype in ("float64", "int64", "uint64") and not jax.config.jax_enable_x64:
+            raise TypeError(f"`{argument}`: JAX makes 32-bit numbers of {dtype}. Set `jax_enable_x64` for 64-bit ones.")
+
+    def synchronize(self, x: Any, /) -> None:
+        x.block_until_ready()
+
+    def environment(self, problem: Problem, /) -> dict[str, str]:
+        kind = str(getattr(self._device(problem.device), "device_kind", ""))
+        return {"jax": version("jax"), "device kind": kind, **host_environment()}
+
+
+def backend(name: str) -> JaxBackend:
+    """The adapter of JAX."""
+    return JaxBackend(name)
