@@ -33,7 +33,7 @@ def long_sum(case, data):
 
 
 def not_strict(backend):
-    """Engines that do not bound the error of each output by what it sums; JAX's and PyTorch's own sums are cut on a CPU."""
+    """Engines that do not bound the error of each output by what it sums; JAX's and PyTorch's own do on a CPU."""
     return {"winograd", "fft"} | ({"native"} if backend.package not in ("jax", "torch") else set())
 
 

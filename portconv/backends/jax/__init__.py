@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -13,10 +14,13 @@ from ...core.problem import Problem
 from ...cpu.bridge import host_candidates, host_plan
 from ...cpu.machine import host_environment, version
 from ..base import ArrayApiBackend, name_of
+from .host import placed, view
 from .native import NativePlan, native_candidate
-from .operations import OpsPlan, is_tracer, with_values
+from .operations import OpsPlan, is_tracer, when_compiled, with_values
 
 __all__ = ["backend"]
+
+_name_of = lru_cache(maxsize=64)(name_of)  # NumPy makes the name of a dtype anew whenever it is asked: microseconds
 
 
 class JaxBackend(ArrayApiBackend):
@@ -33,7 +37,10 @@ class JaxBackend(ArrayApiBackend):
         self._check(x)
         if is_tracer(x):
             return ArrayInfo(tuple(x.shape), name_of(x.dtype), "", traced=True)
-        return super().describe(x)
+        device = x.device
+        name = str(device)
+        self._devices.setdefault(name, device)
+        return ArrayInfo(tuple(x.shape), _name_of(x.dtype), name)
 
     def _new_device(self, name: str) -> Any:
         if not name:  # traced: wherever the compiled function will run
@@ -50,7 +57,10 @@ class JaxBackend(ArrayApiBackend):
 
     def candidates(self, problem: Problem, /) -> list[Candidate]:
         native = native_candidate(problem, self._platform(problem))
-        return [native, *(host_candidates(problem) if self._on_host(problem) else self._engines(problem))]
+        if self._on_host(problem):
+            return [native, *host_candidates(problem)]
+        engines = self._engines(problem)
+        return [native, *(when_compiled(engines, problem) if problem.traced else engines)]
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         self._check_wide("out_dtype", problem.result_dtype)
@@ -59,15 +69,14 @@ class JaxBackend(ArrayApiBackend):
             return NativePlan(problem, "native", steps=steps, platform=platform)
         if not self._on_host(problem):
             return OpsPlan.of(super().build(problem, engine))
-        return host_plan(problem, engine, view=self.to_numpy, take=self._take, bits=np.asarray)
+        return host_plan(problem, engine, view=view, take=self._take, bits=np.asarray)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
-        # not `jnp.asarray(y, device=...)`: that is compiled for every new shape
-        taken = jax.device_put(y, self._device(problem.device))
-        if is_tracer(taken):  # a function is being traced around the call; the context costs a tenth of small calls
-            with with_values():
-                return self._take(y, problem)
-        return taken if y.dtype.name == problem.result_dtype else taken.astype(problem.result_dtype)
+        taken = placed(y, self._device(problem.device))
+        if _name_of(y.dtype) == problem.result_dtype:
+            return taken
+        with with_values():  # a function may be traced around the call
+            return taken.astype(problem.result_dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None if is_tracer(weight) else 0  # JAX arrays cannot change
@@ -81,6 +90,9 @@ class JaxBackend(ArrayApiBackend):
     def _check_wide(argument: str, dtype: str) -> None:
         if dtype in ("float64", "int64", "uint64") and not jax.config.jax_enable_x64:
             raise TypeError(f"`{argument}`: JAX makes 32-bit numbers of {dtype}. Set `jax_enable_x64` for 64-bit ones.")
+
+    def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
+        return view(x)
 
     def synchronize(self, x: Any, /) -> None:
         x.block_until_ready()

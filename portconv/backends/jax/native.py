@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
 from ...core.backend import Candidate, PackedWeight, Plan
 from ...core.integers import Pair
+from ...core.layout import FROM_CBHW, reorder
 from ...core.problem import Problem
 from ...core.shapes import dilated
 from ...engines.accuracy import TERMS, accumulate, cut_sums
@@ -18,6 +19,17 @@ from ...engines.steps import Steps
 from .operations import full_precision, where_it_belongs
 
 __all__ = ["NativePlan", "native_candidate"]
+
+# Seconds. Those on a CPU were measured under `jax.jit` on two cores of an AMD EPYC with JAX 0.10.2, beside portconv's
+# engines there, whose estimates (`engines.costs.GENERIC`) are two thirds of what they take; so are these.
+CALL = 2e-5
+COMPILATION = 0.1  # of a call with arrays that have values, for each size: it is chosen where it gains more than that
+FLOP, FLOP_ONE_BY_ONE = 8e-12, 1.5e-11
+FEW_OUTPUTS = 64  # channels, below which the time does not fall any more
+GROUPED_TAP = 2.5e-9  # of an output of a group, however many channels it has
+GPU_FLOP = 1e-13
+
+Sides: TypeAlias = tuple[tuple[int, int], tuple[int, int]]  # padding: (top, bottom), (left, right)
 
 
 def native_candidate(p: Problem, platform: str) -> Candidate:
@@ -27,7 +39,17 @@ def native_candidate(p: Problem, platform: str) -> Candidate:
         why_not = f"on a {platform} XLA does not bound the error of its sums element by element"
     elif platform in ("", "cpu") and _is_long(p):
         note = f"sums of {_terms(p)} terms in parts" + ("" if platform else " on a CPU")
-    return Candidate("native", 1e-5 + p.flops * 1e-11, why_not=why_not, note=note)
+    return Candidate("native", _seconds(p, platform), why_not=why_not, note=note)
+
+
+def _seconds(p: Problem, platform: str) -> float:
+    if (platform or jax.default_backend()) != "cpu":
+        return CALL + p.flops * GPU_FLOP
+    (oh, ow), taps = p.out_size, p.kernel[0] * p.kernel[1]
+    call = COMPILATION if platform else CALL
+    if p.groups > 1:
+        return call + p.batch * p.out_channels * oh * ow * taps * GROUPED_TAP
+    return call + p.flops * (FLOP if taps > 1 else FLOP_ONE_BY_ONE) * max(1, FEW_OUTPUTS / p.out_channels)
 
 
 def _terms(p: Problem) -> int:
@@ -94,12 +116,11 @@ class NativePlan(Plan):
         # before it is cut and padded: what JAX differentiates it adds in the dtype of the image where it is used
         x, weight = steps.cast(x, dtype), steps.cast(weight, dtype)
         in_parts = on_cpu and _is_long(p)
-        if in_parts or p.padding_mode != "zeros" or self._is_wide:
-            rows, cols = self._read
-            padded = steps.padded(steps.cbhw(x, p.layout), p, dtype)[:, :, :rows, :cols]
-            y = accumulate(self._parts(padded, weight), _sum) if in_parts else self._product(padded, weight)
+        if p.padding_mode != "zeros" or self._is_wide or (in_parts and p.kernel[0] * p.kernel[1] > TERMS[p.accuracy]):
+            x, padding = self._padded(x), ((0, 0), (0, 0))
         else:
-            y = self._unpadded(x, weight)
+            x, padding = self._read_part(x)
+        y = accumulate(self._parts(x, weight, padding), _sum) if in_parts else self._product(x, weight, padding)
         if bias is not None:
             y = y + steps.cast(bias, dtype).reshape((-1, 1, 1) if p.layout == "NCHW" else (-1,))
         return steps.rounded(y, p.result_dtype)
@@ -125,18 +146,22 @@ class NativePlan(Plan):
         reach = [dilated(kernel, dilation) - 1 for kernel, dilation in zip(p.kernel, p.dilation, strict=True)]
         return max(top, bottom) > reach[0] or max(left, right) > reach[1]
 
-    def _unpadded(self, x: Any, weight: Any) -> Any:
-        """The result from an image that XLA pads; without what no output reads, which is negative padding, too."""
-        p, (rows, cols) = self.problem, self._read
-        sizes, sides = [], []
-        for size, read, before in zip((p.height, p.width), (rows, cols), p.padding[::2], strict=True):
+    def _padded(self, x: Any) -> Any:
+        """The padded image, of which some output reads every row and column."""
+        p, steps, (rows, cols) = self.problem, self.steps, self._read
+        padded = steps.padded(steps.cbhw(x, p.layout), p, x.dtype.name)[:, :, :rows, :cols]
+        return steps.xp.permute_dims(padded, FROM_CBHW[p.layout])
+
+    def _read_part(self, x: Any) -> tuple[Any, Sides]:
+        """The part of the image that some output reads, and the zeros that XLA is to put around it: none too few."""
+        p, sizes, sides = self.problem, [], []
+        for size, read, before in zip((p.height, p.width), self._read, p.padding[::2], strict=True):
             sizes.append(slice(min(size, read - before)))
             sides.append((before, max(0, read - before - size)))
         every = slice(None)
-        x = x[(every, every, *sizes) if p.layout == "NCHW" else (every, *sizes, every)]
-        return self._product(x, weight, p.layout, sides)
+        return x[reorder((every, every, *sizes), FROM_CBHW[p.layout])], (sides[0], sides[1])
 
-    def _product(self, x: Any, weight: Any, layout: str = "CNHW", padding: Any = ((0, 0), (0, 0))) -> Any:
+    def _product(self, x: Any, weight: Any, padding: Sides) -> Any:
         p = self.problem
         return jax.lax.conv_general_dilated(
             x,
@@ -144,18 +169,24 @@ class NativePlan(Plan):
             p.stride,
             padding,
             rhs_dilation=p.dilation,
-            dimension_numbers=(layout, "OIHW", p.layout),
+            dimension_numbers=(p.layout, "OIHW", p.layout),
             feature_group_count=p.groups,
         )
 
-    def _parts(self, x: Any, weight: Any) -> Iterator[Any]:
-        """Convolutions with parts of the kernel and of the channels, whose sum is the whole, of the padded image."""
-        p = self.problem
-        by_group = x.reshape(p.groups, -1, *x.shape[1:])
+    def _parts(self, x: Any, weight: Any, padding: Sides) -> Iterator[Any]:
+        """Convolutions with parts of the kernel and of the channels, whose sum is the whole.
+
+        Where they are parts of the kernel, the image is padded already.
+        """
+        p, every = self.problem, slice(None)
+        axis, order = p.layout.index("C"), FROM_CBHW[p.layout]
+        around = x.shape[:axis], x.shape[axis + 1 :]
+        by_group = x.reshape(*around[0], p.groups, -1, *around[1])
         for some, parts in cut_sums(p, p.out_size, TERMS[p.accuracy]):
-            channels = by_group[:, some].reshape(-1, *x.shape[1:])
+            channels = by_group[(every,) * (axis + 1) + (some,)].reshape(*around[0], -1, *around[1])
             for (i, j), (rows, cols) in parts:
-                yield self._product(channels[:, :, rows, cols], weight[:, some, i, j])
+                window = channels if len(parts) == 1 else channels[reorder((every, every, rows, cols), order)]
+                yield self._product(window, weight[:, some, i, j], padding)
 
 
 def _sum(total: Any, term: Any) -> Any:

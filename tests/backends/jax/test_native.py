@@ -39,10 +39,10 @@ def test_all_arguments(jax, padding_mode, layout, way):
 
 
 @pytest.mark.parametrize("way", [under_jit, at_once])
-@pytest.mark.parametrize("accuracy", ["normwise", "elementwise"])
-def test_long_sums_keep_the_bound(jax, accuracy, way):
-    """XLA itself is off by 51 eps c on a CPU, where all 4,608 terms are alike."""
-    x, weight = np.full((1, 512, 9, 9), 0.1, "f4"), np.full((4, 512, 3, 3), 0.3, "f4")
+@pytest.mark.parametrize(("accuracy", "channels", "kernel"), [("normwise", 512, 3), ("elementwise", 2048, 1)])
+def test_long_sums_keep_the_bound(jax, accuracy, channels, kernel, way):
+    """XLA itself is off by 51 and by 22 eps c on a CPU, where all terms are alike."""
+    x, weight = np.full((1, channels, 9, 9), 0.1, "f4"), np.full((4, channels, kernel, kernel), 0.3, "f4")
     y = way(jax, x, weight, padding=1, accuracy=accuracy)
     assert_close(np.asarray(y), reference_conv2d(x, weight, padding=1), accuracy=accuracy)
 
@@ -140,3 +140,28 @@ def test_each_platform_has_its_own_program(jax, platform, dtype):
     cast = dtype == "float16" and platform == "cuda"
     assert all(("xf16>" in types) == cast for types in operands)
     assert ("tensor<1x128x6x6x" in "".join(operands)) == (platform == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "engine"),
+    [
+        ((1, 3, 224, 224), (64, 3, 7, 7), "native"),
+        ((1, 256, 28, 28), (256, 256, 1, 1), "gemm"),
+        ((1, 64, 56, 56), (64, 1, 3, 3), "direct"),  # XLA has no fast form for many groups
+        # whose program in `gemm` would be compiled for minutes
+        ((1, 128, 56, 56), (128, 1, 31, 31), "direct"),
+        ((1, 64, 128, 128), (64, 64, 15, 15), "native"),
+    ],
+    ids=str,
+)
+def test_what_is_chosen_under_jit(jax, plans, x_shape, weight_shape, engine):
+    groups = x_shape[1] // weight_shape[1]
+    shapes = (jax.ShapeDtypeStruct(shape, "float32") for shape in (x_shape, weight_shape))
+    jax.eval_shape(lambda x, weight: portconv.conv2d(x, weight, groups=groups, padding="same"), *shapes)
+    assert plans[0].engine == engine
+
+
+def test_arrays_with_values_are_convolved_by_numpys_engines(jax):
+    """XLA would compile its own for each size."""
+    for x, weight in (((1, 64, 56, 56), (64, 64, 3, 3)), ((8, 3, 224, 224), (64, 3, 7, 7))):
+        assert portconv.plan_conv2d(x, weight, backend="jax").engine != "native"
