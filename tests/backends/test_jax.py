@@ -222,6 +222,10 @@ def test_float64(run_python):
             assert y.dtype == "float64"
             assert_close(np.asarray(y), reference_conv2d(x, weight))
         assert_close(np.asarray(jax.jit(portconv.conv2d)(*arrays)), reference_conv2d(x, weight))
+        spoiled = x.copy()
+        spoiled[0, 0, 4, 4] = np.nan  # and nowhere else
+        y = jax.jit(lambda *given: portconv.conv2d(*given, groups=4))(spoiled, weight[:4, :1])
+        assert_close(np.asarray(y), reference_conv2d(spoiled, weight[:4, :1], groups=4))
         module = portconv.Conv2d(4, 6, 3, dtype="float64", rng=1)
         assert_close(np.asarray(module(arrays[0])), reference_conv2d(x, module.weight))
         y = portconv.conv2d(jax.numpy.ones((1, 4, 9, 9), "int64"), arrays[1])

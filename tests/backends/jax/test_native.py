@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,15 @@ def test_derivatives_of_second_order(jax, torch):
                 np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_nonfinite_values_stay_in_their_group(jax, channels):
+    x, weight = numbers((2, 4 * channels, 9, 8)), numbers((8, channels, 3, 3), 1)
+    x[0, 0, 4, 4], x[1, -1, 2, 2] = np.nan, np.inf
+    expected = reference_conv2d(x, weight, groups=4)
+    for way in (under_jit, at_once):
+        assert_close(np.asarray(way(jax, x, weight, groups=4)), expected)
+
+
 def test_where_it_is_left_out(jax):
     from portconv.backends.jax import native
 
@@ -115,6 +126,9 @@ def test_where_it_is_left_out(jax):
     assert native.native_candidate(problem, "cpu").why_not is None
     assert native.native_candidate(problem, "").why_not is None
     assert "element by element" in native.native_candidate(problem, "gpu").why_not
+    grouped = dataclasses.replace(problem, dtype="float64", groups=3, in_channels=3, out_channels=3)
+    assert "NaN" in native.native_candidate(grouped, "").why_not
+    assert native.native_candidate(dataclasses.replace(grouped, dtype="float32"), "").why_not is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
