@@ -90,8 +90,8 @@ class Conv2d(Layer):
     In JAX a module is a pytree. Its leaves are its parameters, bias and weight; all else that it has, its `name` and
     attributes of the user's too, is static, and must be hashable. So it can be an argument of functions that are
     transformed (`jax.jit`, `jax.grad`, `jax.vmap`), and its gradient is a `Conv2d`, too. Leaves that JAX puts into one
-    are not checked before it is called. The class is known to JAX once it is imported and a module is made, or first
-    called with images of some size.
+    are not checked before it is called. JAX knows the class from the first module on that is made after JAX was
+    imported, or called.
 
     Examples
     --------
@@ -376,9 +376,11 @@ class Conv2d(Layer):
         reader = self._reader(name, value)
         known = info_of(reader, name, value)
         _check_shape(name, known, shapes)
-        if library is reader and (info.traced or known.traced or known.device == info.device):
+        if library is reader and (info.traced or known.device == info.device):
             return value
         if known.traced:
+            if library.name == reader.name:
+                return value
             raise TypeError(
                 f"`x` is an array of {library.name}, but the values of `{name}` are not known while {reader.name} "
                 f"traces the module. Give it an image of {reader.name}."

@@ -24,7 +24,7 @@ _name_of = lru_cache(maxsize=64)(name_of)  # NumPy makes the name of a dtype ane
 
 
 class JaxBackend(ArrayApiBackend):
-    """JAX: NumPy's engines for eager arrays on a CPU, seen without a copy; `jax.numpy` for all others.
+    """JAX: NumPy's engines for eager arrays on a CPU, seen without a copy; `jax.numpy` and XLA's own for all others.
 
     Operations that are not compiled together are compiled one by one in JAX, for every shape; a first call would take
     seconds.
