@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import pytree
 from .core.array_types import library_of
 from .core.backend import ArrayInfo, Backend, PackedWeight, Plan, Pullback
 from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
@@ -21,6 +22,7 @@ from .layer import Layer, LayerArguments, checked_name
 __all__ = ["Conv2d"]
 
 MAX_BOUND = 64  # problems (sizes, libraries, devices) that a module remembers
+COPIES = ("_copies", "_bound", "_packs")  # what a module makes of its parameters, and can make again
 
 
 class _Bound(NamedTuple):
@@ -86,6 +88,12 @@ class Conv2d(Layer):
     Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when
     grouped, and the bias is zero: MegEngine's ``Conv2d.reset_parameters``.
 
+    In JAX a module is a pytree. Its leaves are its parameters, bias and weight; all else that it has, its `name` and
+    attributes of the user's too, is static, and must be hashable. So it can be an argument of functions that are
+    transformed (`jax.jit`, `jax.grad`, `jax.vmap`), and its gradient is a `Conv2d`, too. Leaves that JAX puts into one
+    are not checked before it is called. JAX knows the class from the first module on that is made after JAX was
+    imported, or called.
+
     Examples
     --------
     >>> import numpy as np, portconv
@@ -134,6 +142,7 @@ class Conv2d(Layer):
         self._bias: Any = None
         self._forget_copies()
         self.reset_parameters(rng)
+        self._tell_jax()
 
     # --- parameters -------------------------------------------------------------------------------------------------
 
@@ -162,19 +171,29 @@ class Conv2d(Layer):
     def _checked_bias(self, value: Any) -> Any:
         if not self._arguments.has_bias:
             raise ValueError("`bias` cannot be set: this module was made with bias=False.")
-        return self._parameter("bias", value, [(1, self.out_channels, 1, 1), (self.out_channels,)])
+        return self._parameter("bias", value, self._bias_shapes)
+
+    @property
+    def _bias_shapes(self) -> list[tuple[int, ...]]:
+        return [(1, self.out_channels, 1, 1), (self.out_channels,)]
 
     def _parameter(self, name: str, value: Any, shapes: list[tuple[int, ...]]) -> Any:
         """`value`, of any library, as a parameter: in the master's library, dtype and first of the shapes."""
-        if library_of(value) is None:
-            raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
-        source = registry.get_backend(value)
+        source = self._reader(name, value)
         info = info_of(source, name, value)
         if info.dtype not in (*FLOATING, *INTEGRAL):
             raise TypeError(f"`{name}` must be of a floating or integer dtype, but got {info.dtype}.")
-        if info.shape not in shapes:
-            raise ValueError(f"`{name}` must have shape {' or '.join(str(s) for s in shapes)}, but got {info.shape}.")
+        _check_shape(name, info, shapes)
         return self._master(source.to_numpy(value).reshape(shapes[0]))
+
+    def _reader(self, name: str, value: Any) -> Backend:
+        """The backend that reads a parameter: JAX may put arrays of another library than the module's into it."""
+        if library_of(value) is None:
+            raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
+        return self._home if library_of(value) == self._home.name else registry.get_backend(value)
+
+    def _numpy(self, name: str, value: Any) -> Any:
+        return None if value is None else self._reader(name, value).to_numpy(value)
 
     def _master(self, value: np.ndarray[Any, Any]) -> Any:
         array = self._home.from_numpy(np.array(value), dtype=self._dtype, device=self._device)
@@ -209,7 +228,7 @@ class Conv2d(Layer):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """The parameters as NumPy arrays (copies; bfloat16 as float32), keyed ``bias`` and ``weight``."""
-        return {name: np.array(self._home.to_numpy(value)) for name, value in self.named_parameters()}
+        return {name: np.array(self._numpy(name, value)) for name, value in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take the parameters from a mapping of arrays of any library. When it fails, the module is as it was.
@@ -251,8 +270,7 @@ class Conv2d(Layer):
 
     def _move(self, home: Backend, device: str | None, dtype: str) -> Conv2d:
         before = self._home, self._device, self._dtype
-        weight = self._home.to_numpy(self._weight)
-        bias = None if self._bias is None else self._home.to_numpy(self._bias)
+        weight, bias = self._numpy("weight", self._weight), self._numpy("bias", self._bias)
         self._home, self._device, self._dtype = home, device, dtype
         try:
             moved = self._master(weight), None if bias is None else self._master(bias)
@@ -264,7 +282,7 @@ class Conv2d(Layer):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_bound", "_packs")}
+        state = {key: value for key, value in self.__dict__.items() if key not in COPIES}
         # A backend holds modules and devices: its name says the same in another process, if the registry knows it.
         name = self._home.name
         known = registry.is_known(name) and registry.get_backend(name) is self._home
@@ -280,6 +298,25 @@ class Conv2d(Layer):
         self._weight = self._master(state["_weight"])
         self._bias = None if state["_bias"] is None else self._master(state["_bias"])
         self._forget_copies()
+        self._tell_jax()
+
+    # --- as a pytree of JAX ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _tell_jax(cls) -> None:
+        pytree.register(cls, ("bias", "weight"), cls._flatten, cls._unflatten)
+
+    def _flatten(self) -> tuple[tuple[Any, Any], tuple[tuple[str, Any], ...]]:
+        rest = {key: value for key, value in self.__dict__.items() if key not in ("_bias", "_weight", *COPIES)}
+        return (self._bias, self._weight), tuple(sorted(rest.items()))
+
+    @classmethod
+    def _unflatten(cls, rest: tuple[tuple[str, Any], ...], leaves: tuple[Any, Any]) -> Conv2d:
+        module = cls.__new__(cls)
+        module.__dict__.update(rest)
+        module._bias, module._weight = leaves
+        module._forget_copies()
+        return module
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
@@ -335,10 +372,11 @@ class Conv2d(Layer):
 
         Where a library cannot tell of changes in place (its token is None), weights are taken to change by assignment.
         """
+        self._tell_jax()  # of modules that were made before JAX was imported
         known, packs = self._bound, self._packs
         weight, bias = self._parameters_for(library, info)
         weight_info = library.describe(weight)
-        bias_info = None if bias is None else weight_info._replace(shape=(1, self.out_channels, 1, 1))
+        bias_info = None if bias is None else library.describe(bias)
         spec = self._arguments.spec if out_dtype is None else replace(self._arguments.spec, out_dtype=out_dtype)
         plan = path.plan_of(spec, library, info, weight_info, bias_info)
         token = library.cache_token(weight)
@@ -353,21 +391,38 @@ class Conv2d(Layer):
 
     def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:
         """Weight and bias in the library and on the device of the image."""
-        copies, weight, bias = self._copies, self._weight, self._bias
-        if library is self._home and (info.traced or library.describe(weight).device == info.device):
-            return weight, bias
-        key = (library, info.device)
-        if key not in copies:
-            place = {"dtype": self._dtype, "device": info.device or None}
-            converted = [
-                None if value is None else library.from_numpy(self._home.to_numpy(value), **place)
-                for value in (weight, bias)
-            ]
-            weight, bias = converted
-            if info.traced:
-                return weight, bias
+        key, copies = (library, info.device), self._copies
+        if key in copies:
+            return copies[key]
+        own = {"weight": (self._weight, self._weight_shapes)}
+        if self._arguments.has_bias:
+            own["bias"] = self._bias, self._bias_shapes
+        found = {name: self._for(library, info, name, *value) for name, value in own.items()}
+        weight, bias = found["weight"], found.get("bias")
+        if not info.traced and (weight is not self._weight or bias is not self._bias):
             copies[key] = weight, bias
-        return copies[key]
+        return weight, bias
+
+    def _for(self, library: Backend, info: ArrayInfo, name: str, value: Any, shapes: list[tuple[int, ...]]) -> Any:
+        """A parameter in the library and on the device of the image."""
+        reader = self._reader(name, value)
+        known = info_of(reader, name, value)
+        _check_shape(name, known, shapes)
+        if library is reader and (info.traced or known.device == info.device):
+            return value
+        if known.traced:
+            if library.name == reader.name:
+                return value
+            raise TypeError(
+                f"`x` is an array of {library.name}, but the values of `{name}` are not known while {reader.name} "
+                f"traces the module. Give it an image of {reader.name}."
+            )
+        return library.from_numpy(reader.to_numpy(value), dtype=known.dtype, device=info.device or None)
 
     def _place(self) -> dict[str, Any]:
         return {"dtype": self._dtype, "backend": self._home, "device": self._device}
+
+
+def _check_shape(name: str, info: ArrayInfo, shapes: list[tuple[int, ...]]) -> None:
+    if info.shape not in shapes:
+        raise ValueError(f"`{name}` must have shape {' or '.join(str(s) for s in shapes)}, but got {info.shape}.")

@@ -70,7 +70,7 @@ def load(name):
 
 def engines_of(name):
     """The engines that run with a library."""
-    return ("auto", *ENGINES, *(("native",) if name in ("mlx", "torch") else ()))
+    return ("auto", *ENGINES, *(("native",) if name in ("mlx", "torch", "jax") else ()))
 
 
 def tested_engines_of(name):

@@ -188,18 +188,18 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
                 raise AssertionError(f"the call changed `{name}`")
             if overlap(y, array):
                 raise AssertionError(f"the result shares memory with `{name}`")
-    readings = _readings(p, backend, given.device, seen)
+    readings = _readings(p, backend, given.device, seen, plan.engine)
     return Outcome(_first_that_passes([partial(_share, p, values, r, key + n) for n, r in readings]), *where)
 
 
-def _readings(p: Problem, backend: Backend, device: str, seen: list[Any]) -> list[tuple[str, list[Any]]]:
+def _readings(p: Problem, backend: Backend, device: str, seen: list[Any], engine: str) -> list[tuple[str, list[Any]]]:
     """The arrays as a library may read them, each with a word for it: XLA and CuPy take subnormal numbers for zero.
 
-    XLA does wherever it computes, which on a CPU is under a trace and in gradients. CuPy's own kernels do, and what it
-    calls of CUDA's libraries does not.
+    XLA does wherever it computes, which on a CPU is under a trace, in gradients and in its own convolution. CuPy's own
+    kernels do, and what it calls of CUDA's libraries does not.
     """
     zeros = [None if a is None else _without_subnormals(a) for a in seen]
-    if backend.name == "jax" and (_by_library(p, backend) or p.call == "traced"):
+    if backend.name == "jax" and (_by_library(p, backend) or p.call == "traced" or engine == "native"):
         return [("zeros", zeros)]
     if backend.name == "cupy" or (backend.name == "jax" and not device.startswith("cpu")):
         return [("", seen), ("zeros", zeros)]
@@ -262,7 +262,7 @@ def _gradient_share(
     else:
         found = gradients(backend, arrays, options, dy)
     cotangent = np.asarray(backend.to_numpy(dy))
-    readings = _readings(p, backend, backend.describe(arrays[0]).device, seen)
+    readings = _readings(p, backend, backend.describe(arrays[0]).device, seen, "")
     return _first_that_passes([partial(_worst, p, backend, found, r, cotangent, key + n) for n, r in readings])
 
 
