@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from ...core.shapes import axis_source
@@ -65,21 +65,19 @@ class AxisWindow(NamedTuple):
 def output_chunks(axis: Axis) -> tuple[int, ...]:
     """Sizes of the result's chunks.
 
-    Neighbours are one where they are smaller than their halo: else each chunk would read many.
+    Neighbours that are smaller than their halo are gathered until they are as large: else each would read many.
     """
     centre = axis.before - (axis.extent - 1) // 2  # of output 0, counted back from the first pixel
     ends = [min(max(-(-(end + centre) // axis.stride), 0), axis.outputs) for end in accumulate(axis.chunks)]
     least = -(-(axis.extent - 1) // axis.stride)
     found: list[int] = []
-    begin = 0
-    for end in [*ends[:-1], axis.outputs]:
-        if end - begin >= max(least, 1):
-            found.append(end - begin)
-            begin = end
-    rest = axis.outputs - begin
-    if rest and found:
-        found[-1] += rest
-    return tuple(found) or (rest,)
+    for begin, end in pairwise([0, *ends[:-1], axis.outputs]):
+        count = end - begin
+        if found and count < least and found[-1] < least:
+            found[-1] += count
+        elif count:
+            found.append(count)
+    return tuple(found)
 
 
 def whole(axis: Axis) -> list[AxisWindow]:

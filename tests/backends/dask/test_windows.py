@@ -60,9 +60,10 @@ def test_chunks_follow_those_of_the_image():
     assert output_chunks(Axis((10, 7, 12), 25, 5, 1, 0, 0, "zeros")) == (8, 7, 10)
 
 
-def test_chunks_smaller_than_the_halo_become_one():
-    assert output_chunks(Axis((2,) * 20, 40, 9, 1, 4, 4, "zeros")) == (8,) * 5
-    assert output_chunks(Axis((20, 20, 3), 43, 9, 1, 4, 4, "zeros")) == (20, 23)
+def test_chunks_smaller_than_the_halo_are_gathered():
+    """But a single one between larger ones, as at the end of an image, stays what it is."""
+    assert output_chunks(Axis((2,) * 21, 42, 9, 1, 4, 4, "zeros")) == (8,) * 5 + (2,)
+    assert output_chunks(Axis((20, 3, 20, 3), 46, 9, 1, 4, 4, "zeros")) == (20, 3, 20, 3)
     assert output_chunks(Axis((1, 1, 1), 1, 3, 1, 0, 0, "zeros")) == (1,)
 
 
