@@ -81,7 +81,8 @@ def write(array, target, what):
         raise Problem(f"{target} may take {needed >> 20} MiB, but {folder} has {free >> 20} MiB free.")
     with complete_or_nothing(target) as temporary, ProgressBar():
         print(f"{what}: {array.shape[1]} x {array.shape[0]} pixels, {math.prod(array.numblocks)} chunks", flush=True)
-        array.to_zarr(str(temporary))
+        # Without this Dask adds a task that waits for all others, and orders those so that more chunks are in memory.
+        array.to_zarr(str(temporary), return_stored=True)
 
 
 def opened(source):

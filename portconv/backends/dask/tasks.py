@@ -81,7 +81,9 @@ def convolve(chunk: Chunk, weight: Weight, bias: Any, *blocks: Any) -> Any:
         return plan.execute(x, weight.packed(plan), bias)
 
 
-_planned = lru_cache(maxsize=1024)(lambda plan, library, problem, engine: plan(library, problem, engine))
+@lru_cache(maxsize=1024)
+def _planned(plan: Callable[[Backend, Problem, str], Plan], library: Backend, problem: Problem, engine: str) -> Plan:
+    return plan(library, problem, engine)
 
 
 def _window(chunk: Chunk, blocks: tuple[Any, ...], library: Backend) -> Any:

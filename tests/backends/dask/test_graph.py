@@ -189,3 +189,26 @@ def test_a_plan_takes_its_own_weights_alone():
     packed = portconv.plan_conv2d((1, 2, 9, 9), (3, 2, 5, 5), backend="dask").pack(da.zeros((3, 2, 5, 5), dtype="f4"))
     with pytest.raises(ValueError, match="`weight` was packed for"):
         plan.execute(da.zeros((1, 2, 9, 9), dtype="f4"), packed)
+
+
+def test_memory_holds_a_few_chunks(run_python):
+    """Of an image of 256 MiB and its result, a row of chunks and those at work."""
+    grown = run_python("""
+        import dask.array as da, numpy as np, portconv
+        from portconv.processes.memory import peak_resident
+
+        class Nowhere:
+            def __setitem__(self, where, chunk):
+                pass
+
+        def convolve(size):
+            x = da.random.default_rng(0).random((1, 1, size, size), chunks=(1, 1, 512, 512), dtype="f4")
+            y = portconv.conv2d(x, da.full((1, 1, 15, 15), 1 / 225, dtype="f4"), padding="same", padding_mode="reflect")
+            kind = dict(lock=False, return_stored=True, load_stored=False)
+            da.store(y, Nowhere(), **kind, scheduler="threads", num_workers=2)
+            return peak_resident()
+
+        before = convolve(1024)
+        print((convolve(8192) - before) / 2**20)
+    """)
+    assert float(grown) < 70
