@@ -15,6 +15,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from ...core.backend import Backend, PackedWeight, Plan
+from ...core.explain import table
 from ...core.layout import shape_of, sizes
 from ...core.problem import Problem
 from ...core.shapes import dilated
@@ -94,12 +95,11 @@ class DaskPlan(Plan):
         return found[0], found[1], "zeros"
 
     def explain(self) -> str:
-        part = typical(self.problem, self.library)
-        table = self.inner.plan(self.library, part, self.chunk_engine).explain()
-        lines = [f"  {line}" for line in table.splitlines()]
-        where = "by a plan of its own" if self.chunk_engine == "auto" else f"by {self.engine}"
-        intro = f"  each chunk is computed by {self.library.name}, {where}; the plan of one of {part.x_shape}:"
-        return "\n".join([super().explain(), intro, *lines])
+        plan = self.inner.plan(self.library, typical(self.problem, self.library), self.chunk_engine)
+        where = "a plan of its own" if self.chunk_engine == "auto" else self.engine
+        intro = f"  each chunk is computed by {self.library.name}, by {where}; one of {plan.problem.x_shape}:"
+        more = plan.explain().removeprefix(table(plan))  # what plans say beyond their candidates, which are as above
+        return f"{super().explain()}\n{intro}\n  {plan!r}{more}"
 
 
 def _outputs(p: Problem, axis: int, found: list[AxisWindow]) -> tuple[int, ...]:
