@@ -59,6 +59,29 @@ def test_a_weight_is_packed_once_by_all_threads_of_a_process():
     assert plan.count == 2, "another process packs anew"
 
 
+def test_the_chunks_of_a_result_share_a_packed_weight_and_the_threads(monkeypatch):
+    packs, shares = [], []
+    planned, shared = tasks._planned, tasks._shared_threads
+
+    class Counting:
+        def __init__(self, plan):
+            self.plan, self.stamp = plan, plan.stamp
+
+        def pack(self, weight):
+            packs.append(self.stamp)
+            return self.plan.pack(weight)
+
+        def execute(self, *arguments):
+            return self.plan.execute(*arguments)
+
+    monkeypatch.setattr(tasks, "_planned", lambda *arguments: Counting(planned(*arguments)))
+    monkeypatch.setattr(tasks, "_shared_threads", lambda: shares.append(1) or shared())
+    _, y = convolved(engine="gemm")
+    y.compute()
+    assert len(shares) == y.npartitions == 16
+    assert len(packs) == len(set(packs)) < 16
+
+
 def test_tasks_share_the_threads(monkeypatch):
     """What one convolution may use, they use together: Dask's threads times portconv's are too many."""
     monkeypatch.setattr(tasks, "get_num_threads", lambda: 4)
