@@ -11,9 +11,11 @@ import pytest
 
 import portconv
 from portconv import testing
+from portconv.cpu import busy
 from tests.helpers import WEIGHT, Wrapper, X, numbers
 
 da = pytest.importorskip("dask.array", reason="Dask is not installed")
+from portconv.backends.dask import graph  # noqa: E402
 
 
 @pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
@@ -160,8 +162,24 @@ def test_what_times_depend_on():
     assert found["dask"] == importlib.metadata.version("dask") and {"cpu", "threads", "tier"} <= set(found)
 
 
-def test_the_engine_that_the_clock_chose_is_every_chunks(tmp_path, monkeypatch):
-    monkeypatch.setenv("PORTCONV_WISDOM", "0")
+def test_the_engine_that_the_clock_chose_is_every_chunks(monkeypatch):
     x, weight = da.zeros((1, 4, 40, 40), chunks=20, dtype="f4"), da.zeros((4, 4, 3, 3), dtype="f4")
     plan = portconv.plan_conv2d(x, weight, strategy="measure")
     assert plan.chosen_by == "measurement" and plan.chunk_engine == plan.engine
+    monkeypatch.setattr(busy, "disturbed", lambda threads: True)
+    plan = portconv.tune(x[:, :, :39], weight, remember=False)
+    assert plan.chosen_by.startswith("heuristic, since") and plan.chunk_engine == "auto"
+
+
+def test_one_chunk_of_a_large_image_is_timed(monkeypatch):
+    """An image may be larger than memory."""
+    made = []
+    backend = portconv.get_backend("dask")
+    original = type(backend).from_numpy
+    monkeypatch.setattr(graph, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(
+        type(backend), "from_numpy", lambda this, x, /, **rest: made.append(np.shape(x)) or original(this, x, **rest)
+    )
+    plan = portconv.tune((3, 1, 1000, 1000), (1, 1, 3, 3), backend="dask", remember=False)
+    assert plan.chosen_by == "measurement" and plan.output_shape == (3, 1, 998, 998)
+    assert max(map(np.prod, made)) * 4 <= 1 << 16

@@ -59,6 +59,10 @@ class DaskBackend:
         # of two passes each chunk's own plan decides
         return [replace(c, seconds=c.seconds * chunks, if_separable=None) for c in library.candidates(part)]
 
+    def sample(self, problem: Problem, /) -> Problem:
+        """What is timed in the place of a problem, whose arrays may be larger than memory: one chunk."""
+        return replace(typical(problem, self._library(problem.device)), device=problem.device)
+
     def build(self, problem: Problem, engine: str, /) -> Plan:
         library = self._library(problem.device)
         workspace = library.build(typical(problem, library), engine).workspace_bytes

@@ -41,7 +41,8 @@ class DaskPlan(Plan):
     @property
     def chunk_engine(self) -> str:
         """What is asked of the plan of a chunk."""
-        return "auto" if self.chosen_by == "heuristic" else self.engine
+        # else the user has named it, or the clock
+        return "auto" if self.chosen_by.startswith("heuristic") else self.engine
 
     def pack(self, weight: Any, /) -> PackedWeight:
         # Nothing is computed yet. A new object, so that what is kept for a weight does not keep the weight alive.
