@@ -118,8 +118,15 @@ def _device(library: Backend) -> str:
 def typical(p: Problem, library: Backend) -> Problem:
     """The problem of a chunk as Dask makes them itself, of the whole image where that is no larger."""
     part = replace(p, batch=min(p.batch, 1), device=_device(library))
-    itemsize = np.dtype(p.x_dtype).itemsize
-    while part.in_channels * part.height * part.width * itemsize > CHUNK_BYTES:
-        tall = part.height >= part.width
-        part = replace(part, height=-(-part.height // 2)) if tall else replace(part, width=-(-part.width // 2))
+    pixel_bytes = p.in_channels * np.dtype(p.x_dtype).itemsize
+    # the kernel fits a part that is larger, and so does any padding
+    least = [max(dilated(p.kernel[a], p.dilation[a]), *p.padding[2 * a : 2 * a + 2]) for a in range(2)]
+    while part.height * part.width * pixel_bytes > CHUNK_BYTES:
+        height, width = -(-part.height // 2), -(-part.width // 2)
+        if height > least[0] and (part.height >= part.width or width <= least[1]):
+            part = replace(part, height=height)
+        elif width > least[1]:
+            part = replace(part, width=width)
+        else:
+            break
     return part

@@ -173,6 +173,19 @@ def test_a_plan_that_is_handed_down():
     assert "cannot" not in free.explain().splitlines()[0]
 
 
+def test_the_chunk_that_estimates_are_for():
+    """No larger than Dask's, but large enough for kernel and padding."""
+    for shape, weight, options, expected in (
+        ((2, 1, 32768, 32768), (1, 1, 31, 31), {}, (1, 1, 4096, 8192)),
+        ((5, 3, 500, 400), (4, 3, 3, 3), {}, (1, 3, 500, 400)),
+        ((1, 2**13, 200, 90), (1, 2**13, 99, 1), {}, (1, 2**13, 100, 23)),
+        ((1, 2**16, 40, 40), (1, 2**16, 3, 3), {"padding": 30, "padding_mode": "reflect"}, (1, 2**16, 40, 40)),
+        ((1, 2**26, 1, 1), (1, 2**26, 1, 1), {}, (1, 2**26, 1, 1)),
+    ):
+        plan = portconv.plan_conv2d(shape, weight, backend="dask", **options)
+        assert str(expected) in plan.explain().splitlines()[-3 if "two passes" in plan.explain() else -2]
+
+
 def test_an_engine_that_cannot_run_is_refused_at_once():
     x = da.zeros((1, 2, 30, 30), chunks=(1, 2, 10, 10), dtype="f4")
     for engine, kernel, match in (
