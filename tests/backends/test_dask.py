@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,22 @@ def test_chunks_of_another_library():
     assert backend.built > before
     with pytest.raises(ValueError, match=r"`x` is on the device chunklib, but `weight` is on cpu"):
         portconv.conv2d(arrays[0], da.from_array(weight))
+
+
+@pytest.mark.usefixtures("registry_as_it_was")
+def test_an_engine_that_some_chunk_cannot_run_is_refused_while_the_graph_is_made():
+    class Picky(ChunkBackend):
+        def candidates(self, problem, /):
+            small = "the image is too small" if problem.height < 9 else None
+            return [replace(c, why_not=c.why_not or small) for c in super().candidates(problem)]
+
+    portconv.register_backend("chunklib", Picky("chunklib"))
+    x, weight = (
+        da.from_array(numbers(shape).view(Chunks), chunks=chunks, asarray=False)
+        for shape, chunks in (((1, 2, 33, 20), (1, 2, 15, 20)), ((3, 2, 3, 3), -1))
+    )
+    with pytest.raises(portconv.UnsupportedError, match="the image is too small"):
+        portconv.conv2d(x, weight, engine="gemm")
 
 
 def test_arrays_of_two_libraries_are_refused():
