@@ -40,7 +40,7 @@ def conv2d(
 ) -> Any:
     """Two-dimensional convolution (cross-correlation) of an array of any library.
 
-    The result is an array of the same library, on the same device.
+    The result is an array of the same library, on the same device. Dask's is lazy, with a task for each chunk.
 
     The semantics and the order of the arguments are those of ``megengine.functional.conv2d``.
 

@@ -73,11 +73,6 @@ def engines_of(name):
     return ("auto", *ENGINES, *(("native",) if name in ("mlx", "torch", "jax") else ()))
 
 
-def tested_engines_of(name):
-    """Those that tests of every engine run; of Dask's direct engine, a task a term, backends/test_dask.py has tests."""
-    return tuple(engine for engine in engines_of(name) if (name, engine) != ("dask", "direct"))
-
-
 def reason_against(engine, x, weight, bias=None, **options):
     """Why an engine cannot run a problem, of arrays or shapes: what the planner says of it; None if it can."""
     if engine == "auto":
@@ -202,18 +197,12 @@ def backend(request):
 def pytest_generate_tests(metafunc):
     """A test that asks for `backend` runs with every library; one that also asks for `engine`, with every engine."""
     if {"backend", "engine"} <= set(metafunc.fixturenames):
-        pairs = [(name, engine) for name in LIBRARIES for engine in tested_engines_of(name)]
+        pairs = [(name, engine) for name in LIBRARIES for engine in engines_of(name)]
         metafunc.parametrize(("backend", "engine"), pairs, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", LIBRARIES, indirect=True)
     elif "tier" in metafunc.fixturenames:
         metafunc.parametrize("tier", TIERS, indirect=True)
-
-
-def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "not_dask: every engine, or sums of so many terms that Dask, for which each is a task, has no part"
-    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -229,7 +218,7 @@ def pytest_collection_modifyitems(config, items):
         item
         for (_, library), group in groups.items()
         for n, item in enumerate(group)
-        if (len(group) > FEW and n % SHARES[library]) or (library == "dask" and item.get_closest_marker("not_dask"))
+        if len(group) > FEW and n % SHARES[library]
     }
     config.hook.pytest_deselected(items=[item for item in items if item in spared])
     items[:] = [item for item in items if item not in spared]

@@ -6,7 +6,7 @@ from portconv.testing import draw, scope_of, verify
 
 PRODUCTS, ELEMENTS = 2**20, 2**16  # of a problem, so that many are soon done
 # How many problems are one test: those of one test take about a second.
-COUNTS = {"numpy": 100, "mlx": 40, "torch": 40, "jax": 4, "array_api_strict": 40, "dask": 5}
+COUNTS = {"numpy": 100, "mlx": 40, "torch": 40, "jax": 4, "array_api_strict": 40, "dask": 40}
 DEVICES = {"array_api_strict": "array_api_strict.Device('device1')"}
 
 

@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ import portconv
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script, *arguments, without=()):
-    """Run a script in a fresh interpreter, in which the packages of `without` cannot be imported."""
+def run(script, *arguments, without=(), folder=None, before=""):
+    """Run a script in a fresh interpreter, after the line `before`; packages of `without` cannot be imported there."""
     code = f"""
+{before}
 import runpy, sys
 
 class Without:
@@ -37,6 +40,7 @@ runpy.run_path({str(EXAMPLES / script)!r}, run_name="__main__")
         text=True,
         timeout=300,
         env={**os.environ, "PYTHONPATH": path},
+        cwd=folder,
     )
 
 
@@ -269,8 +273,92 @@ def test_help(mx, script, capsys, name):
     assert "FILE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "package"), [("digits_train", "mlx"), ("digits_classify", "safetensors")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("digits_train", "mlx"), ("digits_classify", "safetensors"), ("gigapixel", "zarr")]
+)
 def test_a_missing_package_is_named_with_its_extra(name, package):
     done = run(f"{name}.py", "x.safetensors", without=(package,))
     assert done.returncode == 1
-    assert re.search(r"pip install 'portconv\[(mlx,)?demo\]'", done.stderr) and "Traceback" not in done.stderr
+    assert re.search(r"pip install 'portconv\[((mlx,)?demo|zarr)\]'", done.stderr) and "Traceback" not in done.stderr
+
+
+# --- gigapixel --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zarr():
+    pytest.importorskip("dask.array", reason="Dask is not installed")
+    return pytest.importorskip("zarr", reason="Zarr is not installed")
+
+
+def values(zarr, path):
+    return zarr.open_array(str(path), mode="r")[...]
+
+
+def test_gigapixel(zarr, tmp_path):
+    """Ragged chunks, and values that are those of the whole image at once."""
+    done = run("gigapixel.py", "out.zarr", "--size", "700", "--chunk", "256", "--sigma", "3", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.zarr", "out.zarr.source"]
+    assert "9 chunks" in done.stdout and "100%" in done.stdout
+    image, found = (values(zarr, tmp_path / name) for name in ("out.zarr.source", "out.zarr"))
+    line = np.exp(-(np.arange(-9, 10) ** 2) / 18)
+    padded = np.pad(image.astype(float), 9, "edge")
+    rows = np.apply_along_axis(np.convolve, 0, padded, line / line.sum(), "valid")
+    exact = np.apply_along_axis(np.convolve, 1, rows, line / line.sum(), "valid")
+    assert found.shape == (700, 700) and found.dtype == np.uint8
+    assert np.abs(found - exact).max() < 0.51
+    again = run("gigapixel.py", "other.zarr", "--source", "out.zarr.source", "--sigma", "3", folder=tmp_path)
+    assert again.returncode == 0
+    np.testing.assert_array_equal(values(zarr, tmp_path / "other.zarr"), found)
+
+
+def test_gigapixel_refuses_before_it_begins(zarr, script, tmp_path):
+    (tmp_path / "there.zarr").mkdir()
+    (tmp_path / "source.zarr").mkdir()
+    zarr.save(str(tmp_path / "floats.zarr"), np.ones((9, 9)))
+    for arguments, message in (
+        (
+            ["new.zarr", "--source", "floats.zarr"],
+            "must be an array (height, width) of uint8, but is (9, 9) of float64",
+        ),
+        (["new.zarr", "--source", "source.zarr"], "is no Zarr array"),
+        (["there.zarr"], "exists. Name another file"),
+        (["none/new.zarr", "--size", "99"], "is no folder"),
+    ):
+        paths = [tmp_path / a if "zarr" in a else a for a in arguments]
+        status, err = script("gigapixel", *paths)
+        assert status == 2 and message in err, err
+
+    def full(module):
+        module.shutil.disk_usage = lambda folder: SimpleNamespace(free=1 << 20)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", shutil.disk_usage)  # which is put back at the end
+        status, err = script("gigapixel", tmp_path / "new.zarr", "--size", "99", change=full)
+    assert status == 2 and "has 1 MiB free" in err
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith("new")]
+    with pytest.raises(SystemExit) as stop:
+        script("gigapixel", tmp_path / "new.zarr", "--size", "0")
+    assert stop.value.code == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_gigapixel_leaves_nothing_when_the_disk_is_full(zarr, tmp_path):
+    """As a limit on the size of files has it: the system refuses to write in the middle of the work."""
+    assert run("gigapixel.py", "out.zarr", "--size", "512", "--chunk", "128", folder=tmp_path).returncode == 0
+    before = sorted(tmp_path.iterdir())
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))"
+    arguments = ["gigapixel.py", "new.zarr", "--source", "out.zarr.source", "--sigma", "0.4"]  # noise takes its room
+    done = run(*arguments, folder=tmp_path, before=limit)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "gigapixel.py: new.zarr cannot be written: " in done.stderr and "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_gigapixel_starts_anew_after_it_was_killed(zarr, tmp_path):
+    (tmp_path / "out.zarr.incomplete").mkdir()
+    (tmp_path / "out.zarr.incomplete" / "zarr.json").write_text("half")
+    assert run("gigapixel.py", "out.zarr", "--size", "200", folder=tmp_path).returncode == 0
+    assert values(zarr, tmp_path / "out.zarr").shape == (200, 200)
+    assert not (tmp_path / "out.zarr.incomplete").exists()

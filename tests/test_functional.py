@@ -73,7 +73,6 @@ def test_floating_dtypes(backend, engine, plans):
             check(backend, plans, engine, *(backend.array(a, dtype) for a in arrays), dtype=dtype, **options)
 
 
-@pytest.mark.not_dask
 def test_half_precision_accumulates_in_float32(backend, engine, plans):
     """A sum of 4608 ones stops at 2048 in float16 and at 256 in bfloat16."""
     for dtype in {"float16", "bfloat16"} & set(backend.dtypes):

@@ -26,12 +26,12 @@ SHARES = {
     ("torch", "compiled"): 200,
     ("jax", "compiled"): 40,
     ("array_api_strict", "compiled"): 70,
-    ("dask", "compiled"): 30,
+    ("dask", "compiled"): 150,
 }
 # Not the one where arrays are made by default: whatever an engine makes must be on the device of the image.
 DEVICES = {"array_api_strict": "array_api_strict.Device('device1')"}
-HOST = {"numpy", "mlx", "jax"}  # libraries that NumPy's engines compute for
-FEW = {"jax", "array_api_strict", "dask"}
+HOST = {"numpy", "mlx", "jax", "dask"}  # libraries that NumPy's engines compute for
+FEW = {"jax", "array_api_strict"}
 
 
 def classes(name, tier):

@@ -319,7 +319,8 @@ def test_libraries_are_imported_by_their_backends_only(name):
     if name.startswith("cpu.compiled."):  # imported by a plan, not before
         allowed = {"numba"}
     # rooms that are imported by the first array of their library
-    whole = [one for one in ("mlx", "torch", "jax") if name.startswith((f"namespaces.{one}", f"backends.{one}"))]
+    rooms = ("mlx", "torch", "jax", "dask")
+    whole = [one for one in rooms if name.startswith((f"namespaces.{one}", f"backends.{one}"))]
     allowed = allowed | set(whole)
     own = {name.rpartition(".")[2]} if room(name) == "backends.*" and not whole else set()
     allowed = allowed | own

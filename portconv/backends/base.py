@@ -1,6 +1,6 @@
 """What the adapters of array libraries share: portconv's own engines, in the operations of the array API standard.
 
-PyTorch, JAX, CuPy and Dask do some things in ways of their own. `array_api_compat` gives the namespaces of those that
+PyTorch, JAX and CuPy do some things in ways of their own. `array_api_compat` gives the namespaces of those that
 follow the standard nearly.
 """
 

@@ -27,7 +27,7 @@ Message = dict[str, Any]
 # MLX and JAX come last: NumPy's compiled engines, which they use, are compiled by then.
 BUILT_IN = ("numpy", "torch", "dask", "array_api_strict", "cupy", "mlx", "jax")
 # Many times slower than the others: who does not name them gets a part of the problems, and one accuracy.
-SLOW = {"dask": 24, "array_api_strict": 8}
+SLOW = {"array_api_strict": 8}
 PADDING_MODES = ("reflect", "replicate", "circular")  # how names of problems begin
 ACCURACIES = ("normwise", "elementwise")
 MAX_LOST = 3  # processes, until a library is given up

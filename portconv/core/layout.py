@@ -26,12 +26,12 @@ def reorder(items: tuple[T, ...], permutation: Permutation) -> tuple[T, ...]:
     return tuple([items[axis] for axis in permutation])
 
 
-def sizes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
-    """`(N, C, H, W)` of an array of `shape` in `layout`."""
+def sizes(shape: tuple[T, ...], layout: str) -> tuple[T, T, T, T]:
+    """`(N, C, H, W)` of an array of `shape` in `layout`; or of what else it has one of for each axis."""
     n, a, b, c = shape
     return (n, a, b, c) if layout == "NCHW" else (n, c, a, b)
 
 
-def shape_of(n: int, c: int, h: int, w: int, layout: str) -> tuple[int, int, int, int]:
-    """Shape of an array with these sizes in `layout`."""
+def shape_of(n: T, c: T, h: T, w: T, layout: str) -> tuple[T, T, T, T]:
+    """Shape of an array with these sizes in `layout`; or the order of what else it has one of for each axis."""
     return (n, c, h, w) if layout == "NCHW" else (n, h, w, c)

@@ -112,7 +112,8 @@ def _measured_in_quiet(
 def _measured(backend: Backend, problem: Problem, found: Sequence[Candidate]) -> list[Candidate] | None:
     """The candidates with the time that each took here, on random data; None where a library makes no values now."""
     rng = np.random.default_rng(0)
-    p = problem
+    sample = getattr(backend, "sample", None)  # of arrays that may be larger than memory
+    p = problem if sample is None else sample(problem)
 
     def array(values: np.ndarray[Any, Any], dtype: str) -> Any:
         return backend.from_numpy(values, dtype=dtype, device=p.device)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.array_types import ENTRY_POINT_GROUP, extend, library_of, plugins
 from ..core.backend import Backend, lacking
 from ..core.errors import missing_library
+from . import planner
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -32,6 +33,9 @@ _KNOWN: dict[str, tuple[str, str | None]] = {
     "array_api_strict": ("portconv.backends.array_api", None),
 }
 
+# Whose arrays consist of arrays of other libraries: their back ends are handed how those are found and planned.
+_OF_PARTS = {"dask"}
+
 _registered: dict[str, Backend] = {}
 _loaded: dict[str, Backend] = {}
 extend(*_KNOWN)
@@ -45,7 +49,8 @@ def _load(name: str, x: Any = None) -> Backend:
     if name in _KNOWN:
         module, extra = _KNOWN[name]
         try:
-            backend: Backend = importlib.import_module(module).backend(name)
+            handed = (get_backend, planner.plan) if name in _OF_PARTS else ()
+            backend: Backend = importlib.import_module(module).backend(name, *handed)
         except ImportError as error:
             raise missing_library(name, extra, error) from error
     elif name in _registered:

@@ -152,8 +152,6 @@ class Steps:
         if sources[0] is None:  # zero padding is all zeros: `axis_source` mixes no modes
             shape = [len(sources) if a == axis else size for a, size in enumerate(x.shape)]
             return self.zeros(tuple(shape), x.dtype)
-        if len(sources) == 1:  # Dask 2026.8 mistakes the shape of what it takes by the list (0,)
-            return self._cut(x, slice(sources[0], sources[0] + 1), axis)
         return self.xp.take(x, self.xp.asarray(sources, **self.device), axis=axis)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:

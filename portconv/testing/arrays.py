@@ -8,6 +8,7 @@ import math
 import mmap
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ ORDERS_ELSEWHERE = ("C", "F", "channels last", "flipped", "every second", "broad
 
 
 def arranged(library: Backend, values: Array, dtype: str, device: str | None, order: str) -> Any:
-    """An array of the library with these values, whose memory is in the order of this name.
+    """An array of the library with these values, whose memory is in the order of this name; Dask's in ragged chunks.
 
     "broadcast" repeats the first element of the last axis by a stride of 0: its values are others, but the shape is
     not.
@@ -36,6 +37,13 @@ def arranged(library: Backend, values: Array, dtype: str, device: str | None, or
 
     if library.name == "numpy":
         return _numpy(values, dtype, order)
+    if library.name == "dask":
+        return _in_chunks(_elsewhere(make, values, order))
+    return _elsewhere(make, values, order)
+
+
+def _elsewhere(make: Callable[[Array], Any], values: Array, order: str) -> Any:
+    """The array that `make` and the library's own operations make of the values."""
     if order == "C" or values.ndim < 2:
         return make(values)
     xp = array_namespace(make(np.zeros(1)))
@@ -55,6 +63,17 @@ def arranged(library: Backend, values: Array, dtype: str, device: str | None, or
     if order == "broadcast" and values.size:
         return xp.broadcast_to(make(values[..., :1]), values.shape)
     return make(values)
+
+
+def _in_chunks(x: Any) -> Any:
+    """Dask's array cut into a few chunks along every axis, ragged ones, the same in every run."""
+    rng = np.random.default_rng(x.shape)
+    chunks = []
+    for size in x.shape:
+        cuts = {int(cut) for cut in rng.integers(1, max(size, 2), int(rng.integers(4)))}
+        ends = [0, *sorted(cut for cut in cuts if cut < size), size]
+        chunks.append(tuple(end - begin for begin, end in pairwise(ends)))
+    return x.rechunk(tuple(chunks))
 
 
 def _channels_last(ndim: int) -> tuple[int, ...]:

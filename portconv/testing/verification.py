@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 # Libraries that take a millisecond for every operation get smaller problems.
-_SLOW = {"dask": (2**18, 2**14), "array_api_strict": (2**22, 2**17), "jax": (2**24, 2**20)}
+_SLOW = {"array_api_strict": (2**22, 2**17), "jax": (2**24, 2**20)}
 
 
 def scope_of(name: str, device: str | None = None) -> Scope:

@@ -74,6 +74,15 @@ def test_beyond_a_page_nothing_can_be_read(run_python, order, place):
         run_python(code)
 
 
+def test_dasks_arrays_are_in_ragged_chunks():
+    da = pytest.importorskip("dask.array", reason="Dask is not installed")
+    values = np.random.default_rng(0).random((3, 8, 40, 50))
+    x = arranged(portconv.get_backend("dask"), values, "float64", None, "F")
+    assert isinstance(x, da.Array) and x.npartitions > 3 and len(set(x.chunks[3])) > 1
+    np.testing.assert_array_equal(x.compute(), values)
+    assert arranged(portconv.get_backend("dask"), values, "float64", None, "F").chunks == x.chunks
+
+
 @pytest.mark.parametrize("order", ORDERS_ELSEWHERE)
 @pytest.mark.parametrize("name", LIBRARIES[1:])
 def test_other_libraries_have_their_own_orders(library, name, order):

@@ -10,7 +10,6 @@ from portconv import testing
 from tests.helpers import Wrapper
 
 
-@pytest.mark.not_dask
 def test_check_backend(backend):
     results = testing.check_backend(backend.package, dtypes=tuple(backend.dtypes))
     assert {result.engine for result in results} == set(backend.engines) - {"auto"}
