@@ -1,4 +1,7 @@
-"""`Conv2d` as a layer of PyTorch's, and the exchange of a model's own layers for it."""
+"""`Conv2d` as a layer of PyTorch's, and the exchange of a model's own layers for it.
+
+After ``import portconv.torch``, `torch.compile` and `torch.export` take `portconv.conv2d` as one operation.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ except ImportError as error:
         "Install it with: pip install 'portconv[torch]'"
     ) from error
 
+from . import torch_library  # noqa: F401  # from now on `torch.compile` knows `conv2d`
 from .core.backend import PackedWeight, Plan
 from .dispatch.arguments import Conv2dSpec
 from .dispatch.path import plan_for, prepared

@@ -25,6 +25,7 @@ TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 LIBRARIES = {
     "mlx": {"mlx"},
     "torch": {"torch"},
+    "torch_library": {"torch"},
     "processes.devices": {"mlx", "torch", "jax"},
     "testing.calls": {"mlx", "torch", "jax"},
     "bench.peers": {"mlx", "torch", "jax"},  # in processes of their own
@@ -327,7 +328,7 @@ def test_libraries_are_imported_by_their_backends_only(name):
     assert not IMPORTS[name].others_at_once & own - {"numpy"}
     named = IMPORTS[name].others | {other.partition(".")[0] for other in IMPORTS[name].dynamic}
     assert not (named & OPTIONAL) - allowed
-    if name not in ("mlx", "torch") and not whole and not name.startswith("cpu.compiled."):
+    if name not in ("mlx", "torch", "torch_library") and not whole and not name.startswith("cpu.compiled."):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()

@@ -128,7 +128,9 @@ class NativePlan(Plan):
         if p.layout == "NHWC":
             packed = packed.contiguous(memory_format=torch.channels_last)
         # On CPUs PyTorch leaves padding out of its sums, where a weight that is not finite would show.
-        shows = p.device == "cpu" and any(p.padding) and (transformed() or not bool(packed.detach().isfinite().all()))
+        shows = p.device == "cpu" and any(p.padding)
+        if shows and not transformed() and not torch.compiler.is_exporting():
+            shows = not bool(packed.detach().isfinite().all())
         return PackedWeight(self.stamp, _Weight(packed, shows), packed.nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:

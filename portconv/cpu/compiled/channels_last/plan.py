@@ -41,6 +41,8 @@ MAX_WINDOW_BYTES = 4 << 20  # of a strip that is copied
 MANY_WEIGHT_BYTES = 4 << 20
 MIN_COLUMNS = 28  # of a strip
 WORTH_PIXELS = 384  # of a strip that reads many weights
+FEW_PIXELS = 56  # of any strip
+TASKS = 4  # for each thread, where there are as many
 SINGLE = 1.2  # what an output costs in tiles of one vector, which load a pixel for one multiplication
 
 
@@ -75,21 +77,27 @@ class CompiledChannelsLastPlan(CompiledPlan):
         cols = min(ow, max(MIN_COLUMNS, (STRIP_BYTES // (pixel_bytes * (few + reach)) - reach_cols) // sw + 1))
         row_bytes = ((cols - 1) * sw + reach_cols) * pixel_bytes
         rows = max(1, min(oh, (STRIP_BYTES // row_bytes - reach) // sh + 1))
-        if inputs * kh * kw * p.out_channels * size > MANY_WEIGHT_BYTES:
+        weight_bytes = inputs * kh * kw * p.out_channels * size
+        if weight_bytes > MANY_WEIGHT_BYTES:
             rows = max(rows, min(oh, -(-WORTH_PIXELS // ow)))
         if not in_place and row_bytes * ((rows - 1) * sh + reach) > MAX_WINDOW_BYTES:
             return None
         parts, output_parts, units = threads.usable_cores(), 1, p.groups * tiles
         strips, col_strips = -(-oh // rows), -(-ow // cols)
-        tasks = p.batch * strips * col_strips
-        if tasks < 4 * parts:  # too few for an even share: more, or share the outputs
+        images = p.batch * col_strips
+        if images * strips < TASKS * parts:  # so few that a thread without a core would delay the others
             copies = 0 if in_place else reach - sh
-            if oh // (strips * parts) >= max(4, 2 * copies):
-                strips = round_up(strips, parts)
-            elif tasks % parts and units >= 2 * parts:
-                output_parts = parts
-            elif tasks % parts:
+            worth = WORTH_PIXELS if weight_bytes > MANY_WEIGHT_BYTES else FEW_PIXELS
+            most = oh // max(1, 2 * copies, -(-worth // cols))
+            if images * most >= parts:
+                strips = max(strips, min(most, -(-TASKS * parts // images)))
+                strips -= strips % parts if strips > parts and most < TASKS * parts else 0
+            elif units < 2 * parts:
                 strips = min(oh, round_up(strips, parts))
+            elif not in_place:
+                output_parts = parts  # each of which copies the strip
+            if in_place:
+                output_parts = min(units, -(-TASKS * parts // (images * strips)))
         rows = -(-oh // strips)
         line = (-(-ow // col_strips) - 1) * sw + reach_cols
 
