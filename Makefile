@@ -4,6 +4,8 @@
 #   make demo IMAGE="my photo.jpg"     another one
 #   make readme                        the examples of README.md, with NumPy alone
 #   make test ARGS="-k padding -x"     arguments for pytest; WORKERS=1 for one process, as a debugger needs
+#   make test-gpu ARGS="-x"            the tests that need a GPU, with the libraries' builds for it; fails where there is none,
+#                                      and with PORTCONV_EXPECT_GPU=torch,jax where one of these finds none
 #   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file, GUARD=1
 #   make defects ARGS="--seed 1 short-halo"     whether these problems, and `portconv check`, find errors put into the code
 #   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
@@ -14,7 +16,9 @@ VENV := .venv
 VENV_DEMO := .venv-demo
 VENV_README := .venv-readme
 VENV_MUTANTS := .venv-mutants
-VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_MUTANTS)
+# PyTorch, JAX, CuPy and MLX for CUDA: gigabytes, and MLX's build for CPUs does not go beside that for CUDA.
+VENV_GPU := .venv-gpu
+VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_MUTANTS) $(VENV_GPU)
 BIN := $(VENV)/bin
 # Within the rule of a file in a virtual environment: that environment's pip.
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
@@ -46,7 +50,7 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo readme test fuzz defects lint mutants clean
+.PHONY: help demo readme test test-gpu fuzz defects lint mutants clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -59,6 +63,11 @@ readme: $(VENV_README)/.readme
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),--numprocesses $(WORKERS) --dist worksteal) $(ARGS)
+
+# In one process, since each would take memory of the GPU.
+test-gpu: $(VENV_GPU)/.gpu
+	$(VENV_GPU)/bin/python tests/gpus.py
+	$(VENV_GPU)/bin/python -m pytest -m gpu $(ARGS) tests
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \
@@ -92,6 +101,10 @@ $(VENV_README)/.readme: $(VENV_README)/.pip pyproject.toml README.md $(shell fin
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml
 	$(PIP) install --editable . --group test
+	@touch $@
+
+$(VENV_GPU)/.gpu: $(VENV_GPU)/.pip pyproject.toml
+	$(PIP) install --editable . --group test-gpu
 	@touch $@
 
 $(VENV_MUTANTS)/.mutants: $(VENV_MUTANTS)/.pip pyproject.toml

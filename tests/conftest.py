@@ -3,6 +3,10 @@
 PORTCONV_EXPECT_BACKENDS, a comma-separated list of libraries, makes a library that is missing a failure; without it the
 tests of a missing library are skipped. PORTCONV_EXPECT_JIT=1 does the same for the compiled tier. PORTCONV_JIT=0 runs
 everything in the plain tier alone. Slow libraries run a share of the parameters; PORTCONV_TEST_EVERYTHING=1 runs all.
+
+A test marked `every_device` runs on GPUs, too, where a library finds one; these parameters are marked `gpu`. `-m gpu`
+runs them, and without it each test has one of them for each library. PORTCONV_EXPECT_GPU, a comma-separated list of
+libraries, makes a GPU that is missing a failure.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ from portconv.core import array_types
 from portconv.cpu import bridge, busy, gradient
 from portconv.dispatch import measurement, packing, path, planner, registry, wisdom
 from portconv.engines import ENGINES
+from tests import gpus
 
 # An assertion in a module of helpers says what it found, as one in a test does.
 pytest.register_assert_rewrite("tests.helpers", "tests.cpu.compiled.helpers")
-
 settings.register_profile("portconv", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("portconv")
 
@@ -40,16 +44,22 @@ os.environ.update(PORTCONV_WISDOM="0", PORTCONV_CACHE_DIR=_cache.name)
 # What is compared with stderr must not depend on whether something was compiled.
 os.environ["PORTCONV_QUIET"] = "1"
 
-EXPECTED = {name for name in os.environ.get("PORTCONV_EXPECT_BACKENDS", "").replace(" ", "").split(",") if name}
+
+def _named(variable):
+    return {name for name in os.environ.get(variable, "").replace(" ", "").split(",") if name}
+
+
+EXPECTED, EXPECTED_ON_GPU = _named("PORTCONV_EXPECT_BACKENDS"), _named("PORTCONV_EXPECT_GPU")
 MODULES = {"mlx": "mlx.core", "dask": "dask.array"}  # where the module to import is not called like the library
 # What runs portconv's engines on NumPy does so in the compiled tier where there is one; "numpy-plain" does without.
 TIERS = ("compiled", "plain") if bridge.jit_enabled() else ("plain",)
 NUMPY = ("numpy", "numpy-plain", "numpy-readonly") if len(TIERS) == 2 else ("numpy", "numpy-readonly")
 LIBRARIES = (*NUMPY, "array_api_strict", "mlx", "torch", "jax", "dask")
+ON_GPU = tuple(f"{name}-gpu" for name in gpus.LIBRARIES)
 # What runs the same engines as others gets a share of the parameters of a test: one of so many, the first among them.
 # Coprime to the number of engines, so that each has its turn. Tests of few parameters keep all of them,
 # PORTCONV_TEST_EVERYTHING=1 keeps all everywhere.
-SHARES = {"dask": 7, "array_api_strict": 7, "numpy-readonly": 7}
+SHARES = {"dask": 7, "array_api_strict": 7, "numpy-readonly": 7, "jax-gpu": 7}
 FEW = 6
 
 
@@ -62,15 +72,40 @@ def load(name):
     else:
         if name == "mlx":  # portconv's own engines run on its CPU device; backends/test_mlx.py has a test of the GPU
             module.set_default_device(module.cpu)
+        if name == "jax" and module.default_backend() != "cpu":
+            module.config.update("jax_default_device", module.devices("cpu")[0])
         return module
     if name in EXPECTED:
         pytest.fail(f"{message}, but PORTCONV_EXPECT_BACKENDS names it")
     pytest.skip(message)
 
 
+def gpu_of(package):
+    """The library's GPU, as it names it itself; without one the test fails if it is expected, and is skipped else."""
+    device, reason = gpus.find(package)
+    if device is not None:
+        return device
+    if package in EXPECTED_ON_GPU:
+        pytest.fail(f"{reason}, but PORTCONV_EXPECT_GPU names {package}")
+    pytest.skip(reason)
+
+
+@contextmanager
+def on_its_device(library):
+    """Within it MLX computes on the GPU, if that is the library's: its arrays have no device of their own."""
+    if library.name != "mlx-gpu":
+        yield
+        return
+    library.module.set_default_device(library.device)
+    try:
+        yield
+    finally:
+        library.module.set_default_device(library.module.cpu)
+
+
 def engines_of(name):
     """The engines that run with a library."""
-    return ("auto", *ENGINES, *(("native",) if name in ("mlx", "torch", "jax") else ()))
+    return ("auto", *ENGINES, *(("native",) if name.partition("-")[0] in ("mlx", "torch", "jax") else ()))
 
 
 def reason_against(engine, x, weight, bias=None, **options):
@@ -106,6 +141,7 @@ class Library:
     def __init__(self, name):
         self.name = name  # as in LIBRARIES
         self.package = name.partition("-")[0]  # as portconv calls the library
+        self.device = gpu_of(self.package) if name in ON_GPU else None
         self.module = load(self.package)
 
     def __repr__(self):
@@ -119,7 +155,12 @@ class Library:
             "dask": {"bfloat16"},
             "array_api_strict": {"bfloat16", "float16"},
             "jax": {"float64"},
-        }.get(self.package, set())
+            "jax-gpu": {"float64"},
+            "mlx-gpu": {"float64"},
+            "cupy-gpu": {"bfloat16"},
+        }.get(self.name, {"bfloat16"} if self.package == "numpy" else set())
+        if "mps" in str(self.device):
+            lacking = {"float64"}
         return [name for name in ("float16", "bfloat16", "float32", "float64") if name not in lacking]
 
     @property
@@ -149,9 +190,12 @@ class Library:
         if self.package == "mlx":
             return self.module.array(x, dtype=self.dtype(name))
         if self.package == "torch":
-            return self.module.asarray(x).to(self.dtype(name))
+            return self.module.asarray(x).to(self.dtype(name)).to(self.device or "cpu")
         if self.package == "jax":
-            return self.module.numpy.asarray(x, dtype=self.dtype(name))
+            y = self.module.numpy.asarray(x, dtype=self.dtype(name))
+            return y if self.device is None else self.module.device_put(y, self.device)
+        if self.package == "cupy":
+            return self.module.asarray(x, dtype=name)
         if self.package == "dask":
             # Dask divides by the size where it chooses chunks
             return self.module.from_array(x.astype(name), chunks="auto" if x.size else x.shape)
@@ -163,8 +207,8 @@ class Library:
         if self.dtype_name(y) == "bfloat16":
             y = y.astype(self.dtype("float32")) if self.package != "torch" else y.float()
         if self.package == "torch":
-            return y.detach().numpy()
-        return np.array(y)
+            return y.detach().cpu().numpy()
+        return y.get() if self.package == "cupy" else np.array(y)
 
     def dtype_name(self, y):
         return str(y.dtype).rpartition(".")[2]
@@ -181,12 +225,16 @@ class Library:
             return self.module.Array
         if self.package == "jax":
             return self.module.Array
+        if self.package == "cupy":
+            return self.module.ndarray
         return type(self.module.asarray(0.0))
 
     def check(self, y):
         assert isinstance(y, self.array_type), f"expected an array of {self.name}, got {type(y)}"
         if self.package == "numpy":
             assert type(y) is np.ndarray
+        if self.device is not None and self.package != "mlx":
+            assert y.device == self.device
 
 
 @pytest.fixture(scope="session")
@@ -196,30 +244,35 @@ def backend(request):
 
 def pytest_generate_tests(metafunc):
     """A test that asks for `backend` runs with every library; one that also asks for `engine`, with every engine."""
+    marks = dict.fromkeys(LIBRARIES, ())
+    if metafunc.definition.get_closest_marker("every_device"):
+        marks |= dict.fromkeys(ON_GPU, pytest.mark.gpu)
     if {"backend", "engine"} <= set(metafunc.fixturenames):
-        pairs = [(name, engine) for name in LIBRARIES for engine in engines_of(name)]
+        pairs = [pytest.param(name, engine, marks=mark) for name, mark in marks.items() for engine in engines_of(name)]
         metafunc.parametrize(("backend", "engine"), pairs, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", LIBRARIES, indirect=True)
+        names = [pytest.param(name, marks=mark) for name, mark in marks.items()]
+        metafunc.parametrize("backend", names, indirect=True)
     elif "tier" in metafunc.fixturenames:
         metafunc.parametrize("tier", TIERS, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Thin out the parameters of the slow libraries, which is reported as so many tests deselected."""
+    """Thin out the parameters of slow libraries, and of GPUs unless they are asked for: so many tests deselected."""
     if os.environ.get("PORTCONV_TEST_EVERYTHING", "0") not in ("", "0"):
         return
+    gpus_wanted = "gpu" in config.option.markexpr
     groups = {}
     for item in items:
         library = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        if library in SHARES:
+        if library in SHARES or library in ON_GPU:
             groups.setdefault((item.function, library), []).append(item)
-    spared = {
-        item
-        for (_, library), group in groups.items()
-        for n, item in enumerate(group)
-        if len(group) > FEW and n % SHARES[library]
-    }
+    spared = set()
+    for (_, library), group in groups.items():
+        if library in ON_GPU and not gpus_wanted:
+            spared.update(group[1:])
+        elif len(group) > FEW:
+            spared.update(item for n, item in enumerate(group) if n % SHARES.get(library, 1))
     config.hook.pytest_deselected(items=[item for item in items if item in spared])
     items[:] = [item for item in items if item not in spared]
 
@@ -235,6 +288,16 @@ def _the_tier(request):
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if parameters.get("backend") == "numpy-plain" or (parameters.get("tier") == "plain" and len(TIERS) == 2):
         with plain_tier_only():
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _the_default_device(request):
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("backend") in ON_GPU:
+        with on_its_device(request.getfixturevalue("backend")):
             yield
     else:
         yield
@@ -346,6 +409,14 @@ def unchangeable():
 def library():
     """Makes the `Library` of a name."""
     return Library
+
+
+@pytest.fixture
+def gpu(request):
+    """The `Library` of the parameter on its GPU, for tests with a choice of their own among libraries."""
+    library = Library(f"{request.param}-gpu")
+    with on_its_device(library):
+        yield library
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from tests.helpers import CASES, check, numbers, out_channels
 # --- every rule, every library, every engine --------------------------------------------------------------------------
 
 
+@pytest.mark.every_device
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("case", CASES)
 def test_cases(backend, engine, plans, case, layout):
@@ -25,6 +26,7 @@ def test_cases(backend, engine, plans, case, layout):
     check(backend, plans, engine, *arrays, layout=layout, **options)
 
 
+@pytest.mark.every_device
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4,)])
 def test_forms_of_bias(backend, engine, plans, shape):
     x, weight, bias = numbers((2, 3, 6, 6)), numbers((4, 3, 3, 3), 1), 100 * numbers(shape, 2)
@@ -33,6 +35,7 @@ def test_forms_of_bias(backend, engine, plans, shape):
         check(backend, plans, engine, *map(backend.array, (image, weight, bias)), layout=layout)
 
 
+@pytest.mark.every_device
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 def test_empty_batch(backend, engine, plans, layout, padding_mode):
@@ -57,6 +60,7 @@ def test_empty_batch_of_large_images(backend):
 # --- dtypes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_device
 def test_floating_dtypes(backend, engine, plans):
     for dtype in backend.dtypes:
         if engine == "native" and dtype == "float64":
@@ -73,6 +77,7 @@ def test_floating_dtypes(backend, engine, plans):
             check(backend, plans, engine, *(backend.array(a, dtype) for a in arrays), dtype=dtype, **options)
 
 
+@pytest.mark.every_device
 def test_half_precision_accumulates_in_float32(backend, engine, plans):
     """A sum of 4608 ones stops at 2048 in float16 and at 256 in bfloat16."""
     for dtype in {"float16", "bfloat16"} & set(backend.dtypes):
@@ -100,10 +105,11 @@ def test_half_precision_sums_beyond_its_range(backend, engine, plans):
     np.testing.assert_array_equal(y, 0)
 
 
+@pytest.mark.every_device
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
 def test_integer_images(backend, engine, plans, padding_mode):
     for dtype in ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "bool"):
-        if (backend.name, dtype) == ("jax", "int64"):
+        if (backend.package, dtype) == ("jax", "int64"):
             continue  # JAX has it not by default
         high = 2 if dtype == "bool" else 120 if dtype == "int8" else 256
         x = np.random.default_rng(3).integers(0, high, (2, 3, 9, 8)).astype(dtype)

@@ -41,6 +41,7 @@ def compare(backend, found, x, weight, bias, dy, dtype="float32", **options):
 # --- the values -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_device
 @every_case
 def test_within_the_bound(backend, case):
     x, weight, bias, dy, options = arrays_of(case)
@@ -52,6 +53,7 @@ def test_within_the_bound(backend, case):
     compare(backend, vjp(backend.array(dy)), x, weight, bias, dy, **options)
 
 
+@pytest.mark.every_device
 @few_cases
 @pytest.mark.parametrize("accuracy", ["normwise", "elementwise"])
 def test_channels_last(backend, case, accuracy):
@@ -61,6 +63,7 @@ def test_channels_last(backend, case, accuracy):
     compare(backend, vjp(backend.array(dy)), x, weight, bias, dy, **options)
 
 
+@pytest.mark.every_device
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtypes(backend, dtype):
     if dtype not in backend.dtypes:

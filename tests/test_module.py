@@ -122,6 +122,7 @@ def test_rng():
     np.testing.assert_array_equal(weight, module.weight)
 
 
+@pytest.mark.every_device
 def test_reset_parameters(backend):
     module = Conv2d(4, 6, 3, rng=1)
     module.bias = np.ones((1, 6, 1, 1))
@@ -493,6 +494,7 @@ def test_packed_copies_are_kept(backend, monkeypatch):
     assert len(packed) == 2
 
 
+@pytest.mark.every_device
 def test_parameters_are_converted_once(backend, monkeypatch):
     """For images of all sizes, until they change."""
     library = get_backend(backend.array(IMAGE))
@@ -509,6 +511,7 @@ def test_parameters_are_converted_once(backend, monkeypatch):
     assert len(converted) - before == (0 if library.name == "numpy" else 2)
 
 
+@pytest.mark.every_device
 def test_many_sizes(backend):
     module = Conv2d(1, 2, 3, padding=1, rng=1)
     for size in range(1, 90):
@@ -516,6 +519,7 @@ def test_many_sizes(backend):
         assert_right(module, backend, x)
 
 
+@pytest.mark.every_device
 def test_layouts_and_dtypes_of_one_module(backend):
     module = Conv2d(4, 6, 3, padding=1, layout="NHWC", rng=1)
     x = np.ascontiguousarray(IMAGE.transpose(0, 2, 3, 1))

@@ -9,12 +9,12 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..machine import usable_cores
 from ..processes.session import Session, Settings, Target
@@ -23,6 +23,7 @@ from ..testing.problems import Problem
 __all__ = ["ACCURACIES", "CheckError", "Checks", "Library", "Run", "libraries"]
 
 Message = dict[str, Any]
+Question = TypeVar("Question")
 
 # MLX and JAX come last: NumPy's compiled engines, which they use, are compiled by then.
 BUILT_IN = ("numpy", "torch", "dask", "array_api_strict", "cupy", "mlx", "jax")
@@ -127,8 +128,14 @@ class Checks:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def survey(self) -> None:
-        """Find out which libraries are there, with which devices and engines."""
+    def survey(self, needed: bool = False) -> None:
+        """Find out which libraries are there, with which devices and engines.
+
+        Raises
+        ------
+        CheckError
+            If they are `needed`, and one cannot be imported.
+        """
 
         def ask(library: Library, session: Session) -> None:
             answer = session.ask({})
@@ -142,6 +149,9 @@ class Checks:
                 session.close()
 
         self._each(ask)
+        for library in self.libraries:
+            if needed and library.missing:
+                raise CheckError(f"library {library.name!r}: {library.missing}")
 
     def choose(
         self, problems: Sequence[Problem], devices: Sequence[str], engines: Sequence[str]
@@ -172,26 +182,44 @@ class Checks:
             for library in here
         }
 
-    def run(self, runs: dict[str, list[Run]], seed: int, progress: Callable[[Library, Run, int], object]) -> None:
-        """Do them; `progress` gets the library, the run and how many runs are done by it."""
+    def run(self, runs: dict[str, list[Run]], seed: int, progress: Callable[[Library, int], object]) -> None:
+        """Do them; `progress` gets the library and how many more of its runs are done."""
+
+        def keep(library: Library, run: Run, found: Message) -> None:
+            library.results[run] = found
+
+        self.ask(runs, {"seed": seed}, keep, progress)
+
+    def ask(
+        self,
+        questions: Mapping[str, Sequence[Question]],
+        more: Message,
+        keep: Callable[[Library, Question, Message], object],
+        progress: Callable[[Library, int], object],
+    ) -> None:
+        """Ask every library, by label, its questions one by one: objects whose attributes, and `more`, are the message.
+
+        `keep` gets each answer, and `progress` how many more questions are done with. A library that is given up leaves
+        the rest unanswered, and `Library.error` says so.
+        """
 
         def work(library: Library, session: Session) -> None:
             start, lost = time.perf_counter(), 0
-            mine = runs.get(library.label, [])
-            for done, run in enumerate(mine):
+            mine = questions.get(library.label, [])
+            for done, question in enumerate(mine):
                 if self._stop.is_set():
                     return
-                found = session.ask({**vars(run), "seed": seed})
+                found = session.ask({**vars(question), **more})
                 if reason := found.get("error") or found.get("missing"):
                     found = {"failed": _named_signal(reason)}
                     lost += 1
-                library.results[run] = found
+                keep(library, question, found)
                 library.seconds = time.perf_counter() - start
                 if lost == MAX_LOST and done + 1 < len(mine):
                     library.error = f"given up after {lost} lost processes; {len(mine) - done - 1} runs left out"
-                    progress(library, run, len(mine) - done)
+                    progress(library, len(mine) - done)
                     break
-                progress(library, run, 1)
+                progress(library, 1)
             session.close()
 
         self._each(work)

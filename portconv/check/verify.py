@@ -12,9 +12,10 @@ from portconv import machine, testing
 
 from ..processes.devices import devices, hardware, placement
 from ..testing.problems import Problem
+from .cells import cell_problems
 from .problems import problem
 
-__all__ = ["describe_library", "verify"]
+__all__ = ["describe_library", "verify", "verify_cell"]
 
 Message = dict[str, Any]
 
@@ -51,9 +52,21 @@ def verify(name: str, number: int, seed: int, device: str, engine: str, accuracy
     A mistake gives ``raised``, the error that it should be.
     """
     p = replace(problem(number, seed), engine=engine, accuracy=accuracy)
-    place = placement(name, device)
     if p.gradient and name == "jax" and engine != "auto":
         return {"refused": "too slow for a check: JAX compiles every gradient for a second"}
+    return _outcome(p, name, placement(name, device))
+
+
+def verify_cell(name: str, mode: str, dtype: str, device: str, engine: str) -> Message:
+    """A cell of the device matrix: the worst of its problems, as `verify` has it; refused if all of them are."""
+    place = placement(name, device)
+    found = [_outcome(p, name, place) for p in cell_problems(name, mode, dtype, engine)]
+    failed = [m for m in found if "failed" in m]
+    shares = [m for m in found if "share" in m]
+    return failed[0] if failed else max(shares, key=lambda m: float(m["share"])) if shares else found[0]
+
+
+def _outcome(p: Problem, name: str, place: str | None) -> Message:
     try:
         if p.slow and (estimate := _estimate(p, name, place)) > TOO_SLOW:
             return {"refused": f"too slow for a check, more than {TOO_SLOW:g} s by estimate", "estimate": estimate}

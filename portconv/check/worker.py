@@ -11,7 +11,7 @@ from typing import Any
 import portconv
 
 from ..processes.serve import serve, versions
-from .verify import describe_library, verify
+from .verify import describe_library, verify, verify_cell
 
 __all__ = ["main"]
 
@@ -35,6 +35,8 @@ def main() -> None:
     def handle(message: dict[str, Any]) -> dict[str, Any]:
         if "number" in message:
             return verify(name, **message)
+        if "mode" in message:
+            return verify_cell(name, **message)
         try:
             return describe_library(name)
         except Exception as error:  # noqa: BLE001  a broken plug-in fails, and says why

@@ -12,6 +12,7 @@ import portconv
 from .bench import bench
 from .check import check
 from .info import info
+from .matrix import matrix
 from .tune import tune
 from .warmup import warmup
 
@@ -31,6 +32,7 @@ def app(context: click.Context) -> int:
 app.add_command(bench)
 app.add_command(check)
 app.add_command(info)
+app.add_command(matrix)
 app.add_command(tune)
 app.add_command(warmup)
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import portconv
 
 from ..check import report
 from ..check.problems import COUNT, QUICK_COUNT, problem, problems
-from ..check.runner import CheckError, Checks, Library, Run, libraries
+from ..check.runner import CheckError, Checks, libraries
 from ..processes.files import write_json
 from ..processes.machine import machine
 from ..testing.problems import Problem
 from .options import output
+from .progress import libraries_bar
 
 __all__ = ["check"]
 
@@ -70,7 +70,7 @@ def check(
         console.width = 200  # a file has no edge
     with Checks(libraries(names), limit) as checks:
         try:
-            _ask(checks, named=bool(names))
+            checks.survey(needed=bool(names))
             runs = checks.choose(chosen, devices, engines)
         except CheckError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
@@ -86,7 +86,8 @@ def check(
                 console.print(
                     f"{library.label} is slow and gets about one problem in {library.stride}; {hint}.", markup=False
                 )
-        _run(checks, runs, seed)
+        with libraries_bar(runs) as progress:
+            checks.run(runs, seed, progress)
     found = checks.libraries
     failures = report.failures(found, chosen, seed)
     console.print(report.table(found, chosen))
@@ -103,34 +104,10 @@ def check(
     return 1 if failures else 0
 
 
-def _ask(checks: Checks, named: bool) -> None:
-    checks.survey()
-    for library in checks.libraries:
-        if named and library.missing:
-            raise CheckError(f"library {library.name!r}: {library.missing}")
-
-
 def _print(console: Console, title: str, lines: Sequence[str]) -> None:
     if lines:
         console.print("\n".join([title, *lines] if title else lines), markup=False, soft_wrap=True)
         console.print()
-
-
-def _run(checks: Checks, runs: dict[str, list[Run]], seed: int) -> None:
-    """All runs, with a bar for each library on a terminal and a line for each elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True, highlight=False)
-    left = {label: len(mine) for label, mine in runs.items()}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        shown = {label: bar.add_task(label, total=count) for label, count in left.items()}
-
-        def progress(library: Library, _run: Run, done: int) -> None:
-            bar.advance(shown[library.label], done)
-            left[library.label] -= done
-            if not left[library.label] and not console.is_terminal:
-                console.print(f"{library.label}: {len(library.results)} runs", markup=False)
-
-        checks.run(runs, seed, progress)
 
 
 def _chosen(number: int | None, seed: int, count: int | None, quick: bool) -> list[Problem]:

@@ -1,16 +1,25 @@
-"""How a command that works on one layer after the other shows how far it is."""
+"""How commands that work on one layer after the other, or on all libraries at once, show how far they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..bench.layers import Layer
+from ..check.runner import Library
 
-__all__ = ["each"]
+__all__ = ["each", "libraries_bar"]
 
 Row = TypeVar("Row")
 
@@ -29,3 +38,21 @@ def each(layers: Sequence[Layer], work: Callable[[Layer], Row], verdict: Callabl
             if not console.is_terminal:
                 console.print(f"{layer.id}: {verdict(row)}", markup=False, soft_wrap=True)
     return rows
+
+
+@contextmanager
+def libraries_bar(runs: Mapping[str, Sized]) -> Iterator[Callable[[Library, int], None]]:
+    """What tells of runs that are done: within it a bar for each library, or elsewhere than on a terminal a line."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True, highlight=False)
+    left = {label: len(mine) for label, mine in runs.items()}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = {label: bar.add_task(label, total=count) for label, count in left.items()}
+
+        def progress(library: Library, done: int) -> None:
+            bar.advance(shown[library.label], done)
+            left[library.label] -= done
+            if not left[library.label] and not console.is_terminal:
+                console.print(f"{library.label}: {len(runs[library.label])} runs", markup=False)
+
+        yield progress

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 import portconv
 
-__all__ = ["devices", "hardware", "placement"]
+__all__ = ["absent", "devices", "hardware", "placement"]
+
+# What each library can compute on, by the words that stand in the names of its devices; of others it is not known.
+KINDS = {
+    "numpy": ("cpu",), "dask": ("cpu",), "array_api_strict": ("cpu",), "cupy": ("cuda",), "mlx": ("cpu", "gpu"),
+    "torch": ("cpu", "cuda", "mps", "xpu"), "jax": ("cpu", "cuda", "tpu"),
+}  # fmt: skip
+
+
+def absent(library: str, here: Iterable[str]) -> list[str]:
+    """The kinds of devices that the library can compute on, and of which none is among those here."""
+    return [kind for kind in KINDS.get(library, ()) if not any(kind in device.lower() for device in here)]
 
 
 def devices(library: str) -> list[str]:

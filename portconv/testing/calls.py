@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import Conv2d, conv2d, conv2d_vjp
+from .. import Conv2d, UnsupportedError, conv2d, conv2d_vjp
 from ..core.backend import Backend
 from .problems import Problem
 
@@ -87,8 +87,55 @@ def _constant(p: Problem, backend: Backend, arrays: list[Any], options: dict[str
     return y if p.seed % 2 else call(arrays[0])
 
 
+def _mapped(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    """Each image of the batch by itself, and all of them at once."""
+
+    def function(image: Any) -> Any:
+        return conv2d(image[None], *arrays[1:], **options)[0]
+
+    if backend.name == "jax":
+        jax = importlib.import_module("jax")
+        return jax.jit(jax.vmap(function))(arrays[0])  # compiled as a whole, as gradients are
+    if backend.name == "mlx":
+        return importlib.import_module("mlx.core").vmap(function)(arrays[0])
+    return importlib.import_module("torch").func.vmap(function)(arrays[0])
+
+
+def _forward(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    """The derivative in the direction of the image: without a bias the result itself, since convolution is linear."""
+    x, function = arrays[0], _function(backend, arrays, options)
+    if backend.name == "jax":
+        jax = importlib.import_module("jax")
+        return jax.jit(lambda x: jax.jvp(function, (x,), (x,))[1])(x)
+    if backend.name == "mlx":
+        try:
+            return importlib.import_module("mlx.core").jvp(lambda x: [function(x)], [x], [x])[1][0]
+        except ValueError as error:
+            if "Not implemented" in str(error):
+                raise UnsupportedError(f"`engine` {p.engine!r} has no forward derivative in MLX: {error}") from error
+            raise
+    return importlib.import_module("torch").func.jvp(function, (x,), (x,))[1]
+
+
+def _compiled(p: Problem, _backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
+    """`portconv.torch.Conv2d` in `torch.compile`, for which `conv2d` is not made."""
+    torch, portconv_torch = (importlib.import_module(name) for name in ("torch", "portconv.torch"))
+    x, weight, bias = arrays
+    g, o, i, kh, kw = p.parts
+    given = {name: value for name, value in options.items() if name != "layout"}
+    layer = portconv_torch.Conv2d(
+        g * i, g * o, (kh, kw), bias=bias is not None, dtype=weight.dtype, device=weight.device, **given
+    )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+        return torch.compile(layer, backend="eager")(x)  # captured, and not translated to C++: that is PyTorch's part
+
+
 CALL: dict[str, Callable[..., Any]] = {
     "conv2d": _plainly, "layer": _as_layer, "traced": _traced, "constant": _constant,
+    "mapped": _mapped, "forward": _forward, "compiled": _compiled,
 }  # fmt: skip
 
 

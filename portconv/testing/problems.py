@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 ORDERS = ("C", "F", "channels last", "flipped", "every second", "odd strides", "broadcast", "unaligned", "read-only",
           "swapped bytes", "page end", "page start")  # fmt: skip
-CALLS = ("conv2d", "layer", "traced", "constant")
+CALLS = ("conv2d", "layer", "traced", "constant")  # those that are drawn
 OUT_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32", "float64")
 INTEGERS = ("uint8", "int8", "uint16", "int32", "int64", "bool")
 SIZES = {"tiny": 2**8, "small": 2**13, "medium": 2**17, "large": 2**24}  # elements of the image, up to
@@ -36,7 +36,9 @@ class Problem:
     empty; `out_dtype` is the result's, where it is not to follow the arguments. `orders` are those of image, weight and
     bias. `call` is "conv2d", "layer" (a `Conv2d` that has seen another size before), "traced" (inside `jax.jit`,
     `mx.compile`, `torch.func`) or "constant" (a layer there, whose arrays the function that is traced does not depend
-    on). `threads` 0 leaves their number alone.
+    on). Not drawn are "mapped" (`jax.vmap`, `mx.vmap`, `torch.func.vmap` over the images), "forward" (the derivative by
+    `jvp` in the direction of the image, which without a bias is the result) and "compiled" (`portconv.torch.Conv2d` in
+    `torch.compile`). `threads` 0 leaves their number alone.
     `mistake` is the argument that an error must name. `repr` gives what differs from a plain call.
     """
 

@@ -113,6 +113,8 @@ def verify(problem: Problem, library: Backend | str = "numpy", device: str | Non
         warnings.simplefilter("error")
         # PyTorch's, of the thread in which it differentiates, the first time that this one calls a GPU
         warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
+        # PyTorch's own, the first time that it differentiates forward
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
         try:
             return _verified(problem, backend, device, arrays)
         except UnsupportedError as error:
@@ -199,7 +201,9 @@ def _readings(p: Problem, backend: Backend, device: str, seen: list[Any], engine
     kernels do, and what it calls of CUDA's libraries does not.
     """
     zeros = [None if a is None else _without_subnormals(a) for a in seen]
-    if backend.name == "jax" and (_by_library(p, backend) or p.call == "traced" or engine == "native"):
+    if backend.name == "jax" and (
+        _by_library(p, backend) or p.call in ("traced", "mapped", "forward") or engine == "native"
+    ):
         return [("zeros", zeros)]
     if backend.name == "cupy" or (backend.name == "jax" and not device.startswith("cpu")):
         return [("", seen), ("zeros", zeros)]

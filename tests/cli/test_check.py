@@ -54,7 +54,7 @@ def test_numpy_passes(plain, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(plain, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr("portconv.cli.check._run", lambda *_: pytest.fail("something was checked"))
+    monkeypatch.setattr("portconv.check.runner.Checks.run", lambda *_: pytest.fail("something was checked"))
     library = [] if "--library" in arguments else ["--library", "numpy"]
     assert main(["check", *library, *arguments]) == 2
     out, err = capsys.readouterr()

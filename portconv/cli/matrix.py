@@ -1,0 +1,56 @@
+"""`portconv matrix`: the page of the documentation that says what was computed where."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ..check.matrix import Matrix, page
+from ..check.runner import CheckError, Checks, libraries
+from ..processes.files import replace_file
+from ..processes.machine import machine
+from .options import output
+from .progress import libraries_bar
+
+__all__ = ["matrix"]
+
+
+@click.command(short_help="Write which libraries, devices, dtypes, engines, modes are verified here.")
+@click.argument("file", metavar="FILE", callback=output())
+@click.option("--library", "names", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    default=300,
+    help="Until a cell is given up; by default 300.",
+)
+def matrix(file: str, names: Sequence[str], limit: float) -> int:
+    """Verify a few problems for every back end, device, dtype, engine, gradient and traced mode, and write FILE.
+
+    It is a page in Markdown; - is stdout. What cannot be run here stands there as "not run", with the reason. The exit
+    status is 1 if anything failed.
+
+    \b
+    portconv matrix docs/matrix.md
+    """  # noqa: D301  \b is a character that keeps click from filling the paragraph
+    with Checks(libraries(names), limit) as checks:
+        try:
+            checks.survey(needed=bool(names))
+        except CheckError as error:
+            raise click.UsageError(str(error), click.get_current_context()) from None
+        found = Matrix(checks)
+        with libraries_bar(found.cells) as progress:
+            found.run(progress)
+    command = shlex.join(["portconv", "matrix", file, *(word for name in names for word in ("--library", name))])
+    text = page(found, command, machine())
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
+    for line in found.failures:
+        sys.stderr.write(f"failed: {line}\n")
+    return 1 if found.failures else 0
