@@ -64,10 +64,10 @@ class TorchBackend(ArrayApiBackend):
         if engine == "native":
             return native
         if problem.device == "cpu":
-            return torch_host_plan(problem, engine, native, *self._channels_last(problem, engine))
+            return torch_host_plan(problem, engine, native, *self._channels_last(problem, engine, native))
         return OpsPlan.of(super().build(problem, engine), apart=leaves_out(problem))
 
-    def _channels_last(self, p: Problem, engine: str) -> tuple[Plan | None, Plan | None]:
+    def _channels_last(self, p: Problem, engine: str, native: NativePlan) -> tuple[Plan | None, Plan | None]:
         """Plans for the same image channels last in memory: by this engine, and by the one that costs least there."""
         if p.layout == "NHWC":
             return None, None
@@ -77,6 +77,8 @@ class TorchBackend(ArrayApiBackend):
         its_own = "native" in offers and not in_parts(p) and p.in_channels == p.groups > 1
         best = "native" if its_own else min(offers, key=lambda name: offers[name], default=engine)
         same = self.build(last, engine) if engine in offers else None
+        if best == "native" and not in_parts(p):
+            return same, native  # which takes images in both formats as they are
         return same, same if best == engine else self.build(last, best)
 
     def vjp(

@@ -125,6 +125,8 @@ class TorchHostPlan(Plan):
                 return y.contiguous(memory_format=torch.channels_last)
             if last.stamp not in others:
                 others[last.stamp] = last.pack(own)
+            if last is self.native:
+                return last.execute(x, others[last.stamp], bias)
             return last.execute(x.permute(0, 2, 3, 1), others[last.stamp], bias).permute(0, 3, 1, 2)
         if packed is None or not _has_values(x, bias):
             return self.native.execute(x, self.native.pack(own), bias, out=out)
