@@ -27,14 +27,14 @@ class Contest:
         return {name: hello["missing"] for name, hello in self.hellos.items() if "missing" in hello}
 
 
-def contestants(backends: Iterable[str] = (), others: Iterable[str] = ()) -> list[Target]:
-    """Portconv on these backends (by default NumPy, in both tiers), and these peers (by default all)."""
+def contestants(backends: Iterable[str] = (), others: Iterable[str] = (), layout: str = "NCHW") -> list[Target]:
+    """Portconv on these backends (by default NumPy, in both tiers), in a layout, and these peers (by default all)."""
     ours: list[Target] = []
     for name in backends or ["numpy"]:
         if name == "numpy":
-            ours += [tier_target(tier) for tier in TIERS]
+            ours += [tier_target(tier, layout) for tier in TIERS]
         else:
-            ours.append(backend_target(name, f"portconv-{name}"))
+            ours.append(backend_target(name, f"portconv-{name}", layout))
     return [*ours, *(peers.target_of(name) for name in others or peers.NETWORK_PEERS)]
 
 

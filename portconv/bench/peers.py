@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -260,6 +261,11 @@ def target_of(peer: str) -> Target:
     return Target(peer, "portconv.bench.peers", (peer,))
 
 
+def _with_notes(prepare: Prepare, layer: Layer, *data: Any) -> Prepared:
+    """A layer that says what ran, as portconv's do."""
+    return replace(prepare(layer, *data), notes=lambda: {"engine": "native", "tier": "native", "device": "cpu"})
+
+
 def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -277,6 +283,6 @@ def main() -> None:
 
     def prepared(_engine: str, _device: str) -> Prepare:
         assert prepare is not None  # else `serve` has ended after the hello
-        return prepare
+        return partial(_with_notes, prepare)
 
     serve(hello, lambda message: handle_task(prepared, message))

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from ..processes.session import Settings
+from .comparison import Row, verdict
 from .contest import Contest, best_peer
 from .layers import Layer
 from .networks import NETWORKS
 from .runner import Task, Timed
+from .tables import Column, Line, Section, grouped, word
 from .timing import milliseconds
 
 __all__ = [
     *("document", "gflops", "problems", "reasons", "table", "without_row"),
-    *("network_document", "network_problems", "network_table"),
+    *("comparison_problems", "comparison_table", "network_document", "network_problems", "network_table"),
 ]
 
 Message = dict[str, Any]
 Results = Mapping[str, Timed]  # by the backend's name
 LeftOut = Mapping[tuple[str, Task], str]
+
+DISTURBED = "\n! something else used a core before or after: it may be faster than that"
 
 
 def gflops(layer: Layer, milliseconds: float) -> float:
@@ -35,46 +39,53 @@ def _rows(results: Results) -> list[tuple[str, Task, Message]]:
     return [(name, task, found) for name, timed in results.items() for task, found in timed.answers.items()]
 
 
-def table(layers: Sequence[Layer], results: Results) -> Table:
+def table(layers: Sequence[Layer], results: Results) -> Group:
     """The figures, layer by layer; the fastest of a layer has a star."""
-    caption = "* the fastest of its layer; error: the largest, as a share of the bound; MiB: workspace"
-    if any(found.get("disturbed") for _, _, found in _rows(results)):
-        caption += "\n! something else used a core before or after it was timed: it may be faster than that"
-    grid = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", caption=caption, caption_justify="left"
+    caption = (
+        "* the fastest of its layer; tier: how the engine is carried out, native: the\n"
+        "library's own routine; ratio: its time over that of portconv's choice, in turns\n"
+        "error: the largest, as a share of the bound; MiB: workspace"
     )
-    grid.add_column("layer")  # the only one that gives way on a narrow terminal
-    for column in ("backend", "device", "engine"):
-        grid.add_column(column, no_wrap=True)
-    for column in ("ms", "GFLOP/s", "error", "MiB"):
-        grid.add_column(column, justify="right", no_wrap=True)
+    if any(found.get("disturbed") for _, _, found in _rows(results)):
+        caption += DISTURBED
+    sections = []
     for layer in layers:
         rows = [row for row in _rows(results) if row[1].layer == layer]
         fastest = min((found["best_ms"] for _, _, found in rows if "best_ms" in found), default=None)
-        heads = [Text(layer.id, style="bold"), Text(layer.problem, style="dim")]
-        for line in range(max(len(rows), len(heads))):
-            head = heads[line] if line < len(heads) else Text()
-            cells, best = _cells(rows[line], fastest) if line < len(rows) else ([], False)
-            grid.add_row(head, *cells, style="green" if best else None)
-        grid.add_section()
-    return grid
+        heading = Text.assemble((layer.id, "bold"), "  ", (layer.problem, "dim"))
+        sections.append(Section(heading, [_line(results, row, fastest) for row in rows]))
+    texts = [Column(head, is_number=False) for head in ("library", "device", "engine", "tier")]
+    return grouped([*texts, *map(Column, ("ms", "ratio", "GFLOP/s", "error", "MiB"))], sections, caption)
 
 
-def _cells(row: tuple[str, Task, Message], fastest: float | None) -> tuple[list[Text], bool]:
+def _line(results: Results, row: tuple[str, Task, Message], fastest: float | None) -> Line:
     name, task, found = row
     engine = f"auto: {found['engine']}" if task.engine == "auto" and "engine" in found else task.engine
-    cells = [Text(name), Text(task.device), Text(engine)]
+    cells: list[str | Text] = [name, task.device, engine]
     if "best_ms" not in found:
-        word = "error" if "error" in found else "skipped"
-        return [*cells, Text(word, style="bold red" if word == "error" else "dim")], False
-    best = found["best_ms"] == fastest
+        return Line([*cells, word(found)])
+    best, ratio = found["best_ms"] == fastest, native_ratio(results, name, task)
     figures = (
+        found["tier"],
         ("! " if found.get("disturbed") else "") + ("* " if best else "") + milliseconds(found["best_ms"]),
+        "" if ratio is None else f"{ratio:.2f}",
         f"{gflops(task.layer, found['best_ms']):.1f}",
         f"{found['error_share']:.3f}",
         f"{found['workspace_bytes'] / 2**20:.1f}",
     )
-    return [*cells, *map(Text, figures)], best
+    return Line([*cells, *figures], style="green" if best else None)
+
+
+def native_ratio(results: Results, name: str, task: Task) -> float | None:
+    """The time of the library's own routine over that of portconv's choice; None where there are not both.
+
+    Above 1 portconv's choice is faster. `task` is that of the choice.
+    """
+    answers = results[name].answers
+    native = answers.get(replace(task, engine="native"), {})
+    if task.engine != "auto" or "best_ms" not in native:
+        return None
+    return float(native["best_ms"] / answers[task]["best_ms"])
 
 
 def problems(results: Results) -> list[str]:
@@ -105,50 +116,54 @@ def document(
     """Everything that is known, for a file."""
     rows = _rows(results) + [(name, task, {"skipped": why}) for (name, task), why in left_out.items()]
     records = [
-        {**layer.to_json(), "macs": layer.macs, "results": [_record(*row) for row in rows if row[1].layer == layer]}
+        {
+            **layer.to_json(),
+            "macs": layer.macs,
+            "results": [_record(results, *row) for row in rows if row[1].layer == layer],
+        }
         for layer in layers
     ]
     hellos = {name: timed.hello for name, timed in results.items()}
     return {**more, "settings": vars(settings), "backends": hellos, "layers": records}
 
 
-def _record(name: str, task: Task, found: Message) -> Message:
+def _record(results: Results, name: str, task: Task, found: Message) -> Message:
     """One row; `chosen` is the engine that computed it, where `engine` may be auto."""
     record: Message = {"backend": name, "device": task.device, "engine": task.engine}
     record |= {"chosen" if key == "engine" else key: value for key, value in found.items()}
-    return record | ({"gflops": gflops(task.layer, found["best_ms"])} if "best_ms" in found else {})
+    if "best_ms" in found:
+        record["gflops"] = gflops(task.layer, found["best_ms"])
+        if (ratio := native_ratio(results, name, task)) is not None:
+            record["native_over_auto"] = ratio
+    return record
 
 
 # --- whole networks ---------------------------------------------------------------------------------------------------
 
 
-def network_table(found: Contest) -> Table:
-    """The figures, network by network, the fastest library first; `to the best peer`: above 1 a library beats it."""
+def network_table(found: Contest) -> Group:
+    """The figures, network by network, the fastest library first."""
     caption = (
-        "ms: one pass, each layer once, the best round; the best peer has a star\n"
-        "first: until the first pass is done, with compiled code of an earlier process\n"
-        "error: the largest, as a share of the bound; MiB: the peak of the process, and what came after the import"
+        "tier: native is the library's own; ms: one pass, each layer once, the best\n"
+        "round; the best peer has a star; to peer: above 1 a library beats that\n"
+        "first, ms: until the first pass is done, compiled code being there\n"
+        "error: the largest, as a share of the bound; MiB: the peak of the process, and\n"
+        "what of it came after the import"
     )
     if any(answer.get("disturbed") for answers in found.results.values() for answer in answers.values()):
-        caption += "\n! something else used a core before or after it was timed: it may be faster than that"
-    grid = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", caption=caption, caption_justify="left"
-    )
-    for column in ("network", "library"):
-        grid.add_column(column, no_wrap=True)
-    for column in ("ms", "to the best peer", "first, ms", "error", "MiB", "MiB of it"):
-        grid.add_column(column, justify="right", no_wrap=True)
+        caption += DISTURBED
+    sections = []
     for network, answers in found.results.items():
         best = best_peer(answers)
         ordered = sorted(answers.items(), key=lambda item: item[1].get("best_ms", float("inf")))
+        lines = []
         for place, (library, answer) in enumerate(ordered):
-            head = Text(network if place == 0 else "", style="bold")
             if "best_ms" not in answer:
-                word = "error" if "error" in answer else "skipped"
-                grid.add_row(head, Text(library), Text(word, style="bold red" if word == "error" else "dim"))
+                lines.append(Line([library, word(answer)]))
                 continue
             mark = ("! " if answer.get("disturbed") else "") + ("* " if library == best else "")
             figures = (
+                *_what_ran(answer["layers"]),
                 mark + milliseconds(answer["best_ms"]),
                 f"{answers[best]['best_ms'] / answer['best_ms']:.2f}" if best else "",
                 milliseconds(answer["build_ms"] + answer["first_ms"]),
@@ -156,9 +171,72 @@ def network_table(found: Contest) -> Table:
                 f"{answer['process_bytes'] / 2**20:.0f}",
                 f"{answer['network_bytes'] / 2**20:.0f}",
             )
-            grid.add_row(head, Text(library), *map(Text, figures), style="green" if place == 0 else None)
-        grid.add_section()
-    return grid
+            lines.append(Line([library, *figures], style="green" if place == 0 else None))
+        sections.append(Section(Text(network, style="bold"), lines))
+    texts = [Column(head, is_number=False) for head in ("library", "tier", "device")]
+    numbers = ("ms", "to peer", "first, ms", "error", "MiB", "of it")
+    return grouped([*texts, *map(Column, numbers)], sections, caption)
+
+
+def _what_ran(layers: Sequence[Message]) -> tuple[str, str]:
+    """The tier of most layers, with a + if there are others, and the device."""
+    tiers = [layer["tier"] for layer in layers]
+    most = max(dict.fromkeys(tiers), key=tiers.count)
+    return most + ("+" if len(set(tiers)) > 1 else ""), layers[0]["device"]
+
+
+def comparison_table(found: Mapping[str, Sequence[Row]]) -> Group:
+    """Each library's own routines and portconv's choice, network by network, the fastest first; and what to use."""
+    caption = (
+        "own, choice: ms of one pass by the library's own routines and by portconv's\n"
+        "choice, in turns on the same arrays; ratio: above 1 the choice is faster\n"
+        "engines: the layers on which an engine of portconv's was chosen, and its tier"
+    )
+    if any(answer.get("disturbed") for rows in found.values() for row in rows for answer in row.answers.values()):
+        caption += DISTURBED
+    sections = []
+    for network, rows in found.items():
+        ordered = sorted(rows, key=lambda row: min(_times(row), default=float("inf")))
+        heading, said = Text(network, style="bold"), verdict(rows)
+        lines = [_comparison_line(row) for row in ordered]
+        sections.append(Section(heading, lines, "nothing has a time" if said is None else str(said)))
+    texts = [Column(head, is_number=False) for head in ("library", "device")]
+    numbers = [Column(head) for head in ("own, ms", "choice, ms", "ratio", "engines")]
+    return grouped([*texts, *numbers, Column("tier", is_number=False)], sections, caption)
+
+
+def _times(row: Row) -> list[float]:
+    return [answer["best_ms"] for answer in row.answers.values() if "best_ms" in answer]
+
+
+def _comparison_line(row: Row) -> Line:
+    def shown(engine: str) -> str | Text:
+        answer = row.answers.get(engine, {})
+        if "best_ms" not in answer:
+            return word(answer) if "error" in answer else "-"
+        return ("! " if answer.get("disturbed") else "") + milliseconds(answer["best_ms"])
+
+    ratio, layers = row.ratio, len(row.layers)
+    return Line(
+        [
+            *(row.library, row.device, shown("native"), shown("auto")),
+            "" if ratio is None else f"{ratio:.2f}",
+            f"{len(row.own)} of {layers}" if layers else "",
+            ", ".join(row.tiers),
+        ]
+    )
+
+
+def comparison_problems(found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """One line for every error, and for every library without a routine of its own for the whole network."""
+    return [
+        f"{row.library} {row.device} {engine}, {network}: {answer[kind]}"
+        for kind in ("error", "skipped")
+        for network, rows in found.items()
+        for row in rows
+        for engine, answer in row.answers.items()
+        if kind in answer
+    ]
 
 
 def network_problems(found: Contest) -> list[str]:
@@ -177,7 +255,11 @@ def network_problems(found: Contest) -> list[str]:
 
 
 def network_document(
-    networks: Mapping[str, Sequence[Layer]], found: Contest, settings: Settings, more: Mapping[str, Any]
+    networks: Mapping[str, Sequence[Layer]],
+    found: Contest,
+    settings: Settings,
+    more: Mapping[str, Any],
+    compared: Mapping[str, Sequence[Row]] | None = None,
 ) -> Message:
     """Everything that is known, for a file."""
     records = {
@@ -186,7 +268,13 @@ def network_document(
             "macs": sum(layer.macs for layer in layers),
             "layers": [{**layer.to_json(), "macs": layer.macs} for layer in layers],
             "results": found.results[name],
+            **({} if compared is None else _comparison_record(compared[name])),
         }
         for name, layers in networks.items()
     }
     return {**more, "settings": vars(settings), "libraries": found.hellos, "networks": records}
+
+
+def _comparison_record(rows: Sequence[Row]) -> Message:
+    said = verdict(rows)
+    return {"comparison": [row.to_json() for row in rows], "verdict": None if said is None else vars(said)}

@@ -7,15 +7,16 @@ threads have done something else. What one layer repeated shows is what the mach
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..processes.memory import peak_resident, reset_peak_resident
 from . import reference
 from .layers import Layer
-from .timing import SLOW, Prepare, Unsupported, reported, seems_disturbed, wrong
+from .timing import SLOW, Prepare, Prepared, Unsupported, lead_in, reported, seems_disturbed, wrong
 
-__all__ = ["answer_check", "answer_network"]
+__all__ = ["answer_check", "answer_network", "answer_turns"]
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 
@@ -66,16 +67,12 @@ def _network(prepare: Prepare, layers: Sequence[Layer], budget: float) -> dict[s
     rounds = [_round(calls)]
     deadline = time.perf_counter() + budget
     # a slow first pass may have compiled something; if the second is as slow, that must do
-    while sum(rounds[0]) < SLOW and (
-        len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < deadline)
-    ):
+    while sum(rounds[0]) < SLOW and _wanted(len(rounds), deadline):
         rounds.append(_round(calls))
     peak = peak_resident()
     disturbed = seems_disturbed() or disturbed
-    totals = sorted(map(sum, rounds))
     return {
-        "best_ms": 1e3 * totals[0],
-        "median_ms": 1e3 * totals[len(totals) // 2],
+        **_figures(list(map(sum, rounds))),
         "rounds": len(rounds),
         "build_ms": 1e3 * build,
         "first_ms": 1e3 * first,
@@ -83,11 +80,64 @@ def _network(prepare: Prepare, layers: Sequence[Layer], budget: float) -> dict[s
         "process_bytes": peak,
         "network_bytes": max(peak - imported, 0),
         "disturbed": disturbed,
-        "layers": [
-            {"id": layer.id, **_figures([one[place] for one in rounds]), **prepared[place].notes()}
-            for place, layer in enumerate(layers)
-        ],
+        "layers": _of_layers(layers, prepared, rounds),
     }
+
+
+def answer_turns(prepares: Mapping[str, Prepare], layers: Sequence[Layer], budget: float) -> dict[str, Any]:
+    """The figures of a network by several that take turns in one process, by the names in `prepares`.
+
+    Each is checked first, and has `error` or `skipped` if that fails; else `error_share`, and of the rounds, a pass by
+    each in turns, `best_ms` and `median_ms`, those of the `layers`, `rounds`, and `disturbed`.
+    """
+    found = {name: reported(partial(_check, prepare, layers)) for name, prepare in prepares.items()}
+    right = {name: prepares[name] for name, answer in found.items() if "error_share" in answer}
+    timed = reported(partial(_turns, right, layers, budget)) if right else {}
+    return {name: {**answer, **timed.get(name, timed)} if name in right else answer for name, answer in found.items()}
+
+
+def _turns(prepares: Mapping[str, Prepare], layers: Sequence[Layer], budget: float) -> dict[str, Any]:
+    prepared: dict[str, list[Prepared]] = {name: [] for name in prepares}
+    for layer in layers:
+        data = reference.make_data(layer)
+        for name, prepare in prepares.items():
+            prepared[name].append(prepare(layer, *data))
+    calls = {name: [each.call for each in made] for name, made in prepared.items()}
+    first = max(sum(_round(each)) for each in calls.values())  # it packs, too
+    rounds: dict[str, list[list[float]]] = {name: [] for name in prepares}
+    disturbed = seems_disturbed()
+    deadline = time.perf_counter() + budget * len(calls)
+    done = 0
+    while done == 0 or (first < SLOW and _wanted(done, deadline)):
+        for name in calls:
+            lead_in(partial(_round, calls[name]))
+            rounds[name].append(_round(calls[name]))
+        done += 1
+    disturbed = seems_disturbed() or disturbed
+    return {
+        name: {
+            **_figures(list(map(sum, rounds[name]))),
+            "rounds": done,
+            "disturbed": disturbed,
+            "layers": _of_layers(layers, prepared[name], rounds[name]),
+        }
+        for name in calls
+    }
+
+
+def _wanted(rounds: int, deadline: float) -> bool:
+    """Whether another round is to be run after so many."""
+    return rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < deadline)
+
+
+def _of_layers(
+    layers: Sequence[Layer], prepared: Sequence[Prepared], rounds: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
+    """The figures of each layer, and what it says of itself."""
+    return [
+        {"id": layer.id, **_figures([one[place] for one in rounds]), **prepared[place].notes()}
+        for place, layer in enumerate(layers)
+    ]
 
 
 def _round(calls: Sequence[Callable[[], Any]]) -> list[float]:

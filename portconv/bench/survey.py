@@ -20,7 +20,8 @@ from .runner import Task
 __all__ = ["Choice", "SurveyError", "choose", "main", "survey"]
 
 # A library for checking programs, many times slower than the NumPy that it wraps: only for those who name it.
-NOT_UNASKED = {"array_api_strict"}
+# Dask's tasks take milliseconds each, whatever is in them: it is for images larger than memory.
+NOT_UNASKED = {"array_api_strict", "dask"}
 # An engine whose estimate is so many times the least is not worth its time, unless it is named.
 WORTH_TIMING = 30.0
 
@@ -32,12 +33,13 @@ class SurveyError(ValueError):
 # --- in the process that imports the libraries ------------------------------------------------------------------------
 
 
-def _offers(name: str, device: str, layer: Layer) -> dict[str, Any]:
+def _offers(name: str, device: str, layer: Layer, layout: str) -> dict[str, Any]:
     """The engine that auto would choose, and all candidates; or why there is none."""
+    n, c, h, w = layer.x_shape
+    x_shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
+    options = {"backend": name, "device": placement(name, device), "layout": layout, **layer.options}
     try:
-        plan = portconv.plan_conv2d(
-            layer.x_shape, layer.weight_shape, layer.bias, backend=name, device=placement(name, device), **layer.options
-        )
+        plan = portconv.plan_conv2d(x_shape, layer.weight_shape, layer.bias, **options)
     except (TypeError, ValueError) as error:
         return {"why_not": str(error)}
     candidates = [
@@ -47,14 +49,14 @@ def _offers(name: str, device: str, layer: Layer) -> dict[str, Any]:
     return {"chosen": plan.engine, "candidates": candidates}
 
 
-def _backend(name: str, layers: list[Layer]) -> dict[str, Any]:
+def _backend(name: str, layers: list[Layer], layout: str) -> dict[str, Any]:
     try:
         portconv.get_backend(name)
     except (ImportError, ValueError) as error:
         return {"missing": str(error)}
     found = {}
     for device in devices(name):
-        offers = {layer.id: _offers(name, device, layer) for layer in layers}
+        offers = {layer.id: _offers(name, device, layer, layout) for layer in layers}
         found[device] = {"hardware": hardware(name, device), "layers": offers}
     return {"devices": found}
 
@@ -65,7 +67,7 @@ def main() -> None:
     def handle(message: dict[str, Any]) -> dict[str, Any]:
         names = message["backends"] or [name for name in portconv.available_backends() if name not in NOT_UNASKED]
         layers = [Layer.from_json(record) for record in message["layers"]]
-        return {"backends": {name: _backend(name, layers) for name in names}}
+        return {"backends": {name: _backend(name, layers, message["layout"]) for name in names}}
 
     serve(dict, handle)
 
@@ -73,7 +75,9 @@ def main() -> None:
 # --- in the process that asks -----------------------------------------------------------------------------------------
 
 
-def survey(layers: Sequence[Layer], backends: Sequence[str], settings: Settings) -> dict[str, Any]:
+def survey(
+    layers: Sequence[Layer], backends: Sequence[str], settings: Settings, layout: str = "NCHW"
+) -> dict[str, Any]:
     """What `main` answers, by the backend's name.
 
     Raises
@@ -81,7 +85,7 @@ def survey(layers: Sequence[Layer], backends: Sequence[str], settings: Settings)
     SurveyError
         If a backend that was named cannot be had.
     """
-    question = {"backends": list(backends), "layers": [layer.to_json() for layer in layers]}
+    question = {"backends": list(backends), "layers": [layer.to_json() for layer in layers], "layout": layout}
     with Session(Target("survey", "portconv.bench.survey"), settings) as session:
         answer = session.ask(question, limit=600)
     if "error" in answer:
@@ -139,9 +143,11 @@ def _engines(offers: dict[str, Any], named: Sequence[str]) -> dict[str, str | No
         return dict.fromkeys(named or ["auto"], offers["why_not"])
     verdicts: dict[str, str | None] = {"auto": None}
     least = min(c["seconds"] for c in offers["candidates"] if c["why_not"] is None)
-    for c in sorted(offers["candidates"], key=lambda c: c["seconds"] or 0.0):
+    # the library's own routine comes next, since the two take turns, and is worth its time whatever its estimate
+    for c in sorted(offers["candidates"], key=lambda c: (c["engine"] != "native", c["seconds"] or 0.0)):
         verdicts[c["engine"]] = c["why_not"]
-        if c["why_not"] is None and not named and c["seconds"] > WORTH_TIMING * least:
+        costly = c["why_not"] is None and c["engine"] != "native" and c["seconds"] > WORTH_TIMING * least
+        if costly and not named:
             verdicts[c["engine"]] = f"its estimate is {c['seconds'] / least:.0f} times the least"
     if named:
         return {engine: verdicts.get(engine, "the backend does not have it") for engine in named}

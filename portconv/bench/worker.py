@@ -7,6 +7,8 @@ import importlib
 import os
 from typing import Any
 
+import numpy as np
+
 import portconv
 
 from ..processes.devices import placement
@@ -14,7 +16,7 @@ from ..processes.serve import serve, versions
 from ..processes.session import Target
 from .layers import Layer
 from .runner import handle_task
-from .timing import Prepare, Prepared, seconds
+from .timing import Prepare, Prepared, Unsupported, seconds
 
 __all__ = ["TIERS", "backend_target", "main", "make_conv", "prepare", "tier_target"]
 
@@ -32,16 +34,17 @@ TIERS: dict[str, tuple[tuple[str, str | None], ...]] = {
 }
 
 
-def tier_target(tier: str) -> Target:
+def tier_target(tier: str, layout: str = "NCHW") -> Target:
     """The worker for a tier. The compiled one counts as missing without Numba."""
-    arguments = ("numpy", "--require", "numba") if tier == "portconv-jit" else ("numpy",)
+    arguments = ("numpy", "--layout", layout, *(("--require", "numba") if tier == "portconv-jit" else ()))
     return Target(tier, "portconv.bench.worker", arguments, TIERS[tier])
 
 
-def backend_target(backend: str, name: str | None = None) -> Target:
+def backend_target(backend: str, name: str | None = None, layout: str = "NCHW") -> Target:
     """The worker for a backend, in the tier that this process would use, under a name (by default the backend's)."""
     compiled = portconv.environment()["tier"] != "plain"
-    return Target(name or backend, "portconv.bench.worker", (backend,), COMPILED if compiled else ())
+    arguments = (backend, "--layout", layout)
+    return Target(name or backend, "portconv.bench.worker", arguments, COMPILED if compiled else ())
 
 
 def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.Conv2d:
@@ -55,15 +58,46 @@ def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.
     return conv
 
 
-def prepare(name: str, engine: str, device: str) -> Prepare:
-    """What prepares layers for portconv on arrays of the library `name`, on a device (empty: its default)."""
-    library = portconv.get_backend(name)
+class Images:
+    """Images as arrays of a library, in a layout. Engines that take turns on an image get the same array of it."""
+
+    def __init__(self, name: str, layout: str = "NCHW") -> None:
+        self.library, self.layout = portconv.get_backend(name), layout
+        self._last: tuple[Any, str | None, Any] = (None, None, None)  # the image, its device, and the array
+
+    def array(self, x: Any, place: str | None) -> Any:
+        """The array of an NCHW image."""
+        if self._last[0] is not x or self._last[1] != place:
+            own = x if self.layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+            array = self.library.from_numpy(own, device=place)
+            self.library.synchronize(array)
+            self._last = x, place, array
+        return self._last[2]
+
+    def to_numpy(self, y: Any) -> Any:
+        """A result as an NCHW array of NumPy's."""
+        y = self.library.to_numpy(y)
+        return y if self.layout == "NCHW" else y.transpose(0, 3, 1, 2)
+
+
+def prepare(name: str, engine: str, device: str, images: Images | None = None) -> Prepare:
+    """What prepares layers for portconv on arrays of the library `name`, on a device (empty: its default).
+
+    `images` makes the arrays; by default new ones in layout NCHW.
+    """
+    images = images or Images(name)
+    library, layout = images.library, images.layout
 
     def with_arrays(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         place = placement(name, device) if device else None
-        conv = make_conv(layer, weight, bias, backend=name, device=place, engine=engine)
-        array = library.from_numpy(x, device=place)
-        library.synchronize(array)
+        conv = make_conv(layer, weight, bias, backend=name, device=place, engine=engine, layout=layout)
+        array = images.array(x, place)
+        try:
+            conv.plan(array)
+        except portconv.UnsupportedError as reason:
+            if engine == "native":  # which a library need not have, or not for every layer
+                raise Unsupported(str(reason)) from None
+            raise
 
         def call() -> Any:
             y = conv(array)
@@ -72,12 +106,13 @@ def prepare(name: str, engine: str, device: str) -> Prepare:
 
         def notes() -> dict[str, Any]:
             plan = conv.plan(array)
-            found: dict[str, Any] = {"engine": plan.engine, "workspace_bytes": plan.workspace_bytes}
+            found: dict[str, Any] = {"engine": plan.engine, "tier": plan.tier, "device": plan.problem.device}
+            found["workspace_bytes"] = plan.workspace_bytes
             if name == "numpy":  # others may pack lazily
                 found["pack_ms"] = 1e3 * seconds(lambda: plan.pack(conv.weight))
             return found
 
-        return Prepared(call, library.to_numpy, notes)
+        return Prepared(call, images.to_numpy, notes)
 
     return with_arrays
 
@@ -86,6 +121,7 @@ def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backend")
+    parser.add_argument("--layout", default="NCHW", help="of the arrays")
     parser.add_argument("--require", metavar="MODULE", help="count as missing without this module")
     options = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of a GPU's memory
@@ -99,4 +135,8 @@ def main() -> None:
             return {"missing": f"{type(error).__name__}: {error}"}
         return {"versions": versions()}
 
-    serve(hello, lambda message: handle_task(lambda engine, device: prepare(options.backend, engine, device), message))
+    def handle(message: dict[str, Any]) -> dict[str, Any]:
+        images = Images(options.backend, options.layout)
+        return handle_task(lambda engine, device: prepare(options.backend, engine, device, images), message)
+
+    serve(hello, handle)

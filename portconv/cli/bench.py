@@ -52,6 +52,9 @@ __all__ = ["bench"]
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
 @click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default all worth a try; repeatable.")
+@click.option(
+    "--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", help="Of portconv's arrays; by default NCHW."
+)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="For every library; by default all cores.")
 @click.option(
     "--budget", metavar="SECONDS", type=click.FloatRange(0), help="To time an engine; by default 0.5, a network 5."
@@ -71,6 +74,7 @@ def bench(
     backends: Sequence[str],
     devices: Sequence[str],
     engines: Sequence[str],
+    layout: str,
     threads: int | None,
     budget: float | None,
     limit: float | None,
@@ -83,10 +87,14 @@ def bench(
     """Time portconv's backends, devices and engines on the same layers, each library in a process of its own.
 
     A result is checked against a float64 sum before it is timed: a wrong one gets no time, and the exit status is 1.
-    GFLOP/s count the operations of the direct sum, whatever an engine does instead.
+    Every call waits for its result as the library needs it. What portconv chooses and the library's own routine take
+    turns on the same arrays. GFLOP/s count the operations of the direct sum, whatever an engine does instead. Dask
+    takes part only if it is named.
 
     With --network, all convolutions of a network in their order, each once a round, by portconv on NumPy arrays and by
     PyTorch, ONNX Runtime, OpenVINO, JAX and MLX on the CPU, whichever are installed; and the memory that each needs.
+    Then each array library on each of its devices, by its own routines and by portconv's choice, in turns: which one
+    should that network run on here?
 
     \b
     portconv bench --suite mobilenet_v1 --backend numpy --chart chart.png
@@ -112,26 +120,27 @@ def bench(
     )
     if networks:
         _check_alone(devices, engines, given)
-        return bench_networks(console, networks, backends, peers, settings, passes, json_file, chart_file)
+        return bench_networks(console, networks, backends, peers, layout, settings, passes, json_file, chart_file)
     if peers:
         raise click.UsageError("--peer needs --network.", click.get_current_context())
     try:
         layers = layers_of(**given)
-        found = survey(layers, backends, settings)
+        found = survey(layers, backends, settings, layout)
         choice = choose(found, layers, engines, devices)
     except (LayerError, SurveyError) as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
 
     where = machine()
     console.print(_heading(where, settings, found), markup=False)
-    results = _timed(choice, settings, passes)
+    results = _timed(choice, settings, passes, layout)
     console.print(report.table(layers, results))
     wrong = report.problems(results)
     left_out = choice.left_out if engines else {}  # else nobody has asked for them
     for line in [*wrong, *report.reasons(left_out), *report.without_row(layers, results, choice.left_out)]:
         console.print(line, markup=False)
     if json_file is not None:
-        more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "devices": _devices(found)}
+        more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "layout": layout}
+        more["devices"] = _devices(found)
         write_json(json_file, report.document(layers, results, choice.left_out, settings, more))
     if chart_file is not None:
         title = f"portconv {portconv.__version__}, float32, {settings.threads} threads, {where['cpu']}"
@@ -168,7 +177,7 @@ def _devices(found: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {name: {d: here["hardware"] for d, here in backend["devices"].items()} for name, backend in found.items()}
 
 
-def _timed(choice: Choice, settings: Settings, passes: int) -> dict[str, Timed]:
+def _timed(choice: Choice, settings: Settings, passes: int, layout: str) -> dict[str, Timed]:
     """Every backend over its tasks, `passes` times, with a bar on a terminal and a line for each task elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False)
@@ -181,7 +190,7 @@ def _timed(choice: Choice, settings: Settings, passes: int) -> dict[str, Timed]:
             if not console.is_terminal:
                 console.print(f"{where}: {describe(found)}", markup=False, soft_wrap=True)
 
-        jobs = {backend_target(name): tasks for name, tasks in choice.tasks.items()}
+        jobs = {backend_target(name, layout=layout): tasks for name, tasks in choice.tasks.items()}
         results = run_all(jobs, settings, passes, progress)
     for name, timed in results.items():
         if "missing" in timed.hello:  # it was there when asked before, so it is no bad input

@@ -47,6 +47,7 @@ class Candidate:
     note: str = ""
     if_separable: float | None = None  # the share of the seconds that a separable kernel takes, in two passes
     measured: bool = False  # whether `seconds` is what the clock said, now or in an earlier process
+    tier: str = ""  # how it is carried out: "compiled", "plain" (NumPy), "array API"; a library's own has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,16 @@ class Plan:
     def stamp(self) -> Hashable:
         """What a packed weight depends on; plans with equal stamps share packed weights."""
         raise NotImplementedError  # abstract: every subclass has its own
+
+    @property
+    def tier(self) -> str:
+        """How the engine is carried out, as its candidate says: ``"compiled"``, ``"plain"`` (NumPy) or ``"array API"``.
+
+        ``"native"`` is a routine of the library's own. Empty for an engine whose back end does not say it.
+        """
+        if self.engine == "native":
+            return "native"
+        return next((c.tier for c in self.candidates if c.engine == self.engine), "")
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ Array = np.ndarray[Any, Any]
 class NumpySteps(Steps):
     """Steps for NumPy arrays, read-only ones included."""
 
+    tier = "plain"
     pack_dtype = "float64"
     banded = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..core.backend import Candidate, EnginePlan
 from ..core.errors import UnsupportedError
 from ..core.problem import Problem
@@ -20,7 +22,7 @@ ENGINES: dict[str, Engine] = {
 
 def candidates(problem: Problem, steps: Steps, costs: Costs) -> list[Candidate]:
     """Every engine's estimate for a problem."""
-    return [engine.candidate(problem, steps, costs) for engine in ENGINES.values()]
+    return [replace(engine.candidate(problem, steps, costs), tier=steps.tier) for engine in ENGINES.values()]
 
 
 def build(problem: Problem, engine: str, steps: Steps, costs: Costs) -> EnginePlan:

@@ -74,6 +74,7 @@ class Steps:
         What the operands of one matrix product may take: on a CPU, what its caches hold.
     """
 
+    tier = "array API"  # what plans say of how they are carried out
     threads = 1
     banded = False  # whether one call multiplies many small matrices about as fast as large ones
     pack_dtype: str | None = None  # what weights are transformed in, where it is not the dtype of the computation

@@ -169,7 +169,7 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
     seen = [None if a is None else np.array(backend.to_numpy(a)) for a in arrays]  # as the library rounded them
     key = repr((replace(p, engine="auto", accuracy="normwise", threads=0), backend.name, device))
     plan = plan_conv2d(x, weight, bias, **options, backend=backend)
-    where = plan.engine, _tier(plan)
+    where = plan.engine, plan.tier
     if p.gradient:
         return Outcome(_gradient_share(p, backend, device, arrays, seen, key), *where)
     y = CALL[p.call](p, backend, arrays, options)
@@ -227,14 +227,6 @@ def _without_subnormals(a: Array) -> Array:
         return a
     tiny = np.finfo(np.float64 if a.dtype == np.float64 else np.float32).tiny
     return np.where(np.abs(a) < tiny, 0, a).astype(a.dtype)
-
-
-def _tier(plan: Any) -> str:
-    """The tier of a plan: "compiled", "native" or "array API" ("plain" on NumPy's memory)."""
-    if plan.engine == "native":
-        return "native"
-    note = next((c.note for c in plan.candidates if c.engine == plan.engine), "")
-    return "compiled" if note.startswith("compiled") else "plain"
 
 
 def _mistaken(p: Problem, arrays: list[Any]) -> Outcome:

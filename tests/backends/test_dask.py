@@ -71,6 +71,15 @@ def test_what_chunks_consist_of():
         backend.from_numpy(np.ones(3), device="cuda:7")
 
 
+def test_waiting_computes_the_chunks_and_waits_for_their_library(monkeypatch):
+    waited = []
+    monkeypatch.setattr(type(portconv.get_backend("numpy")), "synchronize", lambda self, x: waited.append(x))
+    y = portconv.conv2d(da.from_array(numbers((1, 2, 6, 6))), da.from_array(numbers((3, 2, 3, 3))))
+    portconv.get_backend("dask").synchronize(y)
+    (computed,) = waited
+    np.testing.assert_array_equal(computed, y.compute())
+
+
 class Chunks(np.ndarray):
     """The arrays of a library of its own."""
 

@@ -301,3 +301,17 @@ def test_a_parameter_is_a_tensor(torch):
     module = portconv.Conv2d(1, 1, 3)
     module.weight = torch.nn.Parameter(torch.ones(1, 1, 3, 3))
     np.testing.assert_array_equal(module.weight, 1)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "cpu"])
+def test_waiting_is_for_the_gpu_of_the_tensor(library, monkeypatch, kind):
+    """Of several GPUs the current one need not be the one that computes."""
+    waited, torch = [], library("torch").module
+    for module in (torch.cuda, torch.xpu, torch.mps):
+        monkeypatch.setattr(module, "synchronize", lambda *device: waited.append(device))
+
+    class Tensor:
+        device = torch.device(kind, 1) if kind in ("cuda", "xpu") else torch.device(kind)
+
+    portconv.get_backend("torch").synchronize(Tensor())
+    assert waited == {"cpu": [], "mps": [()]}.get(kind, [(Tensor.device,)])

@@ -19,7 +19,7 @@ def other(name, **changes):
 
 
 SECOND = other("second")
-GOOD = {"engine": "gemm", "error_share": 0.25, "workspace_bytes": 3 << 20}
+GOOD = {"engine": "gemm", "tier": "compiled", "error_share": 0.25, "workspace_bytes": 3 << 20}
 RESULTS = {
     "numpy": Timed(
         {"versions": {}},
@@ -29,7 +29,13 @@ RESULTS = {
             Task(SECOND, "auto", "cpu"): {"best_ms": 5.0, **GOOD},
         },
     ),
-    "torch": Timed({"versions": {}}, {Task(TINY, "auto", "cuda:0"): {"best_ms": 0.001, **GOOD}}),
+    "torch": Timed(
+        {"versions": {}},
+        {
+            Task(TINY, "auto", "cuda:0"): {"best_ms": 0.001, **GOOD},
+            Task(TINY, "native", "cuda:0"): {"best_ms": 0.0025, **GOOD, "engine": "native", "tier": "native"},
+        },
+    ),
 }
 
 

@@ -13,8 +13,9 @@ def test_chart_series():
     assert [(s.label, dict(s.times), s.lane) for s in series] == [
         ("auto", {TINY.id: 2.0, SECOND.id: 5.0}, 0),
         ("auto", {TINY.id: 0.001}, 1),
+        ("native", {TINY.id: 0.0025}, 1),
     ]
-    assert [[s.label for s in row] for row in legend] == [["numpy", "torch, cuda:0"], ["auto"]]
+    assert [[s.label for s in row] for row in legend] == [["numpy", "torch, cuda:0"], ["auto", "native"]]
 
 
 @pytest.mark.filterwarnings("default")  # those of Matplotlib's own parser of fonts

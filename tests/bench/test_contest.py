@@ -24,7 +24,7 @@ FIGURES = {
     "network_bytes": 100 << 20,
     "disturbed": False,
     "error_share": 0.125,
-    "layers": [{"id": TINY.id, "best_ms": 2.0, "median_ms": 2.0}],
+    "layers": [{"id": TINY.id, "best_ms": 2.0, "median_ms": 2.0, "engine": "x", "tier": "compiled", "device": "cpu"}],
 }
 FOUND = Contest(
     {"portconv-jit": {"versions": {}}, "torch": {"versions": {}}, "jax": {"missing": "no jax"}},
@@ -94,13 +94,14 @@ def test_the_best_peer_is_one_library_for_the_whole():
 def test_the_table_and_the_reasons():
     from rich.console import Console
 
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.network_table(FOUND))
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["vgg19", "portconv-jit", "2", "1.50", "5", "0.125", "300", "100"] in lines
-    assert ["torch", "*", "3", "1.00", "5", "0.125", "300", "100"] in lines
-    assert ["onnxruntime", "!", "30", "0.10", "5", "0.125", "300", "100"] in lines
-    assert ["resnet50", "portconv-jit", "error"] in lines and ["mlx", "skipped"] in lines
+    assert ["portconv-jit", "compiled", "cpu", "2", "1.50", "5", "0.125", "300", "100"] in lines
+    assert ["torch", "compiled", "cpu", "*", "3", "1.00", "5", "0.125", "300", "100"] in lines
+    assert ["onnxruntime", "compiled", "cpu", "!", "30", "0.10", "5", "0.125", "300", "100"] in lines
+    assert lines.index(["resnet50"]) > lines.index(["vgg19"])
+    assert ["portconv-jit", "error"] in lines and ["mlx", "skipped"] in lines
     assert report.network_problems(FOUND) == [
         "portconv-jit, resnet50: wrong result",
         "mlx, resnet50: too odd",

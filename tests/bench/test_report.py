@@ -20,10 +20,21 @@ def test_table(capsys):
     console.print(report.table([TINY, SECOND], RESULTS))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     gflops = f"{2 * TINY.macs / 0.001 / 1e6:.1f}"
-    assert ["given/tiny", "numpy", "cpu", "auto:", "gemm", "2", "0.0", "0.250", "3.0"] in lines
-    assert [*TINY.problem.split(), "numpy", "cpu", "fft", "error"] in lines
-    assert ["torch", "cuda:0", "auto:", "gemm", "*", "0.001", gflops, "0.250", "3.0"] in lines
+    assert ["given/tiny", *TINY.problem.split()] in lines
+    assert ["numpy", "cpu", "auto:", "gemm", "compiled", "2", "0.0", "0.250", "3.0"] in lines
+    assert ["numpy", "cpu", "fft", "error"] in lines
+    assert ["torch", "cuda:0", "auto:", "gemm", "compiled", "*", "0.001", "2.50", gflops, "0.250", "3.0"] in lines
+    assert ["torch", "cuda:0", "native", "native", "0.0025"] in [line[:5] for line in lines]
     assert report.problems(RESULTS) == ["numpy cpu fft, given/tiny: wrong result"]
+
+
+def test_tables_fit_80_columns():
+    found = {"best_ms": 1234.0, "error_share": 0.25, "workspace_bytes": 999 << 20, "disturbed": True}
+    found |= {"engine": "winograd", "tier": "array API"}
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.table([TINY], {"torch": Timed({}, {Task(TINY, "auto", "cuda:0"): found})}))
+    assert "auto: winograd array API ! * 1234" in console.file.getvalue()
+    assert "999.0" in console.file.getvalue() and "…" not in console.file.getvalue()
 
 
 def test_document():
@@ -34,6 +45,8 @@ def test_document():
     assert first["results"][0]["chosen"] == "gemm" and first["results"][0]["engine"] == "auto"
     assert first["results"][0]["gflops"] == pytest.approx(1e-6 * TINY.macs)
     assert second["results"][1] == {"backend": "numpy", "device": "cpu", "engine": "fft", "skipped": "slow"}
+    ratios = {row["engine"]: row.get("native_over_auto") for row in first["results"] if row["backend"] == "torch"}
+    assert ratios == {"auto": pytest.approx(2.5), "native": None}
     assert made["settings"]["threads"] == 1 and first["macs"] == TINY.macs
 
 

@@ -20,8 +20,11 @@ def handle(message):
         os._exit(3)
     if name == "sleeps":
         time.sleep(60)
+    if name == "fragile" and "native" in message["engines"]:
+        os._exit(3)
     print("noise on stdout")
-    return {"best_ms": 1.0, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+    figures = {"best_ms": 1.0, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+    return {"answers": [{**figures, "asked": message["engines"]} for _ in message["engines"]]}
 
 def main():
     serve(lambda: {"missing": "no such library"} if "absent" in sys.argv else {"arguments": sys.argv[1:]}, handle)
@@ -45,6 +48,20 @@ def test_a_task_that_kills_its_worker_costs_that_task_only(fake):
     assert sleeps == {"error": "over 1 s"}
     assert len({a["pid"], b["pid"], c["pid"]}) == 3
     assert a["threads"] == "3"
+
+
+def test_portconvs_choice_and_the_librarys_routine_are_asked_together(fake):
+    tasks = [Task(TINY, engine, device) for device in "ab" for engine in ("auto", "native", "gemm", "fft")]
+    timed = runner.run_target(fake, tasks, SETTINGS, lambda *_: None)
+    asked = [answer["asked"] for answer in timed.answers.values()]
+    assert asked == [["auto", "native"], ["auto", "native"], ["gemm"], ["fft"]] * 2
+    assert list(timed.answers) == tasks
+
+
+def test_a_routine_that_kills_the_worker_costs_portconvs_choice_nothing(fake):
+    auto, native = (Task(other("fragile"), engine) for engine in ("auto", "native"))
+    timed = runner.run_target(fake, [auto, native], SETTINGS, lambda *_: None)
+    assert timed.answers[auto]["best_ms"] == 1.0 and "ended with status 3" in timed.answers[native]["error"]
 
 
 def test_missing_libraries(fake):

@@ -39,6 +39,22 @@ def test_engines_worth_their_time_are_chosen():
     assert choice.left_out == {("lib", Task(TINY, "d", "dev")): "because"}
 
 
+def test_the_librarys_own_routine_comes_beside_portconvs_choice_whatever_its_estimate():
+    choice = survey.choose(found_of(a=1.0, b=31.0, native=1000.0), [TINY], [], [])
+    assert [task.engine for task in choice.tasks["lib"]] == ["auto", "native", "a"]
+
+
+def test_dask_and_checking_libraries_must_be_asked_for(monkeypatch):
+    handlers = []
+    monkeypatch.setattr(survey, "serve", lambda hello, handle: handlers.append(handle))
+    monkeypatch.setattr(survey.portconv, "available_backends", lambda: ["array_api_strict", "dask", "numpy"])
+    monkeypatch.setattr(survey, "_backend", lambda name, layers, layout: {"devices": {}})
+    survey.main()
+    (handle,) = handlers
+    for named, found in (None, ["numpy"]), (["dask"], ["dask"]):
+        assert list(handle({"backends": named, "layers": [], "layout": "NCHW"})["backends"]) == found
+
+
 def test_unknown_engines_and_devices():
     with pytest.raises(survey.SurveyError, match="engine 'x' is none of a, auto"):
         survey.choose(found_of(a=1.0), [TINY], ["x"], [])

@@ -40,6 +40,25 @@ def test_slow_calls_are_not_repeated(monkeypatch):
     assert len(calls) == 2
 
 
+def test_several_take_turns(monkeypatch):
+    monkeypatch.setattr(timing, "SETTLE", 0.0)
+    monkeypatch.setattr(timing, "LEAD_IN", 0.0)
+    monkeypatch.setattr(timing, "ROUND", 0.0)  # one call a round
+    log = []
+
+    def prepare_as(name, error=0.0):
+        def prepare(layer, x, weight, bias):
+            y = exact(layer)[1] + np.float32(error)
+            return timing.Prepared(lambda: log.append(name) or y, lambda y: y, lambda: {"engine": name})
+
+        return prepare
+
+    first, wrong, second = timing.answers([prepare_as("a"), prepare_as("b", 1.0), prepare_as("c")], TINY, 0.0)
+    assert (first["engine"], second["engine"], list(wrong)) == ("a", "c", ["error"])
+    assert log == ["a", "b", "c", "a", "c", "a", "a", "c", "c"]  # first calls, warm up, one turn with its lead
+    assert first["rounds"] == second["rounds"] == 1
+
+
 def test_what_a_library_raises():
     def unsupported(*_):
         raise timing.Unsupported("not this")

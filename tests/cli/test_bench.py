@@ -7,6 +7,7 @@ import json
 import pytest
 
 import portconv
+from portconv.bench.comparison import Row
 from portconv.bench.contest import Contest
 from portconv.bench.runner import Timed
 from portconv.cli import bench as command
@@ -118,7 +119,16 @@ FIGURES = {
     "network_bytes": 1 << 20,
     "error_share": 0.5,
     "disturbed": False,
+    "layers": [{"id": "a/b", "engine": "gemm", "tier": "compiled", "device": "cpu"}],
 }
+ROWS = [Row("numpy", "cpu", {"auto": {**FIGURES, "median_ms": 2.1}, "native": {"skipped": "it has none"}})]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compared(monkeypatch):
+    """The comparison of libraries, of which a network's summary is made, takes no time."""
+    monkeypatch.setattr(network_command, "survey", lambda *_: {"numpy": {"devices": {"cpu": {}}}})
+    monkeypatch.setattr(network_command, "compare", lambda places, networks, *_: dict.fromkeys(networks, ROWS))
 
 
 def contest_with(seen, **answers):
@@ -141,9 +151,12 @@ def test_a_network(capsys, monkeypatch, tmp_path):
     ((targets, networks, settings, passes),) = seen
     assert targets == ["portconv-jit", "portconv-numpy", "torch"] and networks == ["vgg19", "convnext_t"]
     assert (settings.threads, settings.budget, settings.limit, passes) == (2, 5.0, 600.0, 3)
-    assert "torch" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "torch" in out and "numpy on cpu, by portconv's choice, is the fastest: 2 ms" in out
     document = json.loads(table.read_text())
     assert set(document["networks"]) == {"vgg19", "convnext_t"} and document["machine"]["cpu"]
+    assert document["networks"]["vgg19"]["verdict"]["library"] == "numpy" and document["layout"] == "NCHW"
+    assert document["networks"]["vgg19"]["comparison"][0]["own_layers"] == 1
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 

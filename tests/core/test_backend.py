@@ -27,6 +27,18 @@ def test_plan_pack_execute(backend, engine):
         )
 
 
+def test_a_plan_says_its_tier(backend, engine):
+    shapes = (1, 8, 12, 12), (8, 8, 3, 3)
+    plan = portconv.plan_conv2d(*[backend.array(np.zeros(shape, "f4")) for shape in shapes], engine=engine)
+    note = next(c.note for c in plan.candidates if c.engine == plan.engine)
+    expected = {"compiled", "plain", "array API"} if plan.engine != "native" else {"native"}
+    assert plan.tier in expected and (plan.tier == "compiled") == note.startswith("compiled")
+    if backend.name == "array_api_strict":
+        assert plan.tier == "array API"
+    if backend.name == "numpy":
+        assert plan.tier != "array API"
+
+
 def test_a_pack_belongs_to_its_device(library):
     xp = library("array_api_strict").module
     weight = xp.ones((3, 2, 3, 3), dtype=xp.float32)

@@ -87,7 +87,7 @@ class DaskBackend:
         return self._inner.backend_of(x._meta).to_numpy(x.compute())
 
     def synchronize(self, x: Any, /) -> None:
-        x.compute()
+        self._inner.backend_of(x._meta).synchronize(x.compute())  # chunks may be a GPU's
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         return {**self._library(problem.device).environment(problem), "dask": version("dask")}

@@ -125,8 +125,10 @@ class TorchBackend(ArrayApiBackend):
         return np.asarray(x.float() if name_of(x.dtype) == "bfloat16" else x)
 
     def synchronize(self, x: Any, /) -> None:
-        if x.device.type in ("cuda", "mps", "xpu"):
-            getattr(torch, x.device.type).synchronize()
+        if x.device.type in ("cuda", "xpu"):  # of several, the current one need not be that of the tensor
+            getattr(torch, x.device.type).synchronize(x.device)
+        elif x.device.type == "mps":
+            torch.mps.synchronize()
 
     def environment(self, problem: Problem, /) -> dict[str, str]:
         if problem.device.startswith("cuda"):

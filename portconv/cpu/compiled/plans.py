@@ -58,6 +58,11 @@ def candidates(problem: Problem, costs: CompiledCosts = COMPILED) -> dict[str, C
     for engine in FORMS:
         if (plan := build(problem, engine)) is not None:
             found[engine] = Candidate(
-                engine, plan.seconds(costs), plan.workspace_bytes, note=plan.note, if_separable=plan.if_separable
+                engine,
+                plan.seconds(costs),
+                plan.workspace_bytes,
+                note=plan.note,
+                if_separable=plan.if_separable,
+                tier="compiled",
             )
     return found
