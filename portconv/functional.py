@@ -12,7 +12,7 @@ from .core.backend import ArrayInfo, Backend, Plan
 from .core.dtypes import dtype_name
 from .core.integers import integer
 from .dispatch import path, planner, registry
-from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem
+from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem, normalised
 from .dispatch.path import described, prepared
 
 __all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "tune", "warmup"]
@@ -128,7 +128,7 @@ def conv2d(
     >>> blurred.dtype.name, int(blurred.min()), int(blurred.max())
     ('uint8', 200, 200)
     """
-    spec = Conv2dSpec.normalise(
+    spec = normalised(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
         out_dtype=out_dtype,

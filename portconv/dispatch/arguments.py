@@ -7,6 +7,7 @@ The rules are those of MegEngine 1.13's `Conv2d`; what is accepted beyond it sta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from ..core import layout as layouts
@@ -17,7 +18,7 @@ from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 
-__all__ = ["Conv2dSpec", "Padding", "device_name", "flag", "make_problem"]
+__all__ = ["Conv2dSpec", "Padding", "device_name", "flag", "make_problem", "normalised"]
 
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -147,6 +148,22 @@ class Conv2dSpec:
             return vertical + horizontal
         assert isinstance(vertical, int) and isinstance(horizontal, int)
         return vertical, vertical, horizontal, horizontal
+
+
+_remembered = lru_cache(maxsize=1024, typed=True)(Conv2dSpec.normalise)
+
+
+def normalised(stride: object, padding: object, dilation: object, *arguments: Any, **options: Any) -> Conv2dSpec:
+    """`Conv2dSpec.normalise`, which need not be done again for the usual arguments.
+
+    These are numbers and words. A pair is looked at anew, since (1, True) would pass for (1, 1).
+    """
+    if type(stride) is type(dilation) is int and (type(padding) is int or type(padding) is str):
+        try:
+            return _remembered(stride, padding, dilation, *arguments, **options)
+        except TypeError:  # what cannot be looked up; or one of the arguments is wrong, which is said below
+            pass
+    return Conv2dSpec.normalise(stride, padding, dilation, *arguments, **options)
 
 
 def device_name(device: object) -> str | None:

@@ -13,8 +13,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ..core.array_types import ENTRY_POINT_GROUP, extend, library_of, plugins
-from ..core.backend import Backend, lacking
+from ..core.backend import Backend, Plan, lacking
 from ..core.errors import missing_library
+from ..core.problem import Problem
 from . import planner
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ extend(*_KNOWN)
 _override: ContextVar[Backend | None] = ContextVar("portconv_backend", default=None)
 
 
+def _plan(backend: Backend, problem: Problem, engine: str) -> Plan:
+    return planner.plan(backend, problem, engine)
+
+
 def _load(name: str, x: Any = None) -> Backend:
     """The backend of this name, importing its library; `x` is an array of the library, if there is one."""
     if name in _loaded:
@@ -49,7 +54,7 @@ def _load(name: str, x: Any = None) -> Backend:
     if name in _KNOWN:
         module, extra = _KNOWN[name]
         try:
-            handed = (get_backend, planner.plan) if name in _OF_PARTS else ()
+            handed = (get_backend, _plan) if name in _OF_PARTS else ()
             backend: Backend = importlib.import_module(module).backend(name, *handed)
         except ImportError as error:
             raise missing_library(name, extra, error) from error

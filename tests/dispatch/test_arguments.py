@@ -7,6 +7,7 @@ import pytest
 
 import portconv
 from portconv import UnsupportedError
+from portconv.dispatch.arguments import Conv2dSpec, normalised
 from tests.helpers import ones, refused, show
 
 X, WEIGHT, BIAS = ones(1, 4, 8, 9), ones(6, 4, 3, 3), ones(1, 6, 1, 1)
@@ -460,3 +461,15 @@ def test_messages_name_what_the_user_wrote():
 def test_negative_sizes_are_refused(x, weight):
     with pytest.raises(ValueError, match=r"`(x|weight)_or_shape\[\d\]`"):
         portconv.plan_conv2d(x, weight)
+
+
+def test_what_is_remembered_is_no_less_checked():
+    assert normalised(1, 2, 1, 1, padding_mode="reflect") is normalised(1, 2, 1, 1, padding_mode="reflect")
+    assert normalised((1, 2), 2, 1) == Conv2dSpec.normalise((1, 2), 2, 1)
+    for wrong in ((True, 2, 1), (1, 2.0, 1), (1, 2, True), (1, 2, 1, True), ((1, True), 2, 1)):
+        normalised(1, 2, 1, 1)
+        normalised((1, 1), 2, 1)
+        with pytest.raises(TypeError):
+            normalised(*wrong)
+    with pytest.raises(ValueError, match="stride"):
+        normalised(0, 2, 1)
