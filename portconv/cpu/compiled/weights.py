@@ -11,7 +11,6 @@ from .. import threads
 from .base import Array, Ints, Launch, first_of, read_only
 from .jobs import job_of, take
 from .kernel import kernel, words
-from .memory import copy
 from .moves import move_elements
 
 __all__ = ["in_panels", "panels", "weight_memory"]
@@ -33,11 +32,15 @@ def _panels(job, part, weight, numbers, packed):
     tasks = groups * count_panels * blocks
     term = rows * size  # bytes from term to term of a panel
     across, down = (taps * term, term) if by_tap == 0 else (term, by_tap * term)  # from input to input, tap to tap
+    runs_of_outputs = abs(output_step) < abs(input_step)  # they lie closer to each other than inputs
     for _ in range(tasks):
         task = take(job, part, tasks)
         if task >= tasks:
             break
-        panel, block = divmod(task, blocks)
+        if runs_of_outputs:  # all panels of some inputs, which lie side by side, and then the next ones
+            block, panel = divmod(task, groups * count_panels)
+        else:
+            panel, block = divmod(task, blocks)
         g, n = divmod(panel, count_panels)
         i0 = block * some
         count = min(some, inputs - i0)
@@ -45,14 +48,11 @@ def _panels(job, part, weight, numbers, packed):
         high = min(rows, outputs - o0)
         source = first + g * group_step + o0 * output_step + i0 * input_step
         place = target + panel * inputs * taps * term + i0 * taps * term
-        if abs(output_step) < abs(input_step):  # outputs lie closer to each other than inputs: runs of them
+        if runs_of_outputs:
             for i in range(count):
                 for t in range(taps):
                     run, out = source + i * input_step + t * tap_step, place + i * across + t * down
-                    if output_step == size:
-                        copy(packed, (out, run, high))
-                    else:
-                        _move(packed, (out, size, run, output_step, high))
+                    _move(packed, (out, size, run, output_step, high))
         elif by_tap == 0 and input_step == taps * tap_step:
             for r in range(high):
                 _move(packed, (place + r * size, term, source + r * output_step, tap_step, count * taps))

@@ -230,7 +230,10 @@ def _pack(job, part, weight, steps, outputs, channels, taps, form, places, limit
         task = take(job, part, tasks)
         if task >= tasks:
             break
-        block, group = divmod(task, some)
+        if output_step < channel_step:  # all outputs of some channels, which lie side by side, and then the next ones
+            group, block = divmod(task, tasks // some)
+        else:
+            block, group = divmod(task, some)
         o, i0 = block * lanes, group * CHANNELS
         count = min(CHANNELS, channels - i0)
         runs, run = (1, count * taps) if channel_step == taps * size else (count, taps)
