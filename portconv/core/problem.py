@@ -20,7 +20,9 @@ class Problem:
 
     `padding` is (top, bottom, left, right); `x_dtype` is the image's own dtype, `dtype` the one that the arguments
     promote to, which the result has unless `out_dtype` names another.
-    `traced` says that the values are not known yet (`jax.jit`).
+    `traced` says that the values are not known yet (`jax.jit`). `packed_once` says that a weight is packed for one
+    call, as in training, which changes it from step to step: what packing takes counts, and the weight's memory may be
+    read until the call is over.
     """
 
     batch: int
@@ -42,6 +44,7 @@ class Problem:
     device: str
     traced: bool = False
     out_dtype: str | None = None  # what the result is rounded to, if it is to be another dtype than `dtype`
+    packed_once: bool = False
 
     @cached_property
     def out_size(self) -> Pair:

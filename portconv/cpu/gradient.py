@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -76,7 +77,7 @@ def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def _plan(problem: Problem) -> Plan:
-    return planned(problem, host_candidates, numpy_plan)
+    return planned(replace(problem, packed_once=True), host_candidates, numpy_plan)
 
 
 def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:

@@ -132,7 +132,8 @@ def remember(environment: Mapping[str, str], problem: Problem, seconds: Mapping[
 
 
 def _key(environment: Mapping[str, str], problem: Problem) -> Key:
-    sizes = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    # what is measured is the computation alone, however often a weight is packed
+    sizes = {field.name: getattr(problem, field.name) for field in fields(problem) if field.name != "packed_once"}
     return _text({"portconv": __version__, **environment}), _text(sizes)
 
 

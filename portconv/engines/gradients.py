@@ -67,8 +67,7 @@ def _of_phase(phase: Phase, weight: Any, dy: Any, steps: Steps, plan: Callable[[
     """The part of the image's gradient that a phase fills; all in NCHW."""
     chosen = plan(phase.problem)
     taps = steps.xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
-    # copied once, and not whenever an engine that packs it, or several, reads it
-    taps = steps.contiguous(steps.xp.permute_dims(taps, (0, 2, 1, 3, 4)))
+    taps = steps.xp.permute_dims(taps, (0, 2, 1, 3, 4))
     return chosen.execute(dy[:, :, phase.rows.source, phase.cols.source], chosen.pack(taps))
 
 

@@ -204,6 +204,8 @@ def _seconds(p: Problem, t: Tiling, costs: Costs) -> float:
     per_tile += 2.0 * products * (products * p.in_channels + tile_outputs * p.out_channels)  # transforms
     weight = products * p.in_channels * p.out_channels * t.tasks  # read once for every block
     moved = t.tiles * products * channels * 2.0 + weight * 8.0
+    if p.packed_once:  # in float64, and cast
+        moved += products * p.in_channels * p.out_channels * 8.0
     return (
         t.tiles * per_tile * costs.gemm_flop
         + moved * costs.element

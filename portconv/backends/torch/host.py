@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import torch
 from ...core.backend import PackedWeight, Plan
 from ...core.problem import Problem
 from ...cpu import gradient, threads
-from ...cpu.bridge import HostPlan, bridged, host_plan
+from ...cpu.bridge import HostPlan, bridged, host_candidates, host_plan
 from ...cpu.views import BFLOAT16_BITS
 from .native import NativePlan
 from .operations import records, transformed
@@ -79,8 +79,14 @@ def _limit() -> AbstractContextManager[None]:
     return threads.at_most(torch.get_num_threads())
 
 
+class _Packed(NamedTuple):
+    plan: HostPlan
+    weight: PackedWeight  # packed by it
+
+
 class _Weight(NamedTuple):
     packed: PackedWeight | None  # None where NumPy cannot see it
+    once: bool  # whether it is packed by the plan `once`
     weight: Any
     others: dict[Hashable, PackedWeight]  # what it is packed to for images in another memory format
 
@@ -102,6 +108,19 @@ class TorchHostPlan(Plan):
     def stamp(self) -> Hashable:
         return ("torch", self.inner.stamp)
 
+    @cached_property
+    def once(self) -> HostPlan:
+        """For weights whose gradients are recorded: they change from step to step, and are packed in each.
+
+        A caller who has named an engine gets no other one.
+        """
+        p = replace(self.problem, packed_once=True)
+        engine = self.engine
+        if self.chosen_by not in ("", "the caller"):
+            offers = {c.engine: c.seconds for c in host_candidates(p) if c.why_not is None}
+            engine = min(offers, key=lambda name: offers[name])
+        return host_plan(p, engine, view=view, take=_take, bits=_bits)
+
     def warmup(self) -> tuple[str, ...]:
         return self.inner.warmup()
 
@@ -109,14 +128,15 @@ class TorchHostPlan(Plan):
         # that keeps the memory alive, but not the caller's tensor
         own = weight if transformed() or records(weight) else weight.detach()
         if not _has_values(weight):
-            return PackedWeight(self.stamp, _Weight(None, own, {}), 0)
-        packed = self.inner.pack(weight)
-        return PackedWeight(self.stamp, _Weight(packed, own, {}), packed.nbytes, packed.separable)
+            return PackedWeight(self.stamp, _Weight(None, False, own, {}), 0)
+        once = records(weight)
+        packed = (self.once if once else self.inner).pack(weight)
+        return PackedWeight(self.stamp, _Weight(packed, once, own, {}), packed.nbytes, packed.separable)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        packed, own, others = weight.data
+        packed, once, own, others = weight.data
         if out is None and _channels_last(x):
             # a caller who has named an engine gets no other one
             last = self.last if self.chosen_by == "the caller" else self.best_last
@@ -130,25 +150,31 @@ class TorchHostPlan(Plan):
             return last.execute(x.permute(0, 2, 3, 1), others[last.stamp], bias).permute(0, 3, 1, 2)
         if packed is None or not _has_values(x, bias):
             return self.native.execute(x, self.native.pack(own), bias, out=out)
+        plan = self.once if once else self.inner
+        if packed.stamp != plan.stamp:  # by a plan for another image, which has another engine for such weights
+            packed = plan.pack(own)
+        found = _Packed(plan, packed)
         if out is not None:
-            return self._write(x, packed, bias, out)
+            return _written(x, found, bias, out)
         if torch.is_grad_enabled() and (
             x.requires_grad or own.requires_grad or (bias is not None and bias.requires_grad)
         ):
-            return _Convolution.apply(x, own, bias, self, packed)
-        return self.computed(x, packed, bias)
+            return _Convolution.apply(x, own, bias, self, found)
+        return _computed(x, found, bias)
 
-    def computed(self, x: Any, packed: PackedWeight, bias: Any) -> Any:
-        """The result, of which nothing is recorded."""
-        with _limit():
-            return self.inner.execute(x, packed, bias)
 
-    def _write(self, x: Any, packed: PackedWeight, bias: Any, out: Any) -> Any:
-        if out.dtype == torch.bfloat16 or self.problem.x_dtype == "bfloat16":
-            return out.copy_(self.computed(x, packed, bias))
-        with _limit():
-            self.inner.inner.execute(view(x), packed.data, None if bias is None else view(bias), out=view(out))
-        return out
+def _computed(x: Any, packed: _Packed, bias: Any) -> Any:
+    """The result, of which nothing is recorded."""
+    with _limit():
+        return packed.plan.execute(x, packed.weight, bias)
+
+
+def _written(x: Any, packed: _Packed, bias: Any, out: Any) -> Any:
+    if out.dtype == torch.bfloat16 or packed.plan.problem.x_dtype == "bfloat16":
+        return out.copy_(_computed(x, packed, bias))
+    with _limit():
+        packed.plan.inner.execute(view(x), packed.weight.data, None if bias is None else view(bias), out=view(out))
+    return out
 
 
 # F, X and W of the text above. What is differentiated again has a graph: their backward functions call them by `apply`.
@@ -156,10 +182,12 @@ class TorchHostPlan(Plan):
 
 class _Convolution(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not typed here
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, plan: TorchHostPlan, packed: PackedWeight | None) -> Any:
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, plan: TorchHostPlan, packed: _Packed | None) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.plan, ctx.bias = plan, None if bias is None else (bias.shape, bias.dtype)
-        return plan.computed(x, plan.pack(weight.detach()).data.packed if packed is None else packed, bias)
+        if packed is None:
+            packed = _Packed(plan.once, plan.once.pack(weight))
+        return _computed(x, packed, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from ...core.backend import EnginePlan, PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import axis_source
+from .. import threads
 from ..threads import ALIGNMENT
 from ..views import BFLOAT16_BITS
 from . import team
@@ -27,7 +28,9 @@ __all__ = [
     "Ints",
     "Launch",
     "CompiledPlan",
+    "compiled_by",
     "even_width",
+    "first_of",
     "may_stream",
     "memory_of",
     "one_array",
@@ -70,9 +73,9 @@ def memory_of(x: Array, layout: str, dtype: np.dtype[Any], usual: Ints) -> tuple
     kind = kind_of(x.dtype) if flags.aligned else kind_of(x.dtype) | UNALIGNED
     if flags.c_contiguous:
         # NumPy allows an axis of one element any stride, also in an array that it calls contiguous
-        return _at(x, dtype), _numbers(kind, x.nbytes, _strides(x.shape, x.itemsize), layout)
+        return first_of(x, dtype), _numbers(kind, x.nbytes, _strides(x.shape, x.itemsize), layout)
     nbytes = x.itemsize + sum([(n - 1) * s for n, s in zip(x.shape, x.strides, strict=True) if s > 0])
-    return _at(x, dtype), _numbers(kind, nbytes, x.strides, layout)
+    return first_of(x, dtype), _numbers(kind, nbytes, x.strides, layout)
 
 
 def usual_numbers(shape: Ints, layout: str, dtype: np.dtype[Any]) -> Ints:
@@ -92,7 +95,7 @@ def _numbers(kind: int, nbytes: int, strides: Ints, layout: str) -> Ints:
     return (kind, nbytes, first, fourth, second, third) if layout == "NHWC" else (kind, nbytes, *strides)
 
 
-def _at(x: Array, dtype: np.dtype[Any]) -> Array:
+def first_of(x: Array, dtype: np.dtype[Any]) -> Array:
     """One element of this dtype where the first one of `x` is: it says where that is, and nobody reads it."""
     memory: Any = (ctypes.c_char * dtype.itemsize).from_address(x.ctypes.data)
     return np.frombuffer(memory, dtype)
@@ -180,8 +183,18 @@ class CompiledPlan(EnginePlan):
         return None
 
     def seconds(self, costs: CompiledCosts) -> float:
-        """The estimate."""
+        """The estimate of a call, without packing."""
         raise NotImplementedError  # abstract: every engine has its own
+
+    @property
+    def packed_size(self) -> int:
+        """Elements of a packed weight."""
+        return math.prod(self.problem.weight_shape)
+
+    def estimate(self, costs: CompiledCosts) -> float:
+        """The estimate, with packing where a weight is packed for one call."""
+        packing = self.packed_size * costs.packed / threads.get_num_threads() if self.problem.packed_once else 0.0
+        return self.seconds(costs) + packing
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
@@ -205,22 +218,28 @@ class CompiledPlan(EnginePlan):
         raise NotImplementedError  # abstract: every engine has its own
 
     def warmup(self) -> tuple[str, ...]:
-        p, compiled = self.problem, list[str]()
-
-        def compile_job(*arguments: Any) -> None:
-            compiled.extend(team.compile_ahead(*arguments))
-
+        p = self.problem
         # Kernels are compiled for the types of their arguments: arrays of no elements do, and tell all strides.
         x, y = np.empty((0, *p.x_shape[1:]), self.dtype), np.empty((0, *p.out_shape[1:]), self.result_dtype)
         memory, numbers = memory_of(x, p.layout, self.dtype, self.usual_x)
         memory, y_memory = read_only(memory), memory_of(y, p.layout, self.dtype, self.usual_y)
         data = self.packed_like(read_only(np.empty(0, self.dtype)))
-        self.fill(memory, numbers, *y_memory, data, self.neutral, compile_job)
-        return tuple(compiled)
+        return compiled_by(lambda launch: self.fill(memory, numbers, *y_memory, data, self.neutral, launch))
 
     def packed_like(self, memory: Array) -> Any:
         """What the data of a packed weight would be, were this array its memory."""
         return memory
+
+
+def compiled_by(work: Callable[[Launch], object]) -> tuple[str, ...]:
+    """The names of kernels that had to be compiled for what `work` launches; nothing is run."""
+    compiled = list[str]()
+
+    def compile_job(*arguments: Any) -> None:
+        compiled.extend(team.compile_ahead(*arguments))
+
+    work(compile_job)
+    return tuple(compiled)
 
 
 def _writable(out: Array) -> bool:

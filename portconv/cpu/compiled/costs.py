@@ -26,9 +26,11 @@ class CompiledCosts(NamedTuple):
     stored: float  # a vector of results stored
     task: float  # a task: a strip of a group
     weight: float  # a byte of weights read from beyond the caches
+    packed: float  # an element of a packed weight
 
 
 COMPILED = CompiledCosts(
     launch=1.2e-5, product=2.8e-10, single=4.5e-10, tap=4.5e-10, patch=6e-8, transform=7e-10, stage=4e-9, turned=2e-9,
     padded=7.5e-10, filled=1.2e-10, strided=7e-10, row=1e-8, line=8e-9, stored=1.5e-9, task=3e-7, weight=3e-11,
+    packed=1e-9,
 )  # fmt: skip

@@ -16,6 +16,7 @@ __all__ = [
     "copy_elements",
     "fence",
     "finish_vectors",
+    "move_elements",
     "move_vectors",
     "pad_rows",
     "round_vectors",
@@ -123,6 +124,20 @@ def move_vectors() -> Any:
     def generate(b: Any, v: Vectors, target: Any, target_step: Any, source: Any, source_step: Any, count: Any) -> None:
         def body(i: Any, _state: list[Any]) -> list[Any]:
             v.store(v.load(v.at(source, b.mul(i, source_step))), v.at(target, b.mul(i, target_step)))
+            return []
+
+        loop(b, count, [], body)
+
+    return intrinsic_of(generate)
+
+
+def move_elements() -> Any:
+    """Copies elements. Arguments: target, bytes between elements; source, the same; how many, one at least."""
+
+    def generate(b: Any, v: Vectors, target: Any, target_step: Any, source: Any, source_step: Any, count: Any) -> None:
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            value = b.load(b.inttoptr(v.at(source, b.mul(i, source_step)), v.type.element.as_pointer()))
+            b.store(value, b.inttoptr(v.at(target, b.mul(i, target_step)), v.type.element.as_pointer()))
             return []
 
         loop(b, count, [], body)

@@ -49,7 +49,7 @@ def build(problem: Problem, engine: str) -> CompiledPlan | None:
 
 def _made(problem: Problem, engine: str) -> CompiledPlan | None:
     plans = [plan for form in FORMS.get(engine, ()) if (plan := form.make(problem)) is not None]
-    return min(plans, key=lambda plan: plan.seconds(COMPILED), default=None)
+    return min(plans, key=lambda plan: plan.estimate(COMPILED), default=None)
 
 
 def candidates(problem: Problem, costs: CompiledCosts = COMPILED) -> dict[str, Candidate]:
@@ -59,7 +59,7 @@ def candidates(problem: Problem, costs: CompiledCosts = COMPILED) -> dict[str, C
         if (plan := build(problem, engine)) is not None:
             found[engine] = Candidate(
                 engine,
-                plan.seconds(costs),
+                plan.estimate(costs),
                 plan.workspace_bytes,
                 note=plan.note,
                 if_separable=plan.if_separable,

@@ -175,3 +175,17 @@ def test_channels_last_in_channels_last_out(torch, engine, kind, needs):
     torch.nn.functional.conv2d(*theirs, padding=1, groups=groups).square().sum().backward()
     for found, right in zip(arrays, theirs, strict=True):
         torch.testing.assert_close(found.grad, right.grad, rtol=1e-3, atol=1e-2)
+
+
+def test_engines_of_weights_that_are_recorded(torch):
+    """Packing counts, unless an engine was named; and what is packed so is read by a plan for another image, too."""
+    pytest.importorskip("portconv.backends.torch.host")
+    x, weight = torch.ones(8, 64, 7, 7), torch.tensor(numbers((64, 64, 3, 3)), requires_grad=True)
+    named = portconv.plan_conv2d(x, weight, padding=1, engine="winograd", backend="torch")
+    assert named.once.engine == "winograd"
+    assert named.once.problem.packed_once
+    other = torch.tensor(numbers((1, 64, 9, 30)))
+    plan = portconv.plan_conv2d(other, weight, padding=1, engine="gemm", backend="torch")
+    packed = portconv.plan_conv2d(x, weight, padding=1, engine="gemm", backend="torch").pack(weight)
+    y = plan.execute(other, packed)
+    assert_close(y.detach().numpy(), reference_conv2d(other.numpy(), weight.detach().numpy(), padding=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,25 @@ from ....core.problem import Problem
 from ....engines import taps
 from ....engines.accuracy import TERMS
 from ... import threads
+from .. import team
 from ..base import (
     CACHE_BYTES,
     Array,
     CompiledPlan,
     Ints,
     Launch,
+    compiled_by,
     even_width,
     may_stream,
     one_array,
     per_thread,
-    read_only,
     round_up,
     sources,
 )
 from ..costs import COMPILED, CompiledCosts
 from ..runs import PADDED_STEPS
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
+from ..weights import in_panels
 from . import kernels
 from .geometry import Geometry
 
@@ -232,19 +234,16 @@ class CompiledGemmPlan(CompiledPlan):
         return costs.launch + images * work * per_thread(threads.get_num_threads(), tasks)
 
     def pack(self, weight: Any, /) -> PackedWeight:
-        p, tile = self.problem, self.geometry.tile_rows
-        g, o, i, kh, kw = p.weight_shape
-        tiles = -(-o // tile)
-        padded = np.zeros((g, tiles * tile, i, kh * kw), p.compute_dtype)
-        padded[:, :o] = weight.reshape(g, o, i, kh * kw)
-        # what a register tile reads, in its order: channel by channel, or some channels at a time and tap by tap
-        if self.by_tap:
-            some = padded.reshape(g, tiles, tile, i // self.by_tap, self.by_tap, kh * kw)
-            packed = some.transpose(0, 1, 3, 5, 4, 2)
-        else:
-            packed = padded.reshape(g, tiles, tile, i * kh * kw).transpose(0, 1, 3, 2)
-        data = read_only(np.ascontiguousarray(packed).reshape(-1))
+        data = self._panels(weight, team.launch)
         return PackedWeight(self.stamp, data, data.nbytes)
+
+    def _panels(self, weight: Array, launch: Launch) -> Array:
+        """What a register tile reads, in its order."""
+        return in_panels(weight, self.problem, self.dtype, self.geometry.tile_rows, self.by_tap, launch)
+
+    def warmup(self) -> tuple[str, ...]:
+        weight = np.empty(self.problem.weight_shape, self.dtype)
+        return *compiled_by(partial(self._panels, weight)), *super().warmup()
 
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch

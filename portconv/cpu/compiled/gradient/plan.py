@@ -21,6 +21,7 @@ from .geometry import Geometry
 __all__ = ["CompiledWeightGradient"]
 
 STAGE_BYTES = 1 << 20  # of a part of the batch, which stays in the cores' caches
+WORTH_ADDING = 4  # times the sums of a part, which are added to those of the others, the stage of one may have
 MAX_STAGE_BYTES = 24 << 20  # of a part, above which it holds some rows of one image
 MAX_WORKSPACE_BYTES = 56 << 20
 MAX_AXIS = 1 << 20  # elements of a padded axis
@@ -68,7 +69,7 @@ class CompiledWeightGradient:
 
         image_bytes = g * blocks * block_size(oh) * size
         weight_bytes = o * g * kh * kw * round_up(i, lane) * size
-        room = min(max(STAGE_BYTES, weight_bytes), MAX_STAGE_BYTES)
+        room = min(max(STAGE_BYTES, WORTH_ADDING * weight_bytes), MAX_STAGE_BYTES)
         images, count = max(1, min(p.batch, room // image_bytes)), oh
         if image_bytes > MAX_STAGE_BYTES:
             count = max(1, (MAX_STAGE_BYTES // (g * blocks * size * line) - halo_rows) // row_step)

@@ -199,8 +199,10 @@ def winograd(job, parts, patience, *arguments):
 
 
 @kernel
-def _pack(job, part, weight, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
+def _pack(job, part, weight, steps, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
     """Weights of tiles: packed[product, place of the outputs, channel, lane].
+
+    `steps` are those of the weight, in bytes: from output to output, channel to channel, tap to tap.
 
     Tasks are (as many outputs as lanes, some channels). `places` says where the former begin, and how wide the panel
     is that they belong to. `marks` are as many as lanes for each thread, `own` its scratch memory, `wide` that in
@@ -215,25 +217,36 @@ def _pack(job, part, weight, outputs, channels, taps, form, places, limits, pack
     mark = np.int64(marks.ctypes.data) + part * VECTOR_BYTES
     tile = np.int64(wide.ctypes.data) + part * wide_size * 8
     found, between = tile + taps * lanes * 8, tile + (taps + products) * lanes * 8
-    step, pitch = packed.size // products * size, channels * taps * size
+    step = packed.size // products * size
+    output_step, channel_step, tap_step = steps
+    # taps are read as they lie in memory, those of several channels at once where these follow each other
+    first = np.int64(weight.ctypes.data) + min(0, (taps - 1) * tap_step)
+    start, row_step, col_step = tile, kernel_cols * lanes * 8, lanes * 8
+    if tap_step < 0:
+        start, row_step, col_step = tile + (taps - 1) * lanes * 8, -row_step, -col_step
     some = -(-channels // CHANNELS)
     tasks = len(places) // 2 * some
     for _ in range(tasks):
         task = take(job, part, tasks)
         if task >= tasks:
             break
-        block, group = divmod(task, some)
+        if output_step < channel_step:  # all outputs of some channels, which lie side by side, and then the next ones
+            group, block = divmod(task, tasks // some)
+        else:
+            block, group = divmod(task, some)
         o, i0 = block * lanes, group * CHANNELS
         count = min(CHANNELS, channels - i0)
-        source = np.int64(weight.ctypes.data) + o * pitch + i0 * taps * size
-        for n in range(0, count * taps, lanes):
-            turn_square(source + n * size, native_kind(packed), pitch, size, min(lanes, outputs - o),
-                        min(lanes, count * taps - n), square, turned + n * VECTOR_BYTES)  # fmt: skip
+        runs, run = (1, count * taps) if channel_step == taps * size else (count, taps)
+        for i in range(runs):
+            source = first + o * output_step + (i0 + i) * channel_step
+            for n in range(0, run, lanes):
+                turn_square(source + n * size, native_kind(packed), output_step, size, min(lanes, outputs - o),
+                            min(lanes, run - n), square, turned + (i * taps + n) * VECTOR_BYTES)  # fmt: skip
         for i in range(count):
             _widen(packed, (tile, turned + i * taps * VECTOR_BYTES, taps, mark, limit))
             for half in range(0, lanes * 8, VECTOR_BYTES):
                 _transform_weights(wide, form[0],
-                                   (tile + half, kernel_cols * lanes * 8, lanes * 8, found + half,
+                                   (start + half, row_step, col_step, found + half,
                                     tile_cols * lanes * 8, lanes * 8, between))  # fmt: skip
             target = np.int64(packed.ctypes.data) + (places[2 * block] + (i0 + i) * places[2 * block + 1]) * size
             _round(packed, (target, step, found, products))
@@ -243,7 +256,7 @@ _packed = job_of(_pack)
 
 
 @kernel
-def pack(job, parts, patience, weight, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
+def pack(job, parts, patience, weight, steps, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
     """The weights of tiles, as a job of the team."""
-    return _packed(job, parts, patience,
-                   (weight, outputs, channels, taps, form, places, limits, packed, marks, own, wide))  # fmt: skip
+    arguments = weight, steps, outputs, channels, taps, form, places, limits, packed, marks, own, wide
+    return _packed(job, parts, patience, arguments)

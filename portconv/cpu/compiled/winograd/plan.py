@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,11 @@ from ....engines.steps import LARGEST_TRANSFORMED, SMALLEST_TRANSFORMED
 from ... import threads
 from ...steps import NumpySteps
 from .. import team
-from ..base import Array, CompiledPlan, Ints, Launch, per_thread, read_only, round_up, sources
+from ..base import Array, CompiledPlan, Ints, Launch, compiled_by, first_of, per_thread, read_only, round_up, sources
 from ..costs import COMPILED, CompiledCosts
 from ..gemm.plan import CompiledGemmPlan
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, lanes
+from ..weights import weight_memory
 from . import kernels
 from .geometry import Geometry
 
@@ -32,6 +33,14 @@ __all__ = ["CompiledWinogradPlan"]
 BLOCK_BYTES = 1280 << 10  # transformed inputs and outputs of a thread's block
 JOINED_BYTES = 24 << 20  # of a block that all threads share
 JOINED_WEIGHT_BYTES = 4 << 20  # transformed weights from which on reading them once is worth the waiting
+
+
+class _Data(NamedTuple):
+    """A packed weight."""
+
+    products: Array | None  # of the tiles; None where the transform loses digits of the weight
+    exact: Array | None  # for gemm; None where that is packed when a call needs it,
+    weight: Array | None = None  # of this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +62,7 @@ class CompiledWinogradPlan(CompiledPlan):
             return None
         exact = CompiledGemmPlan.make(p)
         plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
-        return min(plans, key=lambda plan: plan.seconds(COMPILED))
+        return min(plans, key=lambda plan: plan.estimate(COMPILED))
 
     @classmethod
     def with_tile(cls, p: Problem, tile: winograd.Tile, exact: CompiledGemmPlan) -> CompiledWinogradPlan:
@@ -121,13 +130,20 @@ class CompiledWinogradPlan(CompiledPlan):
         share = 1 / self.parts if self.together else per_thread(self.parts, blocks)
         return costs.launch * (1 + 0.3 * self.together * blocks) + work * share
 
+    @property
+    def packed_size(self) -> int:
+        return self.geometry.nh * self.geometry.nw * self.geometry.channels * self.geometry.o_pad
+
     def pack(self, weight: Any, /) -> PackedWeight:
         weight = winograd.without_unmet(weight, self.problem, NumpySteps())
-        exact = self.exact.pack(weight)
-        data, marks = self._transformed(weight, team.launch)
+        products, marks = self._transformed(weight, team.launch)
         if marks.any():  # no transform can be trusted with the weight
-            return PackedWeight(self.stamp, (None, exact.data), exact.nbytes)
-        return PackedWeight(self.stamp, (data, exact.data), data.nbytes + exact.nbytes)
+            exact = self.exact.pack(weight)
+            return PackedWeight(self.stamp, _Data(None, exact.data), exact.nbytes)
+        if self.problem.packed_once:  # few calls need it, and the weight does not change meanwhile
+            return PackedWeight(self.stamp, _Data(products, None, weight), products.nbytes)
+        exact = self.exact.pack(weight)
+        return PackedWeight(self.stamp, _Data(products, exact.data), products.nbytes + exact.nbytes)
 
     def _transformed(self, weight: Array, launch: Launch) -> tuple[Array, Array]:
         """The weights of all tiles, transformed in float64, and marks where one would lose digits.
@@ -149,31 +165,27 @@ class CompiledWinogradPlan(CompiledPlan):
         marks = np.zeros(parts * lane, self.dtype)
         own = np.empty(parts * (kernels.CHANNELS * taps + 2 * lane) * lane, self.dtype)
         wide = np.empty(parts * (taps + 2 * products) * lane)
-        flat = read_only(np.ascontiguousarray(weight, self.dtype).reshape(-1))
+        weight, (_, *steps) = weight_memory(weight, p, self.dtype)
         launch(
-            kernels.pack, parts, flat, g.outputs, g.channels, taps, (g.form, products, p.kernel[1], g.nw),
+            kernels.pack, parts, first_of(weight, self.dtype), tuple(steps), g.outputs, g.channels, taps,
+            (g.form, products, p.kernel[1], g.nw),
             read_only(np.array(places, np.int64).reshape(-1)), read_only(limits), data, marks, own, wide,
         )  # fmt: skip
         return read_only(data), marks
 
     def warmup(self) -> tuple[str, ...]:
-        compiled = list[str]()
-
-        def compile_job(*arguments: Any) -> None:
-            compiled.extend(team.compile_ahead(*arguments))
-
-        self._transformed(np.empty(0, self.dtype), compile_job)
-        return *compiled, *super().warmup(), *self.exact.warmup()
+        packed = compiled_by(partial(self._transformed, np.empty(self.problem.weight_shape, self.dtype)))
+        return *packed, *super().warmup(), *self.exact.warmup()
 
     def packed_like(self, memory: Array) -> Any:
-        return memory, memory
+        return _Data(memory, memory)
 
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
-        if data[0] is None:
-            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
+        if data.products is None:
+            self.exact.fill(x, x_strides, y, y_strides, data.exact, epilogue, launch)
             return
         marks = np.zeros(self.parts * VECTOR_BYTES // self.dtype.itemsize, self.dtype)
         scratch, geometry = threads.scratch(self.scratch, self.dtype), tuple(self.geometry)
@@ -181,11 +193,12 @@ class CompiledWinogradPlan(CompiledPlan):
         for first, step in itertools.product(range(0, self.lines, stretch), steps):
             launch(
                 kernels.winograd, self.parts, step, first, min(first + stretch, self.lines), self.block_lines,
-                x, x_strides, y, y_strides, data[0], epilogue, *self.tables, geometry, scratch, self.sizes, marks,
+                x, x_strides, y, y_strides, data.products, epilogue, *self.tables, geometry, scratch, self.sizes, marks,
             )  # fmt: skip
         # an input that is not finite reaches every output of its tile, and an overflow in the transforms some
         if marks.any():
-            self.exact.fill(x, x_strides, y, y_strides, data[1], epilogue, launch)
+            exact = self.exact.pack(data.weight).data if data.exact is None else data.exact
+            self.exact.fill(x, x_strides, y, y_strides, exact, epilogue, launch)
 
 
 def joined(p: Problem, tile: winograd.Tile) -> bool:

@@ -1,0 +1,110 @@
+"""Weights put in the order in which register tiles read them, straight from wherever they lie, on all threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...core.problem import Problem
+from .. import threads
+from .base import Array, Ints, Launch, first_of, read_only
+from .jobs import job_of, take
+from .kernel import kernel, words
+from .moves import move_elements
+
+__all__ = ["in_panels", "panels", "weight_memory"]
+
+SOME_TERMS = 128  # of a task: what it writes stays in the first cache
+_numbers = words(11)
+_move = move_elements()
+
+
+@kernel
+def _panels(job, part, weight, numbers, packed):
+    """packed[group, panel, term, output of the panel]; see `in_panels`. Tasks are (group, panel, some channels)."""
+    groups, outputs, inputs, taps, rows, by_tap, some, group_step, output_step, input_step, tap_step = _numbers(
+        np.int64(numbers.ctypes.data)
+    )
+    size = packed.itemsize
+    first, target = np.int64(weight.ctypes.data), np.int64(packed.ctypes.data)
+    count_panels, blocks = -(-outputs // rows), -(-inputs // some)
+    tasks = groups * count_panels * blocks
+    term = rows * size  # bytes from term to term of a panel
+    across, down = (taps * term, term) if by_tap == 0 else (term, by_tap * term)  # from input to input, tap to tap
+    runs_of_outputs = abs(output_step) < abs(input_step)  # they lie closer to each other than inputs
+    for _ in range(tasks):
+        task = take(job, part, tasks)
+        if task >= tasks:
+            break
+        if runs_of_outputs:  # all panels of some inputs, which lie side by side, and then the next ones
+            block, panel = divmod(task, groups * count_panels)
+        else:
+            panel, block = divmod(task, blocks)
+        g, n = divmod(panel, count_panels)
+        i0 = block * some
+        count = min(some, inputs - i0)
+        o0 = n * rows
+        high = min(rows, outputs - o0)
+        source = first + g * group_step + o0 * output_step + i0 * input_step
+        place = target + panel * inputs * taps * term + i0 * taps * term
+        if runs_of_outputs:
+            for i in range(count):
+                for t in range(taps):
+                    run, out = source + i * input_step + t * tap_step, place + i * across + t * down
+                    _move(packed, (out, size, run, output_step, high))
+        elif by_tap == 0 and input_step == taps * tap_step:
+            for r in range(high):
+                _move(packed, (place + r * size, term, source + r * output_step, tap_step, count * taps))
+        else:
+            for r in range(high):
+                for t in range(taps):
+                    run = source + r * output_step + t * tap_step
+                    _move(packed, (place + r * size + t * down, across, run, input_step, count))
+
+
+_in_panels = job_of(_panels)
+
+
+@kernel
+def panels(job, parts, patience, weight, numbers, packed):
+    """A weight in panels, as a job of the team."""
+    return _in_panels(job, parts, patience, (weight, numbers, packed))
+
+
+def weight_memory(weight: Array, p: Problem, dtype: np.dtype[Any]) -> tuple[Array, Ints]:
+    """A weight as the kernels see it: its axes in any order, and the taps turned around or not.
+
+    What lies otherwise, or is of another dtype, is copied.
+
+    Returns
+    -------
+    weight : array
+        (G, O/G, I/G, kh, kw), to be kept alive while its memory is read.
+    steps : tuple of int
+        Bytes from group to group, output to output, input to input and tap to tap.
+    """
+    weight = np.asarray(weight, dtype).reshape(p.weight_shape)
+    for found in (weight, np.ascontiguousarray(weight)):
+        *steps, row, col = found.strides
+        kh, kw = p.kernel
+        tap = col if kw > 1 else row if kh > 1 else dtype.itemsize  # NumPy allows an axis of one element any stride
+        if found.flags.aligned and abs(tap) == dtype.itemsize and (kh == 1 or row == kw * tap):
+            break
+    return found, (*steps, tap)
+
+
+def in_panels(weight: Array, p: Problem, dtype: np.dtype[Any], rows: int, by_tap: int, launch: Launch) -> Array:
+    """The weight in panels of so many outputs, flat: (group, panel, term, output of the panel).
+
+    Terms come channel by channel, each with all its taps; or, where `by_tap` is not zero, so many channels at a time,
+    and of these tap by tap. Where a group's last panel has outputs that the group has not, they are zero.
+    """
+    g, outputs, inputs, kh, kw = p.weight_shape
+    make = np.zeros if outputs % rows else np.empty
+    packed = make(g * -(-outputs // rows) * rows * inputs * kh * kw, dtype)
+    memory, steps = weight_memory(weight, p, dtype)
+    some = by_tap or max(1, SOME_TERMS // (kh * kw))
+    numbers = read_only(np.array((g, outputs, inputs, kh * kw, rows, by_tap, some, *steps), np.int64))
+    launch(panels, threads.usable_cores(), first_of(memory, dtype), numbers, packed)
+    return read_only(packed)
