@@ -76,7 +76,7 @@ def conv2d_vjp(
     >>> dx, dweight, dbias = vjp(2 * (y - 1))
     >>> dx is None, dweight.shape, dweight.dtype.name, dbias is None
     (True, (4, 2, 3, 3), 'float32', True)
-    >>> after = portconv.conv2d(x, weight - 0.005 * dweight, padding=1)
+    >>> after = portconv.conv2d(x, weight - 0.002 * dweight, padding=1)
     >>> bool(np.sum((after - 1) ** 2) < np.sum((y - 1) ** 2))
     True
     """

@@ -40,7 +40,9 @@ def classes(name, tier):
     small = name in FEW
     return {
         "engine": set(scope.engines),
-        "tier": {"compiled"} if tier == "compiled" and name in HOST and bridge.jit_enabled() else {"plain"},
+        "tier": {"compiled"}
+        if tier == "compiled" and name in HOST and bridge.jit_enabled()
+        else {"plain" if name in HOST else "array API"},
         "dtype": {"float32"} if small else {*scope.dtypes, *scope.x_dtypes},
         "memory order": {"C"} if small else set(scope.orders),
         "size": {"small"} if small else {"empty", "tiny", "small", "medium", "large"},

@@ -193,6 +193,8 @@ def test_every_field_of_a_problem_counts(cache):
     assert wisdom.recall(ENVIRONMENT, base) == {"gemm": 1.0}
     assert wisdom.recall({**ENVIRONMENT, "threads": "3"}, base) is None
     for field in dataclasses.fields(base):
+        if field.name == "packed_once":  # what was timed are calls, not packing
+            continue
         old = getattr(base, field.name)
         new = {bool: lambda v: not v, int: lambda v: v + 1, str: lambda v: v + "x", tuple: lambda v: (*v[:-1], 7)}
         new |= {Epilogue: lambda v: Epilogue(bias=not v.bias), type(None): lambda _: "uint8"}

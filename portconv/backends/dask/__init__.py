@@ -72,8 +72,7 @@ class DaskBackend:
     def vjp(
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
     ) -> tuple[Any, Pullback]:
-        assert isinstance(plan, DaskPlan)
-        return value_and_pullback(plan, x, weight, bias, wanted, pack())
+        return value_and_pullback(self._inner, plan, x, weight, bias, wanted, pack())
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return str(weight.name)  # which an assignment changes

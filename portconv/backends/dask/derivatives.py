@@ -9,10 +9,9 @@ from typing import Any
 import dask.array
 from dask import delayed
 
-from ...core.backend import PackedWeight, Pullback, Wanted
+from ...core.backend import PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
 from ...engines.accuracy import accumulate
-from .graph import DaskPlan
 from .tasks import Inner
 
 __all__ = ["value_and_pullback"]
@@ -21,7 +20,7 @@ Gradients = tuple[Any, Any, Any]
 
 
 def value_and_pullback(
-    plan: DaskPlan, x: Any, weight: Any, bias: Any, wanted: Wanted, packed: PackedWeight
+    inner: Inner, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, packed: PackedWeight
 ) -> tuple[Any, Pullback]:
     """The result, and the function of its cotangent; all of them are lazy.
 
@@ -38,7 +37,7 @@ def value_and_pullback(
         for n, batch in enumerate(images.chunks[0]):
             x_part = images.blocks[n]
             task = delayed(_gradients, pure=True, nout=3)(
-                plan.inner, replace(p, batch=batch), wanted, x_part, one_weight, one_bias, cotangents.blocks[n]
+                inner, replace(p, batch=batch), wanted, x_part, one_weight, one_bias, cotangents.blocks[n]
             )
             for i, argument in enumerate((x_part, weight, bias)):
                 if wanted[i]:

@@ -100,13 +100,14 @@ def test_a_process_that_has_lost_cores_since_it_was_planned(monkeypatch):
     """A block has counters for as many threads as there were cores when the team was made, and no job has more."""
     portconv.set_num_threads(2)
     plan = portconv.plan_conv2d(X, WEIGHT, padding=1, engine="gemm")
-    packed, parts = plan.pack(WEIGHT), []
+    parts = []
 
     def noted(block, count, *rest):
         parts.append(count)
         return kernels.gemm(block, count, *rest)
 
     monkeypatch.setattr(threads, "usable_cores", lambda: 1)
+    packed = plan.pack(WEIGHT)
     monkeypatch.setattr(team, "launch", lambda job, *given, launch=team.launch: launch(noted, *given))
     assert_close(plan.execute(X, packed), EXPECTED)
     assert parts == [1]
