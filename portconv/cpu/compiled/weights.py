@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ...core.backend import PackedWeight
 from ...core.problem import Problem
 from .. import threads
-from .base import Array, Ints, Launch, first_of, read_only
+from . import team
+from .base import Array, CompiledPlan, Ints, Launch, compiled_by, first_of, read_only
 from .jobs import job_of, take
 from .kernel import kernel, words
 from .moves import move_elements
 
-__all__ = ["in_panels", "panels", "weight_memory"]
+__all__ = ["PanelsPlan", "in_panels", "panels", "weight_memory"]
 
 SOME_TERMS = 128  # of a task: what it writes stays in the first cache
 _numbers = words(11)
@@ -108,3 +112,24 @@ def in_panels(weight: Array, p: Problem, dtype: np.dtype[Any], rows: int, by_tap
     numbers = read_only(np.array((g, outputs, inputs, kh * kw, rows, by_tap, some, *steps), np.int64))
     launch(panels, threads.usable_cores(), first_of(memory, dtype), numbers, packed)
     return read_only(packed)
+
+
+@dataclass(frozen=True)
+class PanelsPlan(CompiledPlan):
+    """A plan whose register tiles read the weight in panels."""
+
+    @property
+    def panel(self) -> tuple[int, int]:
+        """`rows` and `by_tap` of `in_panels`."""
+        raise NotImplementedError  # abstract: every form has its own
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        data = self._panels(weight, team.launch)
+        return PackedWeight(self.stamp, data, data.nbytes)
+
+    def _panels(self, weight: Array, launch: Launch) -> Array:
+        return in_panels(weight, self.problem, self.dtype, *self.panel, launch)
+
+    def warmup(self) -> tuple[str, ...]:
+        weight = np.empty(self.problem.weight_shape, self.dtype)
+        return *compiled_by(partial(self._panels, weight)), *super().warmup()

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ....core.backend import PackedWeight
 from ....core.problem import Problem
 from ....core.shapes import ranges
 from ....engines.accuracy import TERMS
@@ -17,20 +16,20 @@ from ... import threads
 from ..base import (
     CACHE_BYTES,
     Array,
-    CompiledPlan,
     Ints,
     Launch,
     even_width,
     one_array,
     per_thread,
-    read_only,
     round_up,
     sources,
 )
 from ..costs import CompiledCosts
 from ..epilogue import RECORD
 from ..gemm.kernels import LEVELS
+from ..gemm.plan import MANY_WEIGHT_BYTES, WORTH_COLUMNS
 from ..vectors import OUTPUT_VECTORS, lanes
+from ..weights import PanelsPlan
 from . import kernels
 from .geometry import Geometry
 
@@ -38,16 +37,14 @@ __all__ = ["CompiledChannelsLastPlan"]
 
 STRIP_BYTES = 2 * CACHE_BYTES  # of the image
 MAX_WINDOW_BYTES = 4 << 20  # of a strip that is copied
-MANY_WEIGHT_BYTES = 4 << 20
 MIN_COLUMNS = 28  # of a strip
-WORTH_PIXELS = 384  # of a strip that reads many weights
 FEW_PIXELS = 56  # of any strip
 TASKS = 4  # for each thread, where there are as many
 SINGLE = 1.2  # what an output costs in tiles of one vector, which load a pixel for one multiplication
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledChannelsLastPlan(CompiledPlan):
+class CompiledChannelsLastPlan(PanelsPlan):
     """`gemm` with outputs in the lanes, for layout NHWC: see `kernels.py`."""
 
     geometry: Geometry
@@ -79,7 +76,7 @@ class CompiledChannelsLastPlan(CompiledPlan):
         rows = max(1, min(oh, (STRIP_BYTES // row_bytes - reach) // sh + 1))
         weight_bytes = inputs * kh * kw * p.out_channels * size
         if weight_bytes > MANY_WEIGHT_BYTES:
-            rows = max(rows, min(oh, -(-WORTH_PIXELS // ow)))
+            rows = max(rows, min(oh, -(-WORTH_COLUMNS // ow)))
         if not in_place and row_bytes * ((rows - 1) * sh + reach) > MAX_WINDOW_BYTES:
             return None
         parts, output_parts, units = threads.usable_cores(), 1, p.groups * tiles
@@ -87,7 +84,7 @@ class CompiledChannelsLastPlan(CompiledPlan):
         images = p.batch * col_strips
         if images * strips < TASKS * parts:  # so few that a thread without a core would delay the others
             copies = 0 if in_place else reach - sh
-            worth = WORTH_PIXELS if weight_bytes > MANY_WEIGHT_BYTES else FEW_PIXELS
+            worth = WORTH_COLUMNS if weight_bytes > MANY_WEIGHT_BYTES else FEW_PIXELS
             most = oh // max(1, 2 * copies, -(-worth // cols))
             if images * most >= parts:
                 strips = max(strips, min(most, -(-TASKS * parts // images)))
@@ -163,15 +160,9 @@ class CompiledChannelsLastPlan(CompiledPlan):
         tasks = p.batch * g.strips * g.col_strips * g.output_parts
         return costs.launch + p.batch * work * per_thread(threads.get_num_threads(), tasks)
 
-    def pack(self, weight: Any, /) -> PackedWeight:
-        p, geometry = self.problem, self.geometry
-        g, o, i, kh, kw = p.weight_shape
-        row = geometry.vectors * lanes(p.compute_dtype)
-        padded = np.zeros((g, geometry.tiles * row, kh, kw, i), p.compute_dtype)
-        padded[:, :o] = np.reshape(weight, p.weight_shape).transpose(0, 1, 3, 4, 2)
-        packed = padded.reshape(g, geometry.tiles, row, kh * kw * i).swapaxes(2, 3)
-        data = read_only(np.ascontiguousarray(packed).reshape(-1))
-        return PackedWeight(self.stamp, data, data.nbytes)
+    @property
+    def panel(self) -> tuple[int, int]:
+        return self.geometry.vectors * lanes(self.problem.compute_dtype), self.geometry.inputs
 
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ....core.backend import PackedWeight
 from ....core.problem import Problem
 from ....engines import taps
 from ....engines.accuracy import TERMS
 from ... import threads
-from .. import team
 from ..base import (
     CACHE_BYTES,
     Array,
-    CompiledPlan,
     Ints,
     Launch,
-    compiled_by,
     even_width,
     may_stream,
     one_array,
@@ -32,11 +28,11 @@ from ..base import (
 from ..costs import COMPILED, CompiledCosts
 from ..runs import PADDED_STEPS
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
-from ..weights import in_panels
+from ..weights import PanelsPlan
 from . import kernels
 from .geometry import Geometry
 
-__all__ = ["CompiledGemmPlan"]
+__all__ = ["MANY_WEIGHT_BYTES", "WORTH_COLUMNS", "CompiledGemmPlan"]
 
 FIRST_CACHE_BYTES = 24 << 10  # of a core's first cache, for the window of a block of tiles
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
@@ -51,7 +47,7 @@ MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledGemmPlan(CompiledPlan):
+class CompiledGemmPlan(PanelsPlan):
     """`gemm`: see `kernels.py`. The window of a strip fits a core's cache, channel by channel if need be."""
 
     geometry: Geometry
@@ -233,17 +229,9 @@ class CompiledGemmPlan(CompiledPlan):
         tasks = images * len(self.regions) * g.output_parts
         return costs.launch + images * work * per_thread(threads.get_num_threads(), tasks)
 
-    def pack(self, weight: Any, /) -> PackedWeight:
-        data = self._panels(weight, team.launch)
-        return PackedWeight(self.stamp, data, data.nbytes)
-
-    def _panels(self, weight: Array, launch: Launch) -> Array:
-        """What a register tile reads, in its order."""
-        return in_panels(weight, self.problem, self.dtype, self.geometry.tile_rows, self.by_tap, launch)
-
-    def warmup(self) -> tuple[str, ...]:
-        weight = np.empty(self.problem.weight_shape, self.dtype)
-        return *compiled_by(partial(self._panels, weight)), *super().warmup()
+    @property
+    def panel(self) -> tuple[int, int]:
+        return self.geometry.tile_rows, self.by_tap
 
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
