@@ -28,6 +28,7 @@ __all__ = [
     "fill_pixels",
     "fill_plane",
     "native_kind",
+    "pairs_due",
     "put",
     "put_lanes",
     "put_more",
@@ -130,6 +131,18 @@ def put_more(like, target, step, source, count, record, kind):
 @apart
 def _put_more_apart(like, target, step, source, count, record, kind):
     _put_more(like, (target, step, source, count, record, kind))
+
+
+@kernel
+def pairs_due(depth, count, last):
+    """How many of `depth` partial sums are to be added to the sum of part number `count`, which is the last or not.
+
+    As `accumulate` in engines/accuracy.py does.
+    """
+    pairs = 0
+    while pairs < depth and (count % 2 == 0 or last):
+        pairs, count = pairs + 1, count // 2
+    return pairs
 
 
 @kernel

@@ -13,7 +13,7 @@ import numpy as np
 from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel, words
-from ..memory import call_numbers, fill_pixels, native_kind, put, table
+from ..memory import call_numbers, fill_pixels, native_kind, pairs_due, put, table
 from ..products import pixel_products
 from ..vectors import PIXELS, VECTOR_BYTES, one_of
 from .geometry import Geometry
@@ -37,9 +37,7 @@ def _tile(sums, number, tile_bytes, base, step, runs, parts, weight, term_bytes,
     top, last = 0, len(parts) // 4 - 1
     for n in range(last + 1):
         run, many, first, terms = _part(np.int64(parts.ctypes.data) + n * 32)
-        pairs, left = 0, n + 1
-        while pairs < top and (left % 2 == 0 or n == last):  # as `accumulate` in engines/accuracy.py does
-            pairs, left = pairs + 1, left // 2
+        pairs = pairs_due(top, n + 1, n == last)
         top -= pairs
         partial = sums.ctypes.data + top * tile_bytes
         place, place_step, of_outputs, lanes = partial, tile_bytes // (number % 16), zeros, 1 << 20

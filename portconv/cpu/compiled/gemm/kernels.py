@@ -12,7 +12,7 @@ import numpy as np
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import apart, kernel, words
-from ..memory import call_numbers, copy, fill_plane, native_kind, put, put_more, put_native, table, transpose
+from ..memory import call_numbers, copy, fill_plane, native_kind, pairs_due, put, put_more, put_native, table, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
@@ -67,10 +67,8 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
             last = n == runs - 1 and done + chunk >= run
             if last and but_last:
                 break
-            pairs, left = 0, count + 1
-            while pairs < top and (left % 2 == 0 or last):  # as `accumulate` in engines/accuracy.py does
-                pairs, left = pairs + 1, left // 2
             count += 1
+            pairs = pairs_due(top, count, last)
             top -= pairs
             arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
                          sums.ctypes.data + top * tile_bytes, pairs)  # fmt: skip
