@@ -21,8 +21,7 @@ def prepared(
     library, plan = plan_for(spec, x, weight, bias, backend)
     if out is not None:
         check_out(library, plan, out, x, weight, bias)
-    token = None if plan.problem.traced else library.cache_token(weight)  # as in `packed`: a call less to make
-    return plan, plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
+    return plan, packed(library, plan, weight)
 
 
 def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:
