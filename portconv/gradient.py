@@ -9,7 +9,7 @@ from typing import Any
 from .core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
 from .core.dtypes import FLOATING
 from .dispatch import path
-from .dispatch.arguments import Conv2dSpec
+from .dispatch.arguments import normalised
 
 __all__ = ["checked_wrt", "conv2d_vjp", "value_and_gradients"]
 
@@ -80,7 +80,7 @@ def conv2d_vjp(
     >>> bool(np.sum((after - 1) ** 2) < np.sum((y - 1) ** 2))
     True
     """
-    spec = Conv2dSpec.normalise(
+    spec = normalised(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
     )  # fmt: skip

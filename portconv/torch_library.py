@@ -7,13 +7,13 @@ result's shape, dtype and order of memory, and what its gradients are. Its value
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import torch
 
 from .backends.base import ArrayApiBackend
-from .cpu.gradient import host_vjp
+from .cpu.gradient import host_pullback
 from .dispatch.arguments import Conv2dSpec
 from .dispatch.path import plan_for
 from .functional import conv2d
@@ -50,7 +50,7 @@ def _named(options: str) -> dict[str, Any]:
 
 @torch.library.custom_op(
     "portconv::conv2d", mutates_args=(), schema=f"(Tensor x, Tensor weight, Tensor? bias, {ARGUMENTS}) -> Tensor"
-)  # type: ignore[untyped-decorator]
+)  # type: ignore[untyped-decorator]  # PyTorch is not typed here
 def _operation(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
     # in the order of memory that `_like_the_result` promises
     y = conv2d(x, weight, bias, **_Arguments(*arguments).named())
@@ -62,7 +62,7 @@ def _memory_format(x: Any, layout: str) -> Any:
     return torch.channels_last if last and layout == "NCHW" else torch.contiguous_format
 
 
-@_operation.register_fake  # type: ignore[untyped-decorator]
+@_operation.register_fake  # type: ignore[untyped-decorator]  # PyTorch is not typed here
 def _like_the_result(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
     # by formulas of its own, since sizes may be symbols here
     given = _Arguments(*arguments)
@@ -89,17 +89,16 @@ def _size(size: Any, kernel: Any, stride: Any, dilation: Any, before: Any, after
 @torch.library.custom_op(
     "portconv::conv2d_backward", mutates_args=(),
     schema=f"(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool[] wanted, {ARGUMENTS}) -> Tensor[]",
-)  # type: ignore[untyped-decorator]  # fmt: skip
+)  # type: ignore[untyped-decorator]  # PyTorch is not typed here  # fmt: skip
 def _gradients(dy: Any, x: Any, weight: Any, bias: Any, wanted: list[bool], *arguments: Any) -> list[Any]:
     # no autograd, which PyTorch keeps out of an operation
     library, plan = plan_for(Conv2dSpec.normalise(**_Arguments(*arguments).named()), x, weight, bias)
-    by: Any = host_vjp if x.device.type == "cpu" else ArrayApiBackend.vjp
-    chosen = (wanted[0], wanted[1], wanted[2])
-    _, pullback = by(library, plan, x, weight, bias, chosen, partial(plan.pack, weight))
+    by: Any = host_pullback if x.device.type == "cpu" else ArrayApiBackend.pullback
+    pullback = by(library, plan, x, weight, bias, (wanted[0], wanted[1], wanted[2]))
     return [gradient.contiguous() for gradient in pullback(dy) if gradient is not None]
 
 
-@_gradients.register_fake  # type: ignore[untyped-decorator]
+@_gradients.register_fake  # type: ignore[untyped-decorator]  # PyTorch is not typed here
 def _like_the_gradients(_dy: Any, x: Any, weight: Any, bias: Any, wanted: list[bool], *_arguments: Any) -> list[Any]:
     return [
         torch.empty_like(a, memory_format=torch.contiguous_format)
@@ -122,7 +121,7 @@ def _backward(ctx: Any, dy: Any) -> Any:
 _operation.register_autograd(_backward, setup_context=_keep)
 
 
-@torch.compiler.substitute_in_graph(conv2d)  # type: ignore[untyped-decorator]
+@torch.compiler.substitute_in_graph(conv2d)  # type: ignore[untyped-decorator]  # PyTorch is not typed here
 def _in_a_graph(
     x: Any,
     weight: Any,

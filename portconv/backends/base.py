@@ -26,7 +26,7 @@ from ..engines.costs import GENERIC
 from ..engines.cropped import planned
 from ..engines.steps import Steps
 
-__all__ = ["ArrayApiBackend", "OuterPlan", "QuietSteps", "by_argument", "name_of", "replaced"]
+__all__ = ["ArrayApiBackend", "OuterPlan", "QuietSteps", "by_argument", "function_of", "name_of", "replaced"]
 
 
 class QuietSteps(Steps):
@@ -123,6 +123,10 @@ class ArrayApiBackend:
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
     ) -> tuple[Any, Pullback]:
         """See `portconv.extending.Differentiable`: by convolutions and products, of libraries without derivatives."""
+        return plan.execute(x, pack(), bias), self.pullback(plan, x, weight, bias, wanted)
+
+    def pullback(self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted) -> Pullback:
+        """The function of the cotangent alone, for those who have the result or need none."""
         p, steps = plan.problem, self._steps_on(plan.problem.device)
 
         def pullback(dy: Any) -> tuple[Any, Any, Any]:
@@ -131,7 +135,7 @@ class ArrayApiBackend:
             dbias = gradients.bias_gradient(p, dy, steps) if wanted[2] else None
             return self._like(x, dx), self._like(weight, dweight), self._like(bias, dbias)
 
-        return plan.execute(x, pack(), bias), pullback
+        return pullback
 
     def _planned(self, problem: Problem) -> Plan:
         return planned(problem, self.candidates, self.build)
@@ -187,6 +191,16 @@ def replaced(arrays: Sequence[Any], wanted: Wanted, values: Iterable[Any]) -> li
     """Image, weight and bias with other values for those whose gradients are wanted."""
     given = iter(values)
     return [next(given) if want else array for array, want in zip(arrays, wanted, strict=True)]
+
+
+def function_of(plan: Plan, arrays: Sequence[Any], wanted: Wanted) -> Callable[..., Any]:
+    """The plan's result as a function of those arguments whose gradients are wanted, for a library to differentiate."""
+
+    def function(*values: Any) -> Any:
+        x, weight, bias = replaced(arrays, wanted, values)
+        return plan.execute(x, plan.pack(weight), bias)
+
+    return function
 
 
 def by_argument(found: Iterable[Any], wanted: Wanted) -> tuple[Any, Any, Any]:

@@ -17,7 +17,7 @@ from ..engines.accuracy import TERMS, accumulate, in_pairs
 from ..engines.cropped import planned
 from .bridge import bridged, host_candidates, jit_enabled, numpy_plan, numpy_steps
 
-__all__ = ["bias_gradient", "host_vjp", "image_gradient", "in_pairs", "weight_gradient"]
+__all__ = ["bias_gradient", "host_pullback", "host_vjp", "image_gradient", "in_pairs", "weight_gradient"]
 
 Array = np.ndarray[Any, Any]
 
@@ -47,6 +47,20 @@ def host_vjp(
         Makes the library's array of NumPy's, on the device of the plan's problem, of the dtype named by ``dtype=``. By
         default it is ``library.from_numpy``.
     """
+    return plan.execute(x, pack(), bias), host_pullback(library, plan, x, weight, bias, wanted, take=take)
+
+
+def host_pullback(
+    library: Backend,
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    wanted: Wanted,
+    *,
+    take: Callable[..., Any] | None = None,
+) -> Pullback:
+    """The function of the cotangent alone, for those who have the result or need none; see `host_vjp`."""
     p = bridged(plan.problem)
     taken = take or partial(library.from_numpy, device=plan.problem.device or None)
     likes = [None if a is None else library.describe(a) for a in (x, weight, bias)]
@@ -66,7 +80,7 @@ def host_vjp(
             ]
         return found[0], found[1], found[2]
 
-    return plan.execute(x, pack(), bias), vjp
+    return vjp
 
 
 def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:

@@ -16,7 +16,7 @@ from portconv.cpu import busy
 from tests.helpers import WEIGHT, Wrapper, X, numbers
 
 da = pytest.importorskip("dask.array", reason="Dask is not installed")
-from portconv.backends.dask import graph  # noqa: E402
+from portconv.backends.dask import graph  # noqa: E402  # not without Dask
 
 
 @pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])

@@ -7,17 +7,14 @@ from typing import Any
 import jax
 
 from ...core.backend import Plan, Pullback, Wanted
-from ..base import by_argument, replaced
+from ..base import by_argument, function_of
 
 __all__ = ["differentiated"]
 
 
 def differentiated(plan: Plan, arrays: tuple[Any, Any, Any], wanted: Wanted) -> tuple[Any, Pullback]:
     """A plan's result for image, weight and bias, and what takes its cotangent to the gradients that are wanted."""
-
-    def function(*values: Any) -> Any:
-        x, weight, bias = replaced(arrays, wanted, values)
-        return plan.execute(x, plan.pack(weight), bias)
-
-    y, pullback = jax.vjp(function, *(array for array, want in zip(arrays, wanted, strict=True) if want))
+    y, pullback = jax.vjp(
+        function_of(plan, arrays, wanted), *(array for array, want in zip(arrays, wanted, strict=True) if want)
+    )
     return y, lambda dy: by_argument(pullback(dy), wanted)

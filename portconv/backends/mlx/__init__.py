@@ -19,7 +19,7 @@ from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
-from ..base import by_argument, replaced
+from ..base import by_argument, function_of
 from .arrays import STEPS, default_device, dtype_named, name_of, remembered, view
 from .host import host_plan_with_derivatives
 from .native import NativePlan, native_candidate
@@ -90,13 +90,8 @@ class MlxBackend:
 
 def _pulled_back(plan: Plan, arrays: tuple[Any, Any, Any], wanted: Wanted, dy: Any) -> tuple[Any, Any, Any]:
     """The gradients by MLX, which leaves out what nothing needs: the convolution itself, and other gradients."""
-
-    def function(*values: Any) -> Any:
-        x, weight, bias = replaced(arrays, wanted, values)
-        return plan.execute(x, plan.pack(weight), bias)
-
     some = [array for array, want in zip(arrays, wanted, strict=True) if want]
-    return by_argument(mx.vjp(function, some, [dy])[1], wanted)
+    return by_argument(mx.vjp(function_of(plan, arrays, wanted), some, [dy])[1], wanted)
 
 
 def _gpu() -> str:

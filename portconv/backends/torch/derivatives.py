@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...core.backend import PackedWeight, Plan, Pullback, Wanted
-from ..base import by_argument, replaced
+from ..base import by_argument, function_of, replaced
 from .operations import records, transformed
 
 __all__ = ["value_and_pullback"]
@@ -23,12 +23,7 @@ def value_and_pullback(
     """
     some = [array for array, want in zip(arrays, wanted, strict=True) if want]
     if transformed():
-
-        def function(*values: Any) -> Any:
-            x, weight, bias = replaced(arrays, wanted, values)
-            return plan.execute(x, plan.pack(weight), bias)
-
-        y, pullback = torch.func.vjp(function, *some)
+        y, pullback = torch.func.vjp(function_of(plan, arrays, wanted), *some)
         return y, lambda dy: by_argument(pullback(dy), wanted)
 
     recorded = any(records(array) for array in arrays if array is not None)

@@ -137,8 +137,8 @@ class NativePlan(Plan):
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, dtype, (packed, shows) = self.problem, self._torch_dtype, weight.data
+        bias = None if bias is None else bias.reshape(-1).to(dtype)
         if self._as_it_is and not shows and out is None:
-            bias = None if bias is None else bias.reshape(-1).to(dtype)
             return torch.nn.functional.conv2d(x, packed, bias, p.stride, p.padding[::2], p.dilation, p.groups)
         if p.layout == "NHWC":
             x = x.permute(0, 3, 1, 2)
@@ -146,7 +146,6 @@ class NativePlan(Plan):
         padded, padding = self._padded(x)
         if any(padding) and (shows or in_parts(p)):
             padded, padding = torch.nn.functional.pad(padded, (*2 * padding[1:], *2 * padding[:1])), (0, 0)
-        bias = None if bias is None else bias.reshape(-1).to(dtype)
         if in_parts(p):
             y = accumulate(self._parts(padded, packed), _sum)
             y = y if bias is None else y + bias.reshape(-1, 1, 1)

@@ -14,7 +14,7 @@ from portconv.cpu.threads import allowed_threads
 from tests.helpers import numbers
 
 da = pytest.importorskip("dask.array", reason="Dask is not installed")
-from portconv.backends.dask import tasks  # noqa: E402
+from portconv.backends.dask import tasks  # noqa: E402  # not without Dask
 
 SHAPE, KERNEL = (1, 3, 40, 44), (4, 3, 3, 3)
 
