@@ -37,6 +37,8 @@ def conv2d(
     backend: Any = None,
     out_dtype: Any = None,
     out: Any = None,
+    activation: Any = None,
+    residual: Any = None,
 ) -> Any:
     """Two-dimensional convolution (cross-correlation) of an array of any library.
 
@@ -92,13 +94,22 @@ def conv2d(
     out
         An array of NumPy or PyTorch that becomes the result, and is returned: of the result's shape and dtype, in any
         order of memory, sharing none with the other arguments.
+    activation
+        What is applied to the sum, with bias and `residual`, before it is rounded: None, ``"relu"``, ``"relu6"``,
+        ``"leaky_relu"`` (of slope 0.01 below zero, or ``("leaky_relu", slope)``), ``"silu"``, ``"hard_swish"``,
+        ``"gelu"`` (by the error function), ``"sigmoid"`` or ``"tanh"``. With ``z`` the exact sum and ``B`` the bound of
+        its error, the result ``a(z)`` is within ``L B + 4 eps max(|z|, |a(z)|)``, where ``L``, the largest slope of
+        `activation`, is 1 for relu, relu6 and tanh, the larger of 1 and the slope for leaky_relu, 1.1 for silu, 1.5
+        for hard_swish, 1.13 for gelu and 0.25 for sigmoid.
+    residual
+        An array of the shape of the result that is added before the activation, or None: floating, of `x`'s library.
 
     Returns
     -------
     array
         ``(N, O, oh, ow)``, or ``(N, oh, ow, O)`` with ``layout="NHWC"``, with
         ``oh = floor((H + top + bottom - dilation * (kh - 1) - 1) / stride) + 1``. Its dtype is that to which the
-        floating dtypes among `x`, `weight` and `bias` promote, or `out_dtype`.
+        floating dtypes among `x`, `weight`, `bias` and `residual` promote, or `out_dtype`.
 
     Raises
     ------
@@ -127,17 +138,23 @@ def conv2d(
     ...                           out_dtype="uint8")
     >>> blurred.dtype.name, int(blurred.min()), int(blurred.max())
     ('uint8', 200, 200)
+
+    A block of a network, ``relu(convolution + bias + x)``:
+
+    >>> x, weight = np.ones((1, 4, 8, 8), np.float32), np.full((4, 4, 3, 3), -1 / 36, np.float32)
+    >>> y = portconv.conv2d(x, weight, np.zeros(4, np.float32), padding=1, activation="relu", residual=x)
+    >>> float(abs(y[0, 0, 4, 4]).round(6)), float(y[0, 0, 0, 0].round(3))
+    (0.0, 0.556)
     """
     spec = normalised(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
-        out_dtype=out_dtype,
+        out_dtype=out_dtype, activation=activation,
     )  # fmt: skip
-    plan, packed = prepared(spec, x, weight, bias, backend, out)
-    if out is None:
+    plan, packed = prepared(spec, x, weight, bias, backend, out, residual)
+    if out is None and residual is None:
         return plan.execute(x, packed, bias)
-    execute: Any = plan.execute  # which has `out` where the library has
-    return execute(x, packed, bias, out=out)
+    return path.executed(plan, x, packed, bias, residual, out)
 
 
 def plan_conv2d(
@@ -160,6 +177,8 @@ def plan_conv2d(
     backend: Any = None,
     device: str | None = None,
     out_dtype: Any = None,
+    activation: Any = None,
+    residual: Any = None,
 ) -> Plan:
     """How `conv2d` would compute this, without computing it.
 
@@ -172,6 +191,8 @@ def plan_conv2d(
         Arrays, or their shapes as tuples of ints (see `conv2d`).
     bias
         An array, or a truth value: whether there is one.
+    residual
+        The same of a residual.
     dtype
         Where shapes are given, the dtype by name, ``"float32"`` by default.
     backend
@@ -193,10 +214,10 @@ def plan_conv2d(
     spec = Conv2dSpec.normalise(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
-        out_dtype=out_dtype,
+        out_dtype=out_dtype, activation=activation,
     )  # fmt: skip
     library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
-    return path.plan_of(spec, library, *infos)
+    return path.plan_of(spec, library, *infos, residual=_described_residual(spec, library, infos, residual))
 
 
 def tune(
@@ -217,6 +238,8 @@ def tune(
     backend: Any = None,
     device: str | None = None,
     out_dtype: Any = None,
+    activation: Any = None,
+    residual: Any = None,
     remember: bool = True,
 ) -> Plan:
     """Time the engines on this machine, anew, and keep which is fastest, where ``strategy="measure"`` finds it.
@@ -251,10 +274,11 @@ def tune(
 
     spec = Conv2dSpec.normalise(
         stride, padding, dilation, groups, conv_mode, compute_mode,
-        padding_mode=padding_mode, layout=layout, accuracy=accuracy, out_dtype=out_dtype,
+        padding_mode=padding_mode, layout=layout, accuracy=accuracy, out_dtype=out_dtype, activation=activation,
     )  # fmt: skip
     library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
-    problem = path.plan_of(spec, library, *infos).problem
+    added = _described_residual(spec, library, infos, residual)
+    problem = path.plan_of(spec, library, *infos, residual=added).problem
     plan = planner.plan(library, problem, choose=partial(measurement.measure, remember=flag("remember", remember)))
     if remember and plan.chosen_by == measurement.MEASURED:
         path.forget_plans()  # this process, too, has another engine from now on
@@ -321,6 +345,17 @@ def _described(
     elif flag("bias", bias):
         infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, place))
     return library, infos
+
+
+def _described_residual(spec: Conv2dSpec, library: Backend, infos: list[ArrayInfo], residual: Any) -> ArrayInfo | None:
+    """What the library says, or would say, of a residual: an array, or a truth value."""
+    if library_of(residual) is not None:
+        return described(library, [("residual", residual)])[0]
+    if not flag("residual", residual):
+        return None
+    x, weight = infos[:2]
+    shape = make_problem(spec, x.shape, weight.shape, None, (x.dtype, weight.dtype, None), x.device).out_shape
+    return ArrayInfo(shape, weight.dtype, x.device)
 
 
 def _first_array(*values: Any) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
+from .core.backend import Backend, PackedWeight, Plan
 from .core.dtypes import FLOATING
+from .core.epilogue import Epilogue
 from .dispatch import path
 from .dispatch.arguments import normalised
+from .engines.finished import FinishedPlan
 
 __all__ = ["checked_wrt", "conv2d_vjp", "value_and_gradients"]
 
-ARGUMENTS = ("x", "weight", "bias")
+ARGUMENTS = ("x", "weight", "bias", "residual")
 
 
 def conv2d_vjp(
@@ -33,8 +36,10 @@ def conv2d_vjp(
     accuracy: str = "normwise",
     strategy: str = "heuristic",
     backend: Any = None,
+    activation: Any = None,
+    residual: Any = None,
     wrt: Sequence[str] | str | None = None,
-) -> tuple[Any, Pullback]:
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """`conv2d`, and a function that gives the gradients of its arguments: a vector-Jacobian product.
 
     It works alike for the arrays of every library, NumPy's among them, and is what a framework without automatic
@@ -45,7 +50,8 @@ def conv2d_vjp(
     ----------
     wrt
         The arguments that gradients are wanted for, with respect to which is differentiated: ``"x"``, ``"weight"``,
-        ``"bias"``, or several of them. The others cost nothing. None: all that are there and of a floating dtype.
+        ``"bias"``, ``"residual"``, or several of them. The others cost nothing. None: all that are there and of a
+        floating dtype.
 
     The other arguments are those of `conv2d`; the engine is that of the result. There is no `out_dtype`: rounding to
     integers has no derivative.
@@ -55,7 +61,8 @@ def conv2d_vjp(
     y : array
         What `conv2d` returns.
     vjp : function
-        ``vjp(dy) -> (dx, dweight, dbias)``, the gradients of ``sum(dy * y)``. `dy` is an array of the shape, dtype,
+        ``vjp(dy) -> (dx, dweight, dbias)``, the gradients of ``sum(dy * y)``; with a `residual` its own comes fourth.
+        Where an activation has a kink, its slope is that from the left. `dy` is an array of the shape, dtype,
         library and device of `y`. Each gradient has the shape and the dtype of its argument, and is rounded to it once;
         it is None where it is not wanted. `vjp` may be called any number of times, as long as the arguments have their
         values.
@@ -83,47 +90,53 @@ def conv2d_vjp(
     spec = normalised(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+        activation=activation,
     )  # fmt: skip
     names = checked_wrt(wrt)
-    library, plan = path.plan_for(spec, x, weight, bias, backend)
-    return value_and_gradients(library, plan, x, weight, bias, names, partial(path.packed, library, plan, weight))
+    library, plan = path.plan_for(spec, x, weight, bias, backend, residual)
+    pack = partial(path.packed, library, plan, weight)
+    return value_and_gradients(library, plan, (x, weight, bias, residual), names, pack)
 
 
 def checked_wrt(wrt: Any) -> tuple[str, ...] | None:
     """The names of arguments that gradients are wanted for; None where the arrays decide."""
     if wrt is None:
         return None
-    names = (wrt,) if isinstance(wrt, str) else wrt
+    names, allowed = (wrt,) if isinstance(wrt, str) else wrt, "None, 'x', 'weight', 'bias' or 'residual'"
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`wrt` must be None, 'x', 'weight' or 'bias', or several of these, but got {wrt!r}.")
+        raise TypeError(f"`wrt` must be {allowed}, or several of these, but got {wrt!r}.")
     if not names or any(name not in ARGUMENTS for name in names):
-        raise ValueError(f"`wrt` must be None, 'x', 'weight' or 'bias', or several of these, but got {wrt!r}.")
+        raise ValueError(f"`wrt` must be {allowed}, or several of these, but got {wrt!r}.")
     return tuple(names)
 
 
 def value_and_gradients(
     library: Backend,
     plan: Plan,
-    x: Any,
-    weight: Any,
-    bias: Any,
+    arrays: tuple[Any, Any, Any, Any],
     names: tuple[str, ...] | None,
     pack: Callable[[], PackedWeight],
-) -> tuple[Any, Pullback]:
-    """The result of a plan, and the function of the cotangent; `pack` gives the packed weight.
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """The result of a plan for image, weight, bias and residual, and the function of the cotangent.
 
-    A back end without derivatives of its own has them computed by NumPy.
+    `pack` gives the packed weight. A back end without derivatives of its own has them computed by NumPy.
     """
-    wanted = _wanted(plan, bias, names)
+    x, weight, bias, residual = arrays
+    *factors, of_residual = _wanted(plan, bias, residual, names)
+    wanted = (factors[0], factors[1], factors[2])
     differentiate: Any = getattr(library, "vjp", None)
     if differentiate is None:
         from .cpu.gradient import host_vjp  # not before it is needed: it imports NumPy's engines
 
         differentiate = partial(host_vjp, library)
-    y, pullback = differentiate(plan, x, weight, bias, wanted, pack)
+    finished = plan if isinstance(plan, FinishedPlan) else None
+    inner = plan if finished is None else finished.inner
+    sums, pullback = differentiate(inner, x, weight, bias, wanted, pack)
+    y = sums if finished is None else finished.finisher.finished(sums, plan.problem, residual)
     info = library.describe(y)
+    known = None if residual is None else library.describe(residual)
 
-    def vjp(dy: Any) -> tuple[Any, Any, Any]:
+    def vjp(dy: Any) -> tuple[Any, ...]:
         (_, given) = path.described(library, [("y", y), ("dy", dy)])
         if given.shape != info.shape:
             raise ValueError(
@@ -131,20 +144,26 @@ def value_and_gradients(
             )
         if given.dtype != info.dtype:
             raise TypeError(f"`dy` must have the dtype of the result, {info.dtype}, but got {given.dtype}.")
-        found = pullback(dy)
-        return found[0], found[1], found[2]
+        if finished is not None:
+            dy = finished.finisher.pulled_back(dy, sums, plan.problem, residual)
+        found = tuple(pullback(dy)[:3]) if any(wanted) else (None, None, None)
+        if finished is None or known is None:
+            return found
+        cast = replace(plan.problem, epilogue=Epilogue(), out_dtype=known.dtype)
+        return *found, finished.finisher.finished(dy, cast) if of_residual else None
 
     return y, vjp
 
 
-def _wanted(plan: Plan, bias: Any, names: tuple[str, ...] | None) -> Wanted:
-    """Whether the gradients of image, weight and bias are wanted."""
+def _wanted(plan: Plan, bias: Any, residual: Any, names: tuple[str, ...] | None) -> tuple[bool, bool, bool, bool]:
+    """Whether the gradients of image, weight, bias and residual are wanted."""
     p = plan.problem
     floating = p.x_dtype in FLOATING
     if names is None:
-        return floating, True, bias is not None
+        return floating, True, bias is not None, residual is not None
     if "x" in names and not floating:
         raise TypeError(f"`wrt` names 'x', but `x` is of {p.x_dtype}, and only floating dtypes have gradients.")
-    if "bias" in names and bias is None:
-        raise ValueError("`wrt` names 'bias', but there is no `bias`.")
-    return "x" in names, "weight" in names, "bias" in names
+    for name, array in (("bias", bias), ("residual", residual)):
+        if name in names and array is None:
+            raise ValueError(f"`wrt` names {name!r}, but there is no `{name}`.")
+    return "x" in names, "weight" in names, "bias" in names, "residual" in names

@@ -13,6 +13,7 @@ import numpy as np
 
 from .core.array_types import library_of
 from .core.backend import Plan
+from .core.epilogue import SLOPE
 from .core.integers import Pair, integer, pair
 from .dispatch.arguments import Conv2dSpec, Padding, flag
 from .functional import plan_conv2d
@@ -126,6 +127,12 @@ class Layer:
         """How the engine is chosen."""
         return self._arguments.spec.strategy
 
+    @property
+    def activation(self) -> str | tuple[str, float] | None:
+        """The activation: its name, with the slope of a leaky_relu that is not the usual one; or None."""
+        found = self._arguments.spec.activation
+        return None if found is None else found.name if found.slope == SLOPE else (found.name, found.slope)
+
     def __repr__(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
         for what, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
@@ -133,6 +140,8 @@ class Layer:
                 parts.append(f"{what}={value!r}")
         if not self._arguments.has_bias:
             parts.append("bias=False")
+        if self.activation is not None:
+            parts.append(f"activation={self.activation!r}")
         return f"Conv2d({', '.join(parts)})"
 
     @property
@@ -166,7 +175,7 @@ class Layer:
         """Shape of the result for an image of this shape, in the layer's layout."""
         return self.plan(input_shape).output_shape
 
-    def plan(self, x_or_shape: Any, *, out_dtype: Any = None) -> Plan:
+    def plan(self, x_or_shape: Any, *, out_dtype: Any = None, residual: Any = None) -> Plan:
         """How an image, or one of this shape, would be computed; see `portconv.plan_conv2d`."""
         place = self._place()
         if library_of(x_or_shape) is not None:  # the image says where it is
@@ -175,7 +184,7 @@ class Layer:
             x_or_shape, self._weight_shape, self._arguments.has_bias, self.stride, self.padding, self.dilation,
             self.groups, self.conv_mode, self.compute_mode, padding_mode=self.padding_mode, layout=self.layout,
             engine=self.engine, accuracy=self.accuracy, strategy=self.strategy,
-            out_dtype=out_dtype, **place,
+            out_dtype=out_dtype, activation=self.activation, residual=residual, **place,
         )  # fmt: skip
 
     def explain(self, x_or_shape: Any) -> str:

@@ -18,7 +18,7 @@ except ImportError as error:
 from .core.backend import PackedWeight, Plan
 from .core.dtypes import dtype_name
 from .dispatch.packing import PackCache
-from .dispatch.path import plan_for
+from .dispatch.path import executed, plan_for
 from .dispatch.registry import get_backend
 from .layer import Layer, LayerArguments, checked_name
 
@@ -46,6 +46,8 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         Dtype of the parameters, by name or as MLX's: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
     layout, engine, accuracy, strategy
         As in `portconv.conv2d`. With ``layout="NHWC"`` the weight stays as it is described below.
+    activation
+        What is applied to the sums; as in `portconv.conv2d`.
     rng
         Seed or `numpy.random.Generator` for the initial weights, which are then those of a `portconv.Conv2d` with the
         same `rng`; None draws a seed from `mlx.core.random`, so that `mx.random.seed` governs it.
@@ -117,12 +119,14 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         engine: str = "auto",
         accuracy: str = "normwise",
         strategy: str = "heuristic",
+        activation: Any = None,
         rng: Any = None,
     ) -> None:
         super().__init__()
         self._arguments = LayerArguments.normalise(
             in_channels, out_channels, kernel_size, bias, stride, padding, dilation, groups, conv_mode, compute_mode,
             padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+            activation=activation,
         )  # fmt: skip
         self.name = checked_name(name)
         self._packs = _Packs()
@@ -152,7 +156,7 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
     def _place(self) -> dict[str, Any]:
         return {"dtype": _name(self.weight.dtype), "backend": "mlx", "device": None}
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, *, residual: Any = None) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         if not isinstance(x, mx.array):
             raise TypeError(
@@ -163,11 +167,11 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         if isinstance(weight, mx.array) and weight.shape != self._weight_shape:
             shapes = " or ".join(str(shape) for shape in self._weight_shapes)
             raise ValueError(f"`weight` must have shape {shapes}, but got {weight.shape}.")
-        _, plan = plan_for(self._arguments.spec, x, weight, bias)
+        _, plan = plan_for(self._arguments.spec, x, weight, bias, residual=residual)
         if self.training and "weight" not in self._no_grad:
             self._packs.forget()
-            return plan.execute(x, plan.pack(weight), bias)
-        return plan.execute(x, self._packs.get(weight, plan), bias)
+            return executed(plan, x, plan.pack(weight), bias, residual)
+        return executed(plan, x, self._packs.get(weight, plan), bias, residual)
 
 
 def _name(dtype: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from . import pytree
 from .core.array_types import library_of
-from .core.backend import ArrayInfo, Backend, PackedWeight, Plan, Pullback
+from .core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
@@ -52,6 +52,8 @@ class Conv2d(Layer):
         As in `portconv.conv2d`.
     bias
         Whether there is a bias (a truth value).
+    activation
+        What is applied to the sums; as in `portconv.conv2d`.
     conv_mode, compute_mode, padding_mode
         As in `portconv.conv2d`.
     name
@@ -128,11 +130,13 @@ class Conv2d(Layer):
         engine: str = "auto",
         accuracy: str = "normwise",
         strategy: str = "heuristic",
+        activation: Any = None,
         rng: Any = None,
     ) -> None:
         self._arguments = LayerArguments.normalise(
             in_channels, out_channels, kernel_size, bias, stride, padding, dilation, groups, conv_mode, compute_mode,
             padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+            activation=activation,
         )  # fmt: skip
         self.name = checked_name(name)
         self._dtype = dtype_name(dtype)
@@ -206,7 +210,7 @@ class Conv2d(Layer):
     def _forget_copies(self) -> None:
         # New ones, not cleared ones: a thread that packs the old weight meanwhile puts it into the old ones.
         self._copies: dict[tuple[Backend, str], tuple[Any, Any]] = {}  # parameters, by library and device
-        self._bound: dict[tuple[Backend, ArrayInfo, str | None], _Bound] = {}
+        self._bound: dict[tuple[Backend, ArrayInfo, str | None, ArrayInfo | None], _Bound] = {}
         self._packs = PackCache(limit=MAX_BOUND)
 
     def reset_parameters(self, rng: Any = None) -> None:
@@ -320,38 +324,43 @@ class Conv2d(Layer):
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Any, *, out_dtype: Any = None, out: Any = None) -> Any:
+    def __call__(self, x: Any, *, residual: Any = None, out_dtype: Any = None, out: Any = None) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         library = registry.resolve(x)
         info = info_of(library, "x", x)
+        more = None if residual is None else path.described(library, [("x", x), ("residual", residual)])[1]
         out_dtype = out_dtype if out_dtype is None else result_name(out_dtype)
-        bound = self._bound.get((library, info, out_dtype))
+        bound = self._bound.get((library, info, out_dtype, more))
         if bound is None or (bound.token is not None and bound.token != library.cache_token(bound.source)):
-            bound = self._bind(library, info, out_dtype)
-        if out is None:
+            bound = self._bind(library, info, out_dtype, more)
+        if out is None and residual is None:
             return bound.plan.execute(x, bound.weight, bound.bias)
-        path.check_out(library, bound.plan, out, x, bound.source, bound.bias)
-        execute: Any = bound.plan.execute  # which has `out` where the library has
-        return execute(x, bound.weight, bound.bias, out=out)
+        if out is not None:
+            path.check_out(library, bound.plan, out, x, bound.source, bound.bias, residual)
+        return path.executed(bound.plan, x, bound.weight, bound.bias, residual, out)
 
     forward = __call__
 
-    def vjp(self, x: Any, *, wrt: Sequence[str] | str | None = None) -> tuple[Any, Pullback]:
+    def vjp(
+        self, x: Any, *, residual: Any = None, wrt: Sequence[str] | str | None = None
+    ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
         """The result for an image, and a function that gives the gradients; see `portconv.conv2d_vjp`.
 
         Parameters
         ----------
-        x
+        x, residual
             As for a call.
         wrt
-            ``"x"``, ``"weight"``, ``"bias"``, or several of them: what gradients are wanted for. None: for all.
+            ``"x"``, ``"weight"``, ``"bias"``, ``"residual"``, or several of them: what gradients are wanted for. None:
+            for all.
 
         Returns
         -------
         y : array
             What a call returns.
         vjp : function
-            ``vjp(dy) -> (dx, dweight, dbias)`` for a `dy` like `y`: arrays of the image's library. `dweight` and
+            ``vjp(dy) -> (dx, dweight, dbias)``, with a `residual` its gradient besides, for a `dy` like `y`: arrays of
+            the image's library. `dweight` and
             `dbias` have the shapes of the layer's parameters, and all have the dtypes of what they are gradients of.
 
         Examples
@@ -364,10 +373,15 @@ class Conv2d(Layer):
         """
         names = checked_wrt(wrt)
         library = registry.resolve(x)
-        bound = self._bind(library, info_of(library, "x", x))
-        return value_and_gradients(library, bound.plan, x, bound.source, bound.bias, names, lambda: bound.weight)
+        info = info_of(library, "x", x)
+        more = None if residual is None else path.described(library, [("x", x), ("residual", residual)])[1]
+        bound = self._bind(library, info, residual=more)
+        arrays = x, bound.source, bound.bias, residual
+        return value_and_gradients(library, bound.plan, arrays, names, lambda: bound.weight)
 
-    def _bind(self, library: Backend, info: ArrayInfo, out_dtype: str | None = None) -> _Bound:
+    def _bind(
+        self, library: Backend, info: ArrayInfo, out_dtype: str | None = None, residual: ArrayInfo | None = None
+    ) -> _Bound:
         """Check, plan and pack for an image like `info`; remembered unless the values are not to be kept.
 
         Where a library cannot tell of changes in place (its token is None), weights are taken to change by assignment.
@@ -378,7 +392,7 @@ class Conv2d(Layer):
         weight_info = library.describe(weight)
         bias_info = None if bias is None else library.describe(bias)
         spec = self._arguments.spec if out_dtype is None else replace(self._arguments.spec, out_dtype=out_dtype)
-        plan = path.plan_of(spec, library, info, weight_info, bias_info)
+        plan = path.plan_of(spec, library, info, weight_info, bias_info, residual)
         token = library.cache_token(weight)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
         if plan.problem.traced or getattr(weight, "requires_grad", False):
@@ -386,7 +400,7 @@ class Conv2d(Layer):
         bound = _Bound(plan, packs.get(weight, token, plan), bias, weight, token)
         if len(known) >= MAX_BOUND:
             known.clear()
-        known[library, info, out_dtype] = bound
+        known[library, info, out_dtype, residual] = bound
         return bound
 
     def _parameters_for(self, library: Backend, info: ArrayInfo) -> tuple[Any, Any]:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .backends.base import ArrayApiBackend
+from .backends.torch.operations import activated
 from .cpu.gradient import host_pullback
-from .dispatch.arguments import Conv2dSpec
+from .dispatch.arguments import Conv2dSpec, activation_of
 from .dispatch.path import plan_for
 from .functional import conv2d
 
@@ -141,14 +142,32 @@ def _in_a_graph(
     backend: Any = None,
     out_dtype: Any = None,
     out: Any = None,
+    activation: Any = None,
+    residual: Any = None,
 ) -> Any:
     """What `torch.compile` follows in the place of `conv2d`."""
     if backend is not None or out is not None:
         raise TypeError("Within `torch.compile` and `torch.export` `conv2d` has no `backend` and no `out`.")
-    options = f"{conv_mode},{compute_mode},{padding_mode},{layout},{engine},{accuracy},{strategy},{out_dtype}"
-    return torch.ops.portconv.conv2d(
+    sums_dtype = out_dtype
+    if activation is not None or residual is not None:
+        arrays = [array for array in (x, weight, bias, residual) if array is not None and array.is_floating_point()]
+        dtype = reduce(torch.promote_types, [array.dtype for array in arrays])
+        sums_dtype = "float64" if dtype == torch.float64 else "float32"
+    options = f"{conv_mode},{compute_mode},{padding_mode},{layout},{engine},{accuracy},{strategy},{sums_dtype}"
+    y = torch.ops.portconv.conv2d(
         x, weight, bias, _pair(stride), _sides(padding), _pair(dilation), int(groups), options
     )
+    if activation is None and residual is None:
+        return y
+    if out_dtype is not None and not str(out_dtype).rpartition(".")[2].startswith(("float", "bfloat")):
+        raise TypeError("Within `torch.compile` and `torch.export` an `activation` has no `out_dtype` of integers.")
+    if residual is not None:
+        if residual.shape != y.shape:
+            raise ValueError(f"`residual` must have the shape of the result, {y.shape}, but got {residual.shape}.")
+        y = y + residual
+    if (named := activation_of(activation)) is not None:
+        y = activated(y, named)
+    return y.to(dtype if out_dtype is None else getattr(torch, str(out_dtype).rpartition(".")[2]))
 
 
 def _pair(value: Any) -> list[int]:

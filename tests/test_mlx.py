@@ -361,8 +361,8 @@ def packs(monkeypatch):
             made.append(weight)
             return self.plan.pack(weight)
 
-    def counted(*args):
-        library, plan = plan_for(*args)
+    def counted(*args, **options):
+        library, plan = plan_for(*args, **options)
         return library, Counted(plan)
 
     monkeypatch.setattr(module, "plan_for", counted)

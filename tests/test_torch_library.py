@@ -44,6 +44,29 @@ def test_it_is_one_operation_of_a_graph(torch, arrays, options, dynamic):
     torch.testing.assert_close(function(larger, *arrays[1:]), eager(larger, *arrays[1:]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", ("leaky_relu", 0.2)])
+@pytest.mark.parametrize("added", [False, True])
+def test_what_follows_the_sums(torch, arrays, activation, added):
+    def function(x, weight, bias, residual):
+        given = {"residual": residual} if added else {}
+        return portconv.conv2d(x, weight, bias, padding=1, activation=activation, **given)
+
+    given = [*arrays, torch.randn(2, 6, 9, 12)]
+    y = torch.compile(function, fullgraph=True, backend="aot_eager")(*given)
+    torch.testing.assert_close(y, function(*given))
+    halves = [array.bfloat16() for array in given]
+    y = torch.compile(function, fullgraph=True, backend="aot_eager")(*halves)
+    torch.testing.assert_close(y, function(*halves), rtol=0, atol=0)
+
+
+def test_a_residual_of_another_shape_is_told_in_a_graph(torch, arrays):
+    def function(*arrays):
+        return portconv.conv2d(*arrays, padding=1, residual=torch.ones(2, 1, 9, 12))
+
+    with pytest.raises(Exception, match="`residual` must have the shape"):
+        torch.compile(function, fullgraph=True, backend="aot_eager")(*arrays)
+
+
 def test_layouts_and_memory_formats(torch, arrays):
     x, weight, bias = arrays
     function, eager = compiled(torch, layout="NHWC", padding=1)

@@ -24,6 +24,7 @@ from ..cpu.machine import host_environment, version
 from ..engines import gradients
 from ..engines.costs import GENERIC
 from ..engines.cropped import planned
+from ..engines.finished import Finisher
 from ..engines.steps import Steps
 
 __all__ = ["ArrayApiBackend", "OuterPlan", "QuietSteps", "by_argument", "function_of", "name_of", "replaced"]
@@ -146,6 +147,10 @@ class ArrayApiBackend:
             return None
         shaped = self._xp.reshape(gradient, tuple(argument.shape))
         return shaped if shaped.dtype == argument.dtype else self._xp.astype(shaped, argument.dtype)
+
+    def finisher(self, problem: Problem, /) -> Finisher:
+        """See `portconv.extending.Finishing`."""
+        return self._steps_on(problem.device)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None

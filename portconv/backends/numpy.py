@@ -11,9 +11,10 @@ import numpy as np
 
 from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
 from ..core.problem import Problem
-from ..cpu.bridge import host_candidates, numpy_plan
+from ..cpu.bridge import host_candidates, numpy_plan, numpy_steps
 from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment
+from ..engines.finished import Finisher
 
 __all__ = ["NumpyBackend", "backend"]
 
@@ -50,6 +51,10 @@ class NumpyBackend:
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
     ) -> tuple[Any, Pullback]:
         return host_vjp(self, plan, x, weight, bias, wanted, pack)
+
+    def finisher(self, _problem: Problem, /) -> Finisher:
+        """See `portconv.extending.Finishing`."""
+        return numpy_steps()
 
     def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
         # Whoever owns a read-only array can make it writeable, change it and set the flag again. Bytes cannot change.

@@ -15,6 +15,7 @@ __all__ = [
     "Candidate",
     "Differentiable",
     "EnginePlan",
+    "Finishing",
     "PackedWeight",
     "Plan",
     "Pullback",
@@ -205,6 +206,16 @@ class Differentiable(Protocol):
         The cotangent has the shape, dtype and device of the result, each gradient those of its argument; what is not
         wanted is to be None, and to cost nothing. `pack` gives the packed weight, which may be kept from earlier calls.
         """
+
+
+class Finishing(Protocol):
+    """What a back end may have besides the members of `Backend`: what follows the sums, in operations of its own.
+
+    Where it has none NumPy computes it, and the arrays come and go by `to_numpy` and `from_numpy`.
+    """
+
+    def finisher(self, problem: Problem, /) -> Any:
+        """A `Finisher` (`portconv.engines.finished`) for the residual, the activation and the dtype of a result."""
 
 
 def check_result(info: ArrayInfo, p: Problem) -> None:

@@ -9,17 +9,18 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 INTEGRAL = ("bool", "bool_", *INTEGERS)
 
 
-def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None) -> str:
+def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None, residual_dtype: str | None = None) -> str:
     """The result's dtype: floating inputs promote as in the array API standard, other images take the weight's.
 
     float16 with bfloat16, which the standard leaves open, gives float32, as in PyTorch and JAX.
     """
-    for name, dtype in (("x", x_dtype), ("weight", weight_dtype), ("bias", bias_dtype)):
+    given = {"x": x_dtype, "weight": weight_dtype, "bias": bias_dtype, "residual": residual_dtype}
+    for name, dtype in given.items():
         if dtype is None or dtype in FLOATING or (name == "x" and dtype in INTEGRAL):
             continue
         integers = ", or integers or booleans" if name == "x" else ""
         raise TypeError(f"`{name}` must be of a floating dtype ({', '.join(FLOATING)}){integers}, but got {dtype}.")
-    present = {dtype for dtype in (x_dtype, weight_dtype, bias_dtype) if dtype in FLOATING}
+    present = {dtype for dtype in given.values() if dtype in FLOATING}
     if "float64" in present:
         return "float64"
     return present.pop() if len(present) == 1 else "float32"

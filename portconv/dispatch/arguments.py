@@ -6,19 +6,20 @@ The rules are those of MegEngine 1.13's `Conv2d`; what is accepted beyond it sta
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from ..core import layout as layouts
 from ..core.dtypes import promote, result_name
-from ..core.epilogue import Epilogue
+from ..core.epilogue import ACTIVATIONS, SLOPE, Activation, Epilogue
 from ..core.errors import choices, describe_shapes
 from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 
-__all__ = ["Conv2dSpec", "Padding", "device_name", "flag", "make_problem", "normalised"]
+__all__ = ["Conv2dSpec", "Padding", "activation_of", "device_name", "flag", "make_problem", "normalised"]
 
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -74,6 +75,25 @@ def _choices(engine: Any, accuracy: Any, strategy: Any) -> tuple[str, str, str]:
     return engine, accuracy, strategy
 
 
+def activation_of(value: Any) -> Activation | None:
+    """None, a name, or ("leaky_relu", slope)."""
+    if value is None or isinstance(value, Activation):
+        return value
+    named = isinstance(value, str)
+    if not named and sequence_of_two(value) is None:
+        raise TypeError(f"`activation` must be None, a name or ('leaky_relu', slope), but got {value!r}.")
+    name, slope = (value, SLOPE) if named else value
+    if name not in ACTIVATIONS:
+        raise ValueError(f"`activation` must be None, {choices(ACTIVATIONS)}, but got {name!r}.")
+    if not named and name != "leaky_relu":
+        raise ValueError(f"`activation` has a slope with 'leaky_relu' alone, but got {value!r}.")
+    if isinstance(slope, (str, bool)) or not hasattr(slope, "__float__"):
+        raise TypeError(f"`activation` must have a number as its slope, but got {value!r}.")
+    if not math.isfinite(slope := float(slope)):
+        raise ValueError(f"`activation` must have a finite slope, but got {value!r}.")
+    return Activation(name, slope)
+
+
 def _wrong(name: str, value: object, allowed: str) -> Exception:
     if isinstance(value, str):
         return ValueError(f"`{name}` must be {allowed}, but got {value!r}.")
@@ -107,6 +127,7 @@ class Conv2dSpec:
     accuracy: str
     strategy: str
     out_dtype: str | None = None
+    activation: Activation | None = None
 
     @classmethod
     def normalise(
@@ -124,6 +145,7 @@ class Conv2dSpec:
         accuracy: object = "normwise",
         strategy: object = "heuristic",
         out_dtype: object = None,
+        activation: object = None,
     ) -> Conv2dSpec:
         """Check every argument and bring it into normal form."""
         strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -136,6 +158,7 @@ class Conv2dSpec:
             *_modes(conv_mode, compute_mode, padding_mode, layout),
             *_choices(engine, accuracy, strategy),
             None if out_dtype is None else result_name(out_dtype),
+            activation_of(activation),
         )
 
     def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:
@@ -223,8 +246,12 @@ def make_problem(
     dtypes: tuple[str, str, str | None],
     device: str = "cpu",
     traced: bool = False,
+    residual: tuple[tuple[int, ...], str] | None = None,
 ) -> Problem:
-    """Check the sizes against each other and put the problem together; `dtypes` are those of x, weight and bias."""
+    """Check the sizes against each other and put the problem together.
+
+    `dtypes` are those of x, weight and bias; `residual` are the shape and the dtype of one.
+    """
     if len(x_shape) != 4:
         hint = " Add a batch axis of size 1." if len(x_shape) == 3 else ""
         raise ValueError(f"`x` must have 4 axes, {spec.layout}, but got {len(x_shape)}: x.shape = {x_shape}.{hint}")
@@ -253,13 +280,19 @@ def make_problem(
     _check_bias(bias_shape, out_channels)
     sides = spec.sides(height, width, (kh, kw))
     _check_padding(spec, sides, height, width, shapes)
-    dtype = promote(*dtypes)
+    dtype = promote(*dtypes, None if residual is None else residual[1])
+    epilogue = Epilogue(bias_shape is not None, residual is not None, spec.activation)
     problem = Problem(
         n, in_channels, height, width, out_channels, (kh, kw), spec.stride, sides, spec.dilation, spec.groups,
-        spec.padding_mode, Epilogue(bias=bias_shape is not None), dtypes[0], dtype, spec.layout,
+        spec.padding_mode, epilogue, dtypes[0], dtype, spec.layout,
         spec.accuracy, device, traced, None if spec.out_dtype == dtype else spec.out_dtype,
     )  # fmt: skip
     _check_sizes(problem, shapes)
+    if residual is not None and residual[0] != problem.out_shape:
+        raise ValueError(
+            f"`residual` must have the shape of the result, {problem.out_shape} {spec.layout}, but got {residual[0]}."
+            f"\n{shapes}"
+        )
     return problem
 
 

@@ -11,17 +11,24 @@ from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
 
-__all__ = ["check_out", "described", "forget_plans", "info_of", "packed", "plan_for", "plan_of", "prepared"]
+__all__ = ["check_out", "described", "executed", "forget_plans", "info_of", "packed", "plan_for", "plan_of", "prepared"]
 
 
 def prepared(
-    spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None, out: Any = None
+    spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None, out: Any = None, residual: Any = None
 ) -> tuple[Plan, PackedWeight]:
     """How these arrays are convolved, after every check, and the weight packed for it: from the cache if it may be."""
-    library, plan = plan_for(spec, x, weight, bias, backend)
+    library, plan = plan_for(spec, x, weight, bias, backend, residual)
     if out is not None:
-        check_out(library, plan, out, x, weight, bias)
+        check_out(library, plan, out, x, weight, bias, residual)
     return plan, packed(library, plan, weight)
+
+
+def executed(plan: Plan, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, out: Any = None) -> Any:
+    """What a plan makes of arrays, with those that not every plan takes."""
+    options = {"residual": residual, "out": out}
+    execute: Any = plan.execute
+    return execute(x, weight, bias, **{name: array for name, array in options.items() if array is not None})
 
 
 def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:
@@ -31,11 +38,16 @@ def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:
     return plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
 
 
-def plan_for(spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None) -> tuple[Backend, Plan]:
+def plan_for(
+    spec: Conv2dSpec, x: Any, weight: Any, bias: Any, backend: Any = None, residual: Any = None
+) -> tuple[Backend, Plan]:
     """The backend that convolves these arrays, and how, after every check."""
     library = registry.resolve(x, backend)
-    infos = described(library, [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)]))
-    return library, plan_of(spec, library, *infos)
+    arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
+    if residual is None:
+        return library, plan_of(spec, library, *described(library, arguments))
+    *infos, last = described(library, [*arguments, ("residual", residual)])
+    return library, plan_of(spec, library, *infos, residual=last)
 
 
 def described(library: Backend, arguments: Sequence[tuple[str, Any]]) -> list[ArrayInfo]:
@@ -87,11 +99,21 @@ def _check_library(first: str, sample: Any, name: str, array: Any) -> None:
 
 
 @lru_cache(maxsize=4096)
-def plan_of(spec: Conv2dSpec, library: Backend, x: ArrayInfo, weight: ArrayInfo, bias: ArrayInfo | None = None) -> Plan:
+def plan_of(
+    spec: Conv2dSpec,
+    library: Backend,
+    x: ArrayInfo,
+    weight: ArrayInfo,
+    bias: ArrayInfo | None = None,
+    residual: ArrayInfo | None = None,
+) -> Plan:
     """The plan for arrays like these, by the engine or the strategy that the user asked for, after every check."""
     dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
-    traced = x.traced or weight.traced or (bias is not None and bias.traced)
-    problem = make_problem(spec, x.shape, weight.shape, None if bias is None else bias.shape, dtypes, x.device, traced)
+    traced = any(info is not None and info.traced for info in (x, weight, bias, residual))
+    problem = make_problem(
+        spec, x.shape, weight.shape, None if bias is None else bias.shape, dtypes, x.device, traced,
+        None if residual is None else (residual.shape, residual.dtype),
+    )  # fmt: skip
     if spec.strategy == "measure":
         from . import measurement  # only who measures needs it
 
@@ -99,7 +121,9 @@ def plan_of(spec: Conv2dSpec, library: Backend, x: ArrayInfo, weight: ArrayInfo,
     return planner.plan(library, problem, spec.engine)
 
 
-def check_out(library: Backend, plan: Plan, out: Any, x: Any, weight: Any, bias: Any = None) -> None:
+def check_out(
+    library: Backend, plan: Plan, out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None
+) -> None:
     """Whether `out` can become the result: an array of the library's, like the result, that shares no memory."""
     check = getattr(library, "check_out", None)
     if check is None:
@@ -107,7 +131,7 @@ def check_out(library: Backend, plan: Plan, out: Any, x: Any, weight: Any, bias:
             f"`out` is for arrays of NumPy and PyTorch. The backend {library.name!r} gives new results only."
         )
     described(library, [("x", x), ("out", out)])
-    check(out, plan.problem, {"x": x, "weight": weight, "bias": bias})
+    check(out, plan.problem, {"x": x, "weight": weight, "bias": bias, "residual": residual})
 
 
 def forget_plans() -> None:

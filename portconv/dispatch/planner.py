@@ -11,6 +11,7 @@ from ..core.errors import UnsupportedError
 from ..core.problem import Problem
 from ..engines import separable
 from ..engines.cropped import CroppedPlan, cropped
+from ..engines.finished import FinishedPlan, sums_of
 
 __all__ = ["Choice", "able", "cheapest", "least", "plan"]
 
@@ -32,6 +33,10 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", choose: Choic
     UnsupportedError
         If the engine named, or every engine, cannot run the problem. The message gives the reasons.
     """
+    if (sums := sums_of(problem)) is not None:
+        from ..cpu.finisher import finisher_of  # not before it is needed: it imports NumPy's engines
+
+        return FinishedPlan.of(problem, plan(backend, sums, engine, choose), finisher_of(backend, problem))
     crop = cropped(problem)
     if crop is not None and (engine == "auto" or _offered(backend, crop.problem, engine)):
         inner = _planned(backend, crop.problem, engine, choose)

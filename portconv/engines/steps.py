@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from ..core.dtypes import integer_range
+from ..core.epilogue import Activation
 from ..core.layout import FROM_CBHW, TO_CBHW, reorder
 from ..core.problem import Problem
 from ..core.shapes import AxisSource, axis_source
+from . import activations
 from .accuracy import accumulate
 
 __all__ = ["Block", "Steps", "Window", "window_of"]
@@ -94,6 +96,11 @@ class Steps:
         self.writable = writable
         self.workspace_bytes = workspace_bytes
         self.block_bytes = block_bytes
+
+    @property
+    def elementwise(self) -> ModuleType:
+        """The namespace of elementwise functions, where that is another one."""
+        return self.xp
 
     def dtype(self, name: str) -> Any:
         """The namespace's dtype object of a standard name."""
@@ -291,6 +298,31 @@ class Steps:
         if bias is not None:
             value = value + bias[channels, ...]
         return self.rounded(value, problem.result_dtype)
+
+    def finished(self, sums: Any, problem: Problem, residual: Any = None) -> Any:
+        """A whole array of sums, bias and all, as the result has it: residual, activation, dtype."""
+        with self.quiet():
+            sums = self._before_activation(sums, problem, residual)
+            activation = problem.epilogue.activation
+            value = sums if activation is None else self.activated(sums, activation)
+            return self.rounded(value, problem.result_dtype)
+
+    def pulled_back(self, dy: Any, sums: Any, problem: Problem, residual: Any = None) -> Any:
+        """The cotangent of the sums, in the dtype of the computation, from that of the result."""
+        with self.quiet():
+            dy = self.cast(dy, problem.compute_dtype)
+            activation = problem.epilogue.activation
+            if activation is None:
+                return dy
+            before = self._before_activation(sums, problem, residual)
+            return dy * activations.derivative(self.elementwise, before, activation)
+
+    def _before_activation(self, sums: Any, problem: Problem, residual: Any) -> Any:
+        return sums if residual is None else sums + self.cast(residual, problem.compute_dtype)
+
+    def activated(self, x: Any, activation: Activation) -> Any:
+        """The activation, by the library's own function where it has one that is differentiable."""
+        return activations.activated(self.elementwise, x, activation)
 
     def rounded(self, value: Any, dtype: str) -> Any:
         """Sums in the dtype of a result; for integers half to even, the nearest that there is, and 0 for NaN."""

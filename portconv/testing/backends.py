@@ -83,7 +83,7 @@ def _check_protocol(library: Backend) -> None:
 
 
 def _check_problem(library: Backend, p: Problem) -> list[CheckResult]:
-    arrays = _arrays(p, library, None)
+    arrays, _ = _arrays(p, library, None)
     plan = plan_conv2d(*arrays, **p.keywords(), backend=library)
     environment = library.environment(plan.problem)
     if not all(isinstance(word, str) for item in environment.items() for word in item):

@@ -34,7 +34,8 @@ def _layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, A
     g, o, i, kh, kw = p.parts
     device = backend.describe(x).device
     out_dtype = p.out_dtype or None
-    options = {name: value for name, value in options.items() if name != "out_dtype"}
+    given = {"out_dtype": out_dtype, "residual": options.get("residual")}
+    options = {name: value for name, value in options.items() if name not in given}
     layer = Conv2d(
         g * i, g * o, (kh, kw), bias=bias is not None, dtype=p.dtype, backend=backend, device=device or None, rng=0,
         **options,
@@ -48,7 +49,7 @@ def _layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, A
         other[axis] = slice(0, max(1, x.shape[axis] - 1))
     with suppress(ValueError):  # the kernel may not fit any more
         layer(x[tuple(other)], out_dtype=out_dtype)
-    return partial(layer, out_dtype=out_dtype)
+    return partial(layer, **given)
 
 
 def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:

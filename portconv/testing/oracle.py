@@ -7,6 +7,7 @@ is exact to two units of rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,19 @@ __all__ = ["Reference", "reference_at", "reference_conv2d", "reference_gradients
 
 _NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _CHUNK = 1 << 20  # products that are held at a time
+
+
+# The largest slope of each activation, and the function in float64.
+_ACTIVATIONS: dict[str, tuple[float, Callable[[Array], Any]]] = {
+    "relu": (1.0, lambda z: np.maximum(z, 0)),
+    "relu6": (1.0, lambda z: np.clip(z, 0, 6)),
+    "leaky_relu": (1.0, lambda z: z),
+    "silu": (1.1, lambda z: z / (1 + np.exp(-z))),
+    "hard_swish": (1.5, lambda z: np.where(z > -3, z, 0) * (np.clip(z + 3, 0, 6) / 6)),
+    "gelu": (1.13, lambda z: z * np.vectorize(math.erfc, otypes=[np.float64])(z * -math.sqrt(0.5)) / 2),
+    "sigmoid": (0.25, lambda z: 1 / (1 + np.exp(-z))),
+    "tanh": (1.0, np.tanh),
+}
 
 
 class Reference(NamedTuple):
@@ -37,6 +51,25 @@ class Reference(NamedTuple):
     def at(self, part: Any) -> Reference:
         """Of some outputs alone; `part` is an index."""
         return self.each(lambda a: np.broadcast_to(a, self.y.shape)[part])
+
+    def finished(self, activation: Any = None, residual: Any = None) -> Reference:
+        """With a residual and an activation, as `portconv.conv2d` takes them; their bound becomes that of the result.
+
+        ``c`` and ``C`` grow with the largest slope of the activation, and ``c`` with the rounding of the function.
+        """
+        y, c, largest, terms = self
+        with np.errstate(all="ignore"):
+            if residual is not None:
+                wide = np.asarray(residual).astype(np.float64)
+                y, c, largest = y + wide, c + np.abs(wide), largest + np.abs(wide)
+            if activation is not None:
+                name, slope = (activation, 0.01) if isinstance(activation, str) else activation
+                steepest, function = _ACTIVATIONS[name]
+                z, y = y, np.asarray(function(y) if name != "leaky_relu" else np.where(y > 0, y, y * slope))
+                steepest = max(1.0, abs(slope)) if name == "leaky_relu" else steepest
+                # 4 eps of the larger one, of which the bound has 8 eps c
+                c, largest = steepest * c + np.maximum(np.abs(z), np.abs(y)) / 2, steepest * largest
+        return Reference(y, c, largest, terms)
 
     def each(self, change: Callable[[Array], Array]) -> Reference:
         """With the same done to each array."""

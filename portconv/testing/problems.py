@@ -24,6 +24,7 @@ ORDERS = ("C", "F", "channels last", "flipped", "every second", "odd strides", "
 CALLS = ("conv2d", "layer", "traced", "constant")  # those that are drawn
 OUT_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32", "float64")
 INTEGERS = ("uint8", "int8", "uint16", "int32", "int64", "bool")
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu", "hard_swish", "gelu", "sigmoid", "tanh")
 SIZES = {"tiny": 2**8, "small": 2**13, "medium": 2**17, "large": 2**24}  # elements of the image, up to
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -39,7 +40,9 @@ class Problem:
     on). Not drawn are "mapped" (`jax.vmap`, `mx.vmap`, `torch.func.vmap` over the images), "forward" (the derivative by
     `jvp` in the direction of the image, which without a bias is the result) and "compiled" (`portconv.torch.Conv2d` in
     `torch.compile`). `threads` 0 leaves their number alone.
-    `mistake` is the argument that an error must name. `repr` gives what differs from a plain call.
+    `activation` is as `conv2d` takes it. `residual` is the memory order of one, of the weight's dtype; without a
+    residual it is empty. `mistake` is the argument that an error must name. `repr` gives what differs from a plain
+    call.
     """
 
     x_shape: Shape
@@ -62,6 +65,8 @@ class Problem:
     slow: bool = False
     out_dtype: str = ""
     mistake: str = ""
+    activation: Any = None
+    residual: str = ""
     number: int = 0  # among the problems of `portconv check`
 
     def __repr__(self) -> str:
@@ -128,8 +133,8 @@ class Problem:
 
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of the call, engine and accuracy among them where they are not the defaults."""
-        named = {"engine": (self.engine, "auto"), "accuracy": (self.accuracy, "normwise")}
-        named["out_dtype"] = (self.out_dtype, "")
+        named: dict[str, Any] = {"engine": (self.engine, "auto"), "accuracy": (self.accuracy, "normwise")}
+        named |= {"out_dtype": (self.out_dtype, ""), "activation": (self.activation, None)}
         return {**self.arguments, **{name: value for name, (value, default) in named.items() if value != default}}
 
 
@@ -241,6 +246,17 @@ _LONG = ((1, 9), (9, 1), (1, 21), (21, 1), (2, 13))
 
 
 def _drawn(chance: _Chance, scope: Scope) -> Problem:
+    p = _linear(chance, scope)
+    # what is not continuous has no bound for its gradient, and what overflows has none for its activation
+    if p.gradient or p.call not in CALLS or p.data == "overflow" or chance.under(0.6):
+        return p
+    slopes = (("leaky_relu", 0.2), ("leaky_relu", -1.5))
+    activation = chance.one_of(*ACTIVATIONS, *slopes) if chance.under(0.75) else None
+    residual = str(chance.one_of(*scope.orders)) if activation is None or chance.under(0.4) else ""
+    return replace(p, activation=activation, residual=residual)
+
+
+def _linear(chance: _Chance, scope: Scope) -> Problem:
     one_of, under, _between = chance.one_of, chance.under, chance.between
     engine = "auto" if under(0.4) else one_of(*scope.engines)
     gradient = scope.gradients and under(0.3)

@@ -54,6 +54,8 @@ def _simpler(p: Problem) -> Iterator[Problem]:
         "bias_dtype",
         "x_dtype",
         "out_dtype",
+        "activation",
+        "residual",
         "dtype",
         "data",
         "kernel",

@@ -33,6 +33,7 @@ class Data(NamedTuple):
     weight: Array
     bias: Array | None
     dy: Array | None  # the cotangent of the result, if gradients are asked for; NCHW
+    residual: Array | None  # NCHW
 
 
 def make_data(p: Problem) -> Data:
@@ -46,12 +47,14 @@ def make_data(p: Problem) -> Data:
         room = 0.2 * _LARGEST["float64" if p.promoted_dtype == "float64" else "float32"]
         sums = np.abs(weight).reshape(p.weight_shape[0], -1).sum(axis=1).max() * np.abs(x).max()
         x = x * min(room / max(sums, 1e-300), 0.9 * _LARGEST[x_dtype] / max(np.abs(x).max(), 1e-300))
-    bias = dy = None
+    bias = dy = residual = None
     if p.bias_shape is not None:
         bias = rounded(rng.standard_normal(p.bias_shape), bias_dtype)
     if p.gradient:
         dy = rounded(rng.standard_normal(p.out_shape), p.result_dtype)
-    return Data(rounded(x, x_dtype), rounded(weight, dtype), bias, dy)
+    if p.residual:
+        residual = rounded(rng.standard_normal(p.out_shape), dtype)
+    return Data(rounded(x, x_dtype), rounded(weight, dtype), bias, dy, residual)
 
 
 def _image(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Array:

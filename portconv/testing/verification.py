@@ -106,7 +106,7 @@ def verify(problem: Problem, library: Backend | str = "numpy", device: str | Non
     """
     backend = registry.get_backend(library)
     try:
-        arrays = _arrays(problem, backend, device)
+        arrays, residual = _arrays(problem, backend, device)
     except (TypeError, ValueError) as error:  # a dtype that the library, or this device, does not have
         return Outcome(None, reason=_one_line(error))
     with warnings.catch_warnings(), _threads(problem.threads):
@@ -116,7 +116,7 @@ def verify(problem: Problem, library: Backend | str = "numpy", device: str | Non
         # PyTorch's own, the first time that it differentiates forward
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
         try:
-            return _verified(problem, backend, device, arrays)
+            return _verified(problem, backend, device, arrays, residual)
         except UnsupportedError as error:
             text = str(error)
             if problem.engine == "auto":
@@ -147,8 +147,8 @@ def _threads(count: int) -> Any:
         set_num_threads(before)
 
 
-def _arrays(p: Problem, backend: Backend, device: str | None) -> list[Any]:
-    """Image, weight and bias (or None), in the problem's layout and memory orders."""
+def _arrays(p: Problem, backend: Backend, device: str | None) -> tuple[list[Any], Any]:
+    """Image, weight and bias (or None), and a residual (or None), in the problem's layout and memory orders."""
     data = make_data(p)
     x = data.x if p.argument("layout") == "NCHW" else data.x.transpose(0, 2, 3, 1)
     found: list[Any] = []
@@ -158,15 +158,20 @@ def _arrays(p: Problem, backend: Backend, device: str | None) -> list[Any]:
         found[0] = data.x.tolist()
     if p.data == "list as weight":
         found[1] = data.weight.tolist()
-    return found
+    residual = None
+    if data.residual is not None:
+        values = data.residual if p.argument("layout") == "NCHW" else data.residual.transpose(0, 2, 3, 1)
+        residual = arranged(backend, np.ascontiguousarray(values), p.dtype, device, p.residual)
+    return found, residual
 
 
-def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any]) -> Outcome:
+def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any], residual: Any) -> Outcome:
     x, weight, bias = arrays
-    options = p.keywords()
+    options = p.keywords() | ({} if residual is None else {"residual": residual})
     if p.mistake:
         return _mistaken(p, arrays)
     seen = [None if a is None else np.array(backend.to_numpy(a)) for a in arrays]  # as the library rounded them
+    added = None if residual is None else np.array(backend.to_numpy(residual))
     key = repr((replace(p, engine="auto", accuracy="normwise", threads=0), backend.name, device))
     plan = plan_conv2d(x, weight, bias, **options, backend=backend)
     where = plan.engine, plan.tier
@@ -182,7 +187,9 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
     shape = p.out_shape if p.argument("layout") == "NCHW" else tuple(p.out_shape[axis] for axis in (0, 2, 3, 1))
     if tuple(info.shape) != shape or values.shape != shape:
         raise AssertionError(f"the result has shape {info.shape} ({values.shape} in NumPy), not {shape}")
-    for name, array, before in zip(("x", "weight", "bias"), arrays, seen, strict=True):
+    for name, array, before in zip(
+        ("x", "weight", "bias", "residual"), (*arrays, residual), (*seen, added), strict=True
+    ):
         if array is not None and before is not None:
             if not np.array_equal(
                 np.asarray(backend.to_numpy(array)), before, equal_nan=before.dtype.kind not in "biu"
@@ -191,7 +198,8 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
             if overlap(y, array):
                 raise AssertionError(f"the result shares memory with `{name}`")
     readings = _readings(p, backend, given.device, seen, plan.engine)
-    return Outcome(_first_that_passes([partial(_share, p, values, r, key + n) for n, r in readings]), *where)
+    shares = [partial(_share, p, values, r, key + n, added) for n, r in readings]
+    return Outcome(_first_that_passes(shares), *where)
 
 
 def _readings(p: Problem, backend: Backend, device: str, seen: list[Any], engine: str) -> list[tuple[str, list[Any]]]:
@@ -215,7 +223,7 @@ def _by_library(p: Problem, backend: Backend) -> bool:
     return p.gradient and backend.name in DIFFERENTIATE and p.seed % 2 == 0
 
 
-def _first_that_passes(shares: list[Callable[[], float]]) -> float:
+def _first_that_passes(shares: Sequence[Callable[[], float]]) -> float:
     for share in shares[:-1]:
         with suppress(AssertionError):
             return share()
@@ -291,16 +299,21 @@ def _exact(key: str, compute: Callable[[], Any]) -> Any:
     return _known[key]
 
 
-def _share(p: Problem, values: Array, seen: list[Any], key: str) -> float:
+def _share(p: Problem, values: Array, seen: list[Any], key: str, residual: Any) -> float:
     """The largest error as a share of the bound, of all outputs or of a sample."""
     if p.products <= WHOLE:
-        reference = _exact(key, lambda: reference_conv2d(*seen, **p.arguments))
+        reference = _exact(key, lambda: reference_conv2d(*seen, **p.arguments).finished(p.activation, residual))
         return assert_close(values, reference, dtype=p.result_dtype, accuracy=p.accuracy, computed=p.promoted_dtype)
     positions = _sample(p)
     reference = _exact(key, lambda: reference_at(positions, *seen, **p.arguments))
-    nchw = values if p.argument("layout") == "NCHW" else values.transpose(0, 3, 1, 2)
+
+    def nchw(array: Array) -> Array:
+        return array if p.argument("layout") == "NCHW" else array.transpose(0, 3, 1, 2)
+
+    some = None if residual is None else nchw(residual)[positions]
+    reference = reference.finished(p.activation, some)
     return assert_close(
-        nchw[positions], reference, dtype=p.result_dtype, accuracy=p.accuracy, computed=p.promoted_dtype
+        nchw(values)[positions], reference, dtype=p.result_dtype, accuracy=p.accuracy, computed=p.promoted_dtype
     )
 
 

@@ -17,7 +17,9 @@ from ...core.array_types import library_of
 from ...core.backend import ArrayInfo, Backend, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
 from ...cpu.machine import version
+from ...engines.finished import Finisher
 from .derivatives import value_and_pullback
+from .finisher import ChunkFinisher
 from .graph import DaskPlan, typical
 from .tasks import Inner
 
@@ -73,6 +75,10 @@ class DaskBackend:
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
     ) -> tuple[Any, Pullback]:
         return value_and_pullback(self._inner, plan, x, weight, bias, wanted, pack())
+
+    def finisher(self, _problem: Problem, /) -> Finisher:
+        """See `portconv.extending.Finishing`."""
+        return ChunkFinisher(self._inner)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return str(weight.name)  # which an assignment changes

@@ -15,9 +15,10 @@ from ...core.problem import Problem
 from ...cpu.bridge import host_candidates, host_plan
 from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
+from ...engines.finished import Finisher
 from ..base import ArrayApiBackend, name_of
 from .derivatives import differentiated
-from .host import placed, view
+from .host import EagerFinisher, placed, view
 from .native import NativePlan, native_candidate
 from .operations import OpsPlan, full_precision, is_tracer, when_compiled, with_values
 
@@ -93,6 +94,12 @@ class JaxBackend(ArrayApiBackend):
                 return pullback(dy)
 
         return y, vjp
+
+    def finisher(self, problem: Problem, /) -> Finisher:
+        """See `portconv.extending.Finishing`."""
+        if self._on_host(problem):
+            return EagerFinisher(self, partial(self._taken, device=problem.device), self._steps_on(""))
+        return self._steps_on(problem.device)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
         return self._taken(y, problem.result_dtype, problem.device)

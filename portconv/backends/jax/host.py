@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
+from ...core.problem import Problem
+from ...cpu.finisher import HostFinisher
+from ...engines.finished import Finisher
 from .operations import is_tracer, with_values
 
-__all__ = ["placed", "view"]
+__all__ = ["EagerFinisher", "placed", "view"]
 
 BFLOAT16 = np.dtype(jax.numpy.bfloat16)
 
@@ -43,3 +47,22 @@ def placed(y: np.ndarray[Any, Any], device: Any) -> Any:
 @lru_cache(maxsize=1024)
 def _place(shape: tuple[int, ...], dtype: np.dtype[Any], device: Any) -> tuple[Any, Any]:
     return jax.core.ShapedArray(shape, dtype), jax.sharding.SingleDeviceSharding(device)
+
+
+class EagerFinisher(HostFinisher):
+    """What follows the sums, by NumPy: one by one, JAX would compile its operations for every shape.
+
+    A cotangent may be traced where the sums are not; then JAX computes.
+    """
+
+    def __init__(self, backend: Any, take: Callable[..., Any], steps: Finisher) -> None:
+        super().__init__(backend)
+        self._take, self._steps = take, steps
+
+    def pulled_back(self, dy: Any, sums: Any, problem: Problem, residual: Any = None) -> Any:
+        if is_tracer(dy):
+            return self._steps.pulled_back(dy, sums, problem, residual)
+        return super().pulled_back(dy, sums, problem, residual)
+
+    def _taken(self, y: Any, dtype: str, _problem: Problem) -> Any:
+        return self._take(y, dtype)

@@ -19,6 +19,7 @@ from ...core.problem import Problem
 from ...cpu.bridge import host_candidates
 from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
+from ...engines.finished import Finisher
 from ..base import by_argument, function_of
 from .arrays import STEPS, default_device, dtype_named, name_of, remembered, view
 from .host import host_plan_with_derivatives
@@ -66,6 +67,10 @@ class MlxBackend:
             return _pulled_back(plan, arrays, wanted, dy) if remembered(dy) else on_host(dy)
 
         return y, vjp
+
+    def finisher(self, _problem: Problem, /) -> Finisher:
+        """See `portconv.extending.Finishing`."""
+        return STEPS
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None  # `weight[...] = value` shows nowhere

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ...core.epilogue import Activation
 from ...cpu.views import BFLOAT16_BITS
 from ...engines.steps import Steps
+from ...namespaces import mlx as namespace
 
 __all__ = [
     "STEPS",
@@ -113,6 +117,21 @@ class MlxSteps(Steps):
     def keep(self, x: Any) -> Any:
         """As in `Steps`, with a value where it can have one."""
         return evaluated(mx.contiguous(x))
+
+    @property
+    def elementwise(self) -> ModuleType:
+        return namespace
+
+    def activated(self, x: Any, activation: Activation) -> Any:
+        # by one operation each in the place of a dozen; those of float64 MLX computes in float32
+        match activation.name if x.dtype != mx.float64 else "":
+            case "sigmoid":
+                return mx.sigmoid(x)
+            case "silu":
+                return x * mx.sigmoid(x)
+            case "gelu":
+                return x * (mx.erf(x * math.sqrt(0.5)) + 1) / 2
+        return super().activated(x, activation)
 
 
 STEPS = MlxSteps(mx)

@@ -17,7 +17,7 @@ from ..base import ArrayApiBackend, name_of
 from .derivatives import value_and_pullback
 from .host import torch_host_plan
 from .native import NativePlan, in_parts, native_candidate
-from .operations import OpsPlan, leaves_out, records, transformed
+from .operations import OpsPlan, TorchSteps, leaves_out, records, transformed
 
 __all__ = ["backend"]
 
@@ -32,6 +32,7 @@ class TorchBackend(ArrayApiBackend):
     """PyTorch."""
 
     namespace = "array_api_compat.torch"
+    steps_type = TorchSteps
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

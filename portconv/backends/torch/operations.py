@@ -9,13 +9,39 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from ...core.backend import PackedWeight
+from ...core.epilogue import Activation
 from ...core.problem import Problem
 from ...core.shapes import met_taps
-from ..base import OuterPlan
+from ..base import OuterPlan, QuietSteps
 
-__all__ = ["OpsPlan", "leaves_out", "records", "transformed"]
+__all__ = ["OpsPlan", "TorchSteps", "activated", "leaves_out", "records", "transformed"]
+
+_OWN = {
+    "relu": functional.relu,
+    "relu6": functional.relu6,
+    "silu": functional.silu,
+    "hard_swish": functional.hardswish,
+    "gelu": functional.gelu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def activated(x: Any, activation: Activation) -> Any:
+    """The activation, by the one operation that PyTorch has for each."""
+    if activation.name == "leaky_relu":
+        return functional.leaky_relu(x, activation.slope)
+    return _OWN[activation.name](x)
+
+
+class TorchSteps(QuietSteps):
+    """PyTorch's."""
+
+    def activated(self, x: Any, activation: Activation) -> Any:
+        return activated(x, activation)
 
 
 def records(x: Any) -> bool:

@@ -1,0 +1,76 @@
+"""Plans with what follows the sums: a residual, an activation, another dtype.
+
+The plan inside has sums with their bias, in the dtype of the computation, so that a result is rounded once. What
+follows is done in the operations of the array's library, which can differentiate and trace them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ..core.backend import PackedWeight, Plan
+from ..core.problem import Problem
+
+__all__ = ["FinishedPlan", "Finisher", "sums_of"]
+
+
+class Finisher(Protocol):
+    """What `Steps` has for it, and what a back end may have instead."""
+
+    def finished(self, sums: Any, problem: Problem, residual: Any = None) -> Any:
+        """A whole array of sums, bias and all, as the result has it: residual, activation, dtype."""
+
+    def pulled_back(self, dy: Any, sums: Any, problem: Problem, residual: Any = None) -> Any:
+        """The cotangent of the sums, in the dtype of the computation, from that of the result."""
+
+
+def sums_of(p: Problem) -> Problem | None:
+    """The problem of the sums alone, or None where nothing follows them."""
+    if p.epilogue == p.epilogue.linear:
+        return None
+    wide = p.compute_dtype if p.compute_dtype != p.dtype else None
+    return replace(p, epilogue=p.epilogue.linear, out_dtype=wide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedPlan(Plan):
+    """A plan of the sums, and what makes the result of them."""
+
+    inner: Plan
+    finisher: Finisher
+
+    @classmethod
+    def of(cls, problem: Problem, inner: Plan, finisher: Finisher) -> FinishedPlan:
+        """The plan of a problem from that of its sums; see `sums_of`."""
+        return cls(
+            problem, inner.engine, inner.workspace_bytes, inner.candidates, inner.chosen_by, inner=inner,
+            finisher=finisher,
+        )  # fmt: skip
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.inner.stamp
+
+    @property
+    def tier(self) -> str:
+        return self.inner.tier
+
+    def warmup(self) -> tuple[str, ...]:
+        return self.inner.warmup()
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        return self.inner.pack(weight)
+
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
+        y = self.finisher.finished(self.inner.execute(x, weight, bias), self.problem, residual)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def explain(self) -> str:
+        return f"{self.inner.explain()}\n  then {self.problem.epilogue} in operations of the library"
