@@ -143,7 +143,7 @@ def conv2d(
 
     >>> x, weight = np.ones((1, 4, 8, 8), np.float32), np.full((4, 4, 3, 3), -1 / 36, np.float32)
     >>> y = portconv.conv2d(x, weight, np.zeros(4, np.float32), padding=1, activation="relu", residual=x)
-    >>> float(abs(y[0, 0, 4, 4]).round(6)), float(y[0, 0, 0, 0].round(3))
+    >>> round(abs(float(y[0, 0, 4, 4])), 6), round(float(y[0, 0, 0, 0]), 3)
     (0.0, 0.556)
     """
     spec = normalised(

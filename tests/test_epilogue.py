@@ -31,6 +31,44 @@ def test_every_activation_in_every_library(backend, activation):
         assert outcome.share is None or outcome.share <= 1
 
 
+@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
+def test_every_form_of_every_engine(engine, tier):
+    """Register tiles with columns or outputs in their lanes, depthwise forms, tiles, strips; whole vectors and not."""
+    for x_shape, weight_shape, options in (
+        ((2, 24, 13, 14), (20, 24, 3, 3), {"padding": 1}),
+        ((1, 40, 13, 16), (20, 40, 1, 1), {}),
+        ((1, 24, 13, 14), (24, 1, 3, 3), {"padding": 1, "groups": 24}),
+        ((1, 200, 5, 5), (70, 200, 3, 3), {"padding": 1}),
+        ((1, 3, 40, 41), (4, 3, 7, 7), {"padding": 3, "stride": 2}),
+    ):
+        for layout, dtype, activation in (
+            ("NCHW", "float32", "silu"), ("NHWC", "float32", "relu6"), ("NCHW", "float16", "tanh"),
+            ("NCHW", "float64", "gelu"),
+        ):  # fmt: skip
+            arguments = {**options, "layout": layout}
+            verify(Problem(x_shape, weight_shape, arguments, engine, dtype=dtype, bias_shape=weight_shape[:1],
+                           activation=activation, residual="C"))  # fmt: skip
+
+
+def test_residuals_are_added_where_results_are_stored(arrays, tier):
+    """By plans that need no pass of their own over the result; in any order of memory, and of the arguments' dtypes."""
+    x, weight, bias, residual = arrays
+    exact = reference_conv2d(x, weight, bias, padding=1).finished("relu", residual)
+    turned = np.asfortranarray(residual)
+    for engine in ("gemm", "winograd", "direct"):
+        plan = portconv.plan_conv2d(x, weight, bias, padding=1, engine=engine, activation="relu", residual=residual)
+        packed = plan.pack(weight)
+        assert plan.fused.fuses(x, packed, bias, residual)
+        for added in (residual, turned, residual[:, ::-1][:, ::-1]):
+            assert_close(plan.execute(x, packed, bias, residual=added), exact)
+        half = residual.astype("f2")
+        given = portconv.conv2d(x, weight, bias, padding=1, engine=engine, activation="relu", residual=half)
+        assert_close(given, reference_conv2d(x, weight, bias, padding=1).finished("relu", half))
+        out = np.empty((2, 9, 8, 6), "f4").transpose(0, 3, 1, 2)
+        assert plan.execute(x, packed, bias, residual=residual, out=out) is out
+        assert_close(out, exact)
+
+
 def _torchs(torch, activation):
     functional = torch.nn.functional
     if not isinstance(activation, str):

@@ -52,6 +52,10 @@ class NumpyBackend:
     ) -> tuple[Any, Pullback]:
         return host_vjp(self, plan, x, weight, bias, wanted, pack)
 
+    def fuses(self, _problem: Problem, _engine: str, /) -> bool:
+        """See `portconv.extending.Finishing`."""
+        return True
+
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return numpy_steps()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from .explain import line, table
@@ -122,6 +122,17 @@ class Plan:
         """
         return ()
 
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        """Whether these arrays can have their residual and activation where results are stored.
+
+        It is asked of plans of problems that have them. Where a library differentiates or traces, its operations do it.
+        """
+        return True
+
+    def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
+        """The same plan of a problem that is changed in what follows the sums."""
+        return replace(build(change(self.problem), self.engine), candidates=self.candidates, chosen_by=self.chosen_by)
+
     def cut(self, array: Any, index: tuple[Any, ...]) -> Any:
         """``array[index]`` of an image or a weight, for a plan of what the whole leaves after cropping."""
         return array[index]
@@ -142,8 +153,13 @@ class Plan:
 class EnginePlan(Plan):
     """A plan of one of portconv's own engines, which can also write the result into memory of the caller's."""
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
-        """As in `Plan`. `out`, of the result's shape and dtype, is filled in and returned if the library can write."""
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
+        """As in `Plan`, with the residual if the problem has one.
+
+        `out`, of the result's shape and dtype, is filled in and returned if the library can write.
+        """
         raise NotImplementedError  # abstract: every subclass has its own
 
 
@@ -211,7 +227,8 @@ class Differentiable(Protocol):
 class Finishing(Protocol):
     """What a back end may have besides the members of `Backend`: what follows the sums, in operations of its own.
 
-    Where it has none NumPy computes it, and the arrays come and go by `to_numpy` and `from_numpy`.
+    Where it has none NumPy computes it, and the arrays come and go by `to_numpy` and `from_numpy`. A back end whose
+    `build` takes problems with a residual or an activation, too, says so by a method `fuses(problem, engine)`.
     """
 
     def finisher(self, problem: Problem, /) -> Any:

@@ -144,15 +144,19 @@ class HostPlan(Plan):
         packed = self.inner.pack(self.view(weight))
         return PackedWeight(self.stamp, packed, packed.nbytes, packed.separable)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        return self.inner.fuses(x, weight.data, bias, residual)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         show = self.view if self.bits is None or self.problem.x_dtype != "bfloat16" else self.bits
         image, shift = show(x), None if bias is None else self.view(bias)
+        added = None if residual is None else self.view(residual)
         made = None if self.new is None else self.new(self.problem)
         if made is None:
             memory = None if self.kept is None else self.kept(self.problem)
-            return self.take(self.inner.execute(image, weight.data, shift, out=memory), self.problem)
+            return self.take(self.inner.execute(image, weight.data, shift, residual=added, out=memory), self.problem)
         y, memory = made
-        self.inner.execute(image, weight.data, shift, out=memory)
+        self.inner.execute(image, weight.data, shift, residual=added, out=memory)
         return y

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..core.dtypes import INTEGERS
+from ..core.epilogue import Activation
 from ..core.layout import TO_CBHW
 from ..core.problem import Problem
 from ..engines.accuracy import RUN_TERMS, accumulate
@@ -201,6 +202,7 @@ class NumpySteps(Steps):
         tasks: Sequence[T],
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         *,
+        residual: Any = None,
         out: Any = None,
         parallel: bool,
         products: bool = False,
@@ -209,11 +211,13 @@ class NumpySteps(Steps):
         blocks = y.transpose(TO_CBHW[problem.layout])
         if bias is not None:
             bias = self.bias(bias, problem.compute_dtype)
+        if residual is not None:
+            residual = self.cbhw(residual, problem.layout)
 
         def task_into_y(task: T) -> None:
             with self.quiet():  # in here, since the setting is the thread's own
                 for block, value in compute(task):
-                    self.finish(value, block.channels, problem, bias, out=blocks[block])
+                    self.finish(value, block, problem, bias, residual, out=blocks[block])
 
         allowed = threads.allowed_threads()
         count = min(allowed, len(tasks)) if parallel else 1
@@ -227,17 +231,29 @@ class NumpySteps(Steps):
                     task_into_y(task)
         return y
 
-    def finish(self, value: Array, channels: slice, problem: Problem, bias: Any, *, out: Array | None = None) -> Array:
+    def finish(
+        self, value: Array, block: Block, problem: Problem, bias: Any, residual: Any = None, *, out: Array | None = None
+    ) -> Array:
         """As in `Steps`; stored into `out` on the way, if there is one."""
         if out is None:
             out = np.empty(value.shape, problem.result_dtype)
-        if problem.result_dtype in INTEGERS:
-            out[...] = self.rounded(value if bias is None else value + bias[channels], problem.result_dtype)
+        if problem.result_dtype in INTEGERS or problem.epilogue.activation is not None or residual is not None:
+            out[...] = super().finish(value, block, problem, bias, residual)
         elif bias is None:
             np.copyto(out, value, casting="unsafe")
         else:
-            np.add(value, bias[channels], out=out, casting="unsafe")
+            np.add(value, bias[block.channels], out=out, casting="unsafe")
         return out
+
+    def activated(self, x: Array, activation: Activation) -> Array:
+        """As in `Steps`, by one operation where NumPy has it."""
+        match activation.name:
+            case "relu":
+                return np.maximum(x, 0)
+            case "relu6":
+                return np.clip(x, 0, 6)
+        found: Array = super().activated(x, activation)
+        return found
 
 
 def _columns(view: Array, weight: Array, out: Array | None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..core.backend import Backend, Candidate, Plan
 from ..core.errors import UnsupportedError
@@ -36,7 +36,10 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", choose: Choic
     if (sums := sums_of(problem)) is not None:
         from ..cpu.finisher import finisher_of  # not before it is needed: it imports NumPy's engines
 
-        return FinishedPlan.of(problem, plan(backend, sums, engine, choose), finisher_of(backend, problem))
+        inner = plan(backend, sums, engine, choose)
+        fuses: Any = getattr(backend, "fuses", None)
+        build = backend.build if fuses is not None and fuses(problem, inner.engine) else None
+        return FinishedPlan.of(problem, inner, finisher_of(backend, problem), build)
     crop = cropped(problem)
     if crop is not None and (engine == "auto" or _offered(backend, crop.problem, engine)):
         inner = _planned(backend, crop.problem, engine, choose)

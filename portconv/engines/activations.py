@@ -16,20 +16,30 @@ from typing import Any
 
 from ..core.epilogue import Activation
 
-__all__ = ["activated", "derivative", "erf"]
+__all__ = [
+    "MIDDLE_BOTTOM",
+    "MIDDLE_TOP",
+    "NEAR",
+    "NEAR_BOTTOM",
+    "NEAR_TOP",
+    "ONE",
+    "activated",
+    "derivative",
+    "erf",
+]
 
 # Coefficients of Cody's approximations, the highest power first: near zero, in the middle, and far away.
-_NEAR = 0.46875
-_NEAR_TOP = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
+NEAR = 0.46875
+NEAR_TOP = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
              3.20937758913846947e3)  # fmt: skip
-_NEAR_BOTTOM = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
-_MIDDLE_TOP = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+NEAR_BOTTOM = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
+MIDDLE_TOP = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
                2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
                1.23033935479799725e3)  # fmt: skip
-_MIDDLE_BOTTOM = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
+MIDDLE_BOTTOM = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
                   3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3,
                   1.23033935480374942e3)  # fmt: skip
-_ONE = 5.9  # from which on float64 has no number between erf and 1
+ONE = 5.9  # from which on float64 has no number between erf and 1
 
 
 def activated(xp: ModuleType, x: Any, activation: Activation) -> Any:
@@ -94,13 +104,13 @@ def erf(xp: ModuleType, x: Any) -> Any:
     """The error function, to some units of rounding of its dtype."""
     zero = xp.zeros_like(x)
     size = xp.where(x <= 0, -x, x)
-    near = xp.where(size <= _NEAR, x, zero)
+    near = xp.where(size <= NEAR, x, zero)
     square = near * near
-    inner = near * _polynomial(_NEAR_TOP, square) / _polynomial(_NEAR_BOTTOM, square)
-    middle = xp.where((size > _NEAR) & (size < _ONE), size, zero + 1)
-    tail = xp.exp(-(middle * middle)) * _polynomial(_MIDDLE_TOP, middle) / _polynomial(_MIDDLE_BOTTOM, middle)
-    outer = xp.where(size >= _ONE, zero + 1, 1 - tail)
-    found = xp.where(size <= _NEAR, inner, xp.where(x <= 0, -outer, outer))
+    inner = near * _polynomial(NEAR_TOP, square) / _polynomial(NEAR_BOTTOM, square)
+    middle = xp.where((size > NEAR) & (size < ONE), size, zero + 1)
+    tail = xp.exp(-(middle * middle)) * _polynomial(MIDDLE_TOP, middle) / _polynomial(MIDDLE_BOTTOM, middle)
+    outer = xp.where(size >= ONE, zero + 1, 1 - tail)
+    found = xp.where(size <= NEAR, inner, xp.where(x <= 0, -outer, outer))
     return xp.where(x != x, x, found)  # NaN
 
 

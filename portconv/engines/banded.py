@@ -208,7 +208,9 @@ class BandedPlan(EnginePlan):
         nbytes = exact.nbytes + p.itemsize * channels * math.prod(shape)
         return PackedWeight(self.stamp, _Data(steps.keep(bands), exact), nbytes)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, t, steps = self.problem, self.tiling, self.steps
@@ -231,7 +233,7 @@ class BandedPlan(EnginePlan):
             else:
                 yield block, value[:, :, : block.rows.stop - block.rows.start, :]
 
-        return steps.assemble(p, bias, blocks, compute, out=out, parallel=True, products=True)
+        return steps.assemble(p, bias, blocks, compute, residual=residual, out=out, parallel=True, products=True)
 
     def _down(self, x: Any, bands: Any, block: Block) -> Any:
         """The sums of a strip, (C, B, rows, columns); the last rows may be beyond the block's."""

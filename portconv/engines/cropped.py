@@ -121,6 +121,13 @@ class CroppedPlan(Plan):
         packed = self.inner.pack(self.inner.cut(weight, (..., self.crop.kernel_rows, self.crop.kernel_cols)))
         return replace(packed, stamp=self.stamp, data=packed)
 
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        return self.inner.fuses(x, weight.data, bias, residual)
+
+    def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
+        crop = self.crop._replace(problem=change(self.crop.problem))
+        return replace(self, problem=change(self.problem), crop=crop, inner=self.inner.rebuilt(change, build))
+
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, **options: Any) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)

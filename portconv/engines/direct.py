@@ -142,7 +142,9 @@ class DirectPlan(EnginePlan):
         data = steps.xp.reshape(steps.cast(weight, p.compute_dtype), (g, o, i, kh, kw))
         return PackedWeight(self.stamp, steps.keep(data), p.itemsize * g * o * i * kh * kw)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
@@ -159,7 +161,7 @@ class DirectPlan(EnginePlan):
             value = steps.xp.reshape(value, (-1, images, rows, value.shape[-1] // rows))
             yield task.block, value[:, :, :, :cols]
 
-        return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=True)
+        return steps.assemble(p, bias, self.tasks, compute, residual=residual, out=out, parallel=True)
 
     def _correlation(self, x: Any, weight: PackedWeight, task: Task) -> Any:
         """A strip at stride 1, (g, o, B, rows * columns); rows end with the halo's columns. Two passes if separable."""

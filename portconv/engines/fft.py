@@ -153,7 +153,9 @@ class FftPlan(EnginePlan):
             return data.spectrum[task.groups, task.outputs, terms, :, :]
         return data.spectrum[:, :, task.groups, task.outputs, terms]
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps, t = self.problem, self.steps, self.tiling
@@ -173,7 +175,7 @@ class FftPlan(EnginePlan):
                 else:
                     yield block, part[:, :, : block.rows.stop - block.rows.start, : block.cols.stop - block.cols.start]
 
-        return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=t.parallel)
+        return steps.assemble(p, bias, self.tasks, compute, residual=residual, out=out, parallel=t.parallel)
 
     def _tiles(self, x: Any, data: _Data, task: Task) -> Any:
         """The circular correlations of a task's tiles, (O, tiles * B, valid rows, valid columns)."""

@@ -1,13 +1,15 @@
 """Plans with what follows the sums: a residual, an activation, another dtype.
 
 The plan inside has sums with their bias, in the dtype of the computation, so that a result is rounded once. What
-follows is done in the operations of the array's library, which can differentiate and trace them.
+follows is done in the operations of the array's library, which can differentiate and trace them; or where results are
+stored, by a plan that can, as long as nothing watches the arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from ..core.backend import PackedWeight, Plan
@@ -40,13 +42,19 @@ class FinishedPlan(Plan):
 
     inner: Plan
     finisher: Finisher
+    fused: Plan | None = None  # one that stores results with all that follows, and packs weights as `inner` does
 
     @classmethod
-    def of(cls, problem: Problem, inner: Plan, finisher: Finisher) -> FinishedPlan:
-        """The plan of a problem from that of its sums; see `sums_of`."""
+    def of(
+        cls, problem: Problem, inner: Plan, finisher: Finisher, build: Callable[[Problem, str], Plan] | None = None
+    ) -> FinishedPlan:
+        """The plan of a problem from that of its sums; see `sums_of`. `build` is a back end's, if it can fuse them."""
+        fused = None if build is None else inner.rebuilt(partial(_followed, problem), build)
+        if fused is not None and fused.stamp != inner.stamp:
+            fused = None
         return cls(
             problem, inner.engine, inner.workspace_bytes, inner.candidates, inner.chosen_by, inner=inner,
-            finisher=finisher,
+            finisher=finisher, fused=fused,
         )  # fmt: skip
 
     @property
@@ -58,7 +66,7 @@ class FinishedPlan(Plan):
         return self.inner.tier
 
     def warmup(self) -> tuple[str, ...]:
-        return self.inner.warmup()
+        return (self.fused or self.inner).warmup()
 
     def pack(self, weight: Any, /) -> PackedWeight:
         return self.inner.pack(weight)
@@ -66,6 +74,10 @@ class FinishedPlan(Plan):
     def execute(
         self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
     ) -> Any:
+        if self.fused is not None and self.fused.fuses(x, weight, bias, residual):
+            options = {"residual": residual, "out": out}
+            execute: Any = self.fused.execute
+            return execute(x, weight, bias, **{name: a for name, a in options.items() if a is not None})
         y = self.finisher.finished(self.inner.execute(x, weight, bias), self.problem, residual)
         if out is None:
             return y
@@ -73,4 +85,10 @@ class FinishedPlan(Plan):
         return out
 
     def explain(self) -> str:
-        return f"{self.inner.explain()}\n  then {self.problem.epilogue} in operations of the library"
+        how = "in operations of the library" if self.fused is None else "where results are stored"
+        return f"{self.inner.explain()}\n  then {self.problem.epilogue}, {how}"
+
+
+def _followed(whole: Problem, sums: Problem) -> Problem:
+    """A problem of sums with what follows those of another one."""
+    return replace(sums, epilogue=whole.epilogue, out_dtype=whole.out_dtype)

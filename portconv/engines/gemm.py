@@ -282,7 +282,9 @@ class GemmPlan(EnginePlan):
     def pack(self, weight: Any, /) -> PackedWeight:
         return pack(weight, self.problem, self.steps)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
@@ -292,7 +294,7 @@ class GemmPlan(EnginePlan):
             return [(task.block, block_value(x, weight.data, task, p, self.tiling, steps))]
 
         # not in parallel: the products themselves use all threads
-        return steps.assemble(p, bias, self.tasks, compute, out=out, parallel=False)
+        return steps.assemble(p, bias, self.tasks, compute, residual=residual, out=out, parallel=False)
 
     def values(self, x: Any, weight: PackedWeight, block: Block, /) -> Iterator[tuple[Block, Any]]:
         """The outputs `block`, of any size, where each output has a channel of its own; `x` is (C, B, H, W)."""

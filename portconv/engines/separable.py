@@ -6,7 +6,7 @@ the engine chosen, the plan holds both, and packing the weight picks one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -74,6 +74,13 @@ class LowRankPlan(Plan):
         if not packed.separable:
             packed = self.general.pack(weight)
         return replace(packed, stamp=self.stamp, data=packed)
+
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        return (self.passes if weight.separable else self.general).fuses(x, weight.data, bias, residual)
+
+    def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
+        general, passes = (plan.rebuilt(change, build) for plan in (self.general, self.passes))
+        return replace(self, problem=change(self.problem), general=general, passes=passes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, **options: Any) -> Any:
         if weight.stamp != self.stamp:

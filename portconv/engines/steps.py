@@ -290,13 +290,17 @@ class Steps:
         """The bias as (O, 1, 1, 1) in the dtype of the computation."""
         return self.cast(self.xp.reshape(bias, (-1, 1, 1, 1)), dtype)
 
-    def finish(self, value: Any, channels: slice, problem: Problem, bias: Any) -> Any:
-        """A block of sums (O, B, H, W) of some output channels as the result has it: with the epilogue, in its dtype.
+    def finish(self, value: Any, block: Block, problem: Problem, bias: Any, residual: Any = None) -> Any:
+        """The sums of a block as the result has them: with the epilogue, in its dtype.
 
-        The bias is as `bias` has it, or None.
+        The bias is as `bias` has it, or None; the residual is whole, (O, B, H, W), or None.
         """
         if bias is not None:
-            value = value + bias[channels, ...]
+            value = value + bias[block.channels, ...]
+        if residual is not None:
+            value = value + self.cast(residual[tuple(block)], problem.compute_dtype)
+        if problem.epilogue.activation is not None:
+            value = self.activated(value, problem.epilogue.activation)
         return self.rounded(value, problem.result_dtype)
 
     def finished(self, sums: Any, problem: Problem, residual: Any = None) -> Any:
@@ -346,6 +350,7 @@ class Steps:
         tasks: Sequence[T],
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         *,
+        residual: Any = None,
         out: Any = None,
         parallel: bool,
         products: bool = False,
@@ -360,12 +365,15 @@ class Steps:
         with self.quiet():
             if bias is not None:
                 bias = self.bias(bias, problem.compute_dtype)
-            return self._assembled(problem, bias, tasks, compute, out)
+            if residual is not None:
+                residual = self.cbhw(residual, problem.layout)
+            return self._assembled(problem, bias, residual, tasks, compute, out)
 
     def _assembled(
         self,
         problem: Problem,
         bias: Any,
+        residual: Any,
         tasks: Sequence[T],
         compute: Callable[[T], Iterable[tuple[Block, Any]]],
         out: Any,
@@ -375,7 +383,7 @@ class Steps:
         def blocks() -> Iterator[tuple[tuple[slice, ...], Any]]:
             for task in tasks:
                 for block, value in compute(task):
-                    finished = self.finish(value, block.channels, problem, bias)
+                    finished = self.finish(value, block, problem, bias, residual)
                     yield reorder(block, order), xp.permute_dims(finished, order)
 
         if 0 in problem.out_shape:

@@ -274,7 +274,9 @@ class WinogradPlan(EnginePlan):
         forward, back = (steps.xp.asarray(matrix, dtype=dtype, **device) for matrix in both)
         return PackedWeight(self.stamp, Data(products, forward, back, exact), nbytes)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps, t = self.problem, self.steps, self.tiling
@@ -297,7 +299,7 @@ class WinogradPlan(EnginePlan):
             else:
                 yield block, value[:, :, : block.rows.stop - block.rows.start, :ow]
 
-        return steps.assemble(p, bias, tasks, compute, out=out, parallel=True, products=True)
+        return steps.assemble(p, bias, tasks, compute, residual=residual, out=out, parallel=True, products=True)
 
     def _tiles(self, x: Any, data: Data, block: Block) -> Any:
         """The outputs of whole tiles, (O, B, rows, columns)."""

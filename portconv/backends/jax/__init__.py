@@ -95,6 +95,10 @@ class JaxBackend(ArrayApiBackend):
 
         return y, vjp
 
+    def fuses(self, problem: Problem, engine: str, /) -> bool:
+        """See `portconv.extending.Finishing`."""
+        return self._on_host(problem) and engine != "native"
+
     def finisher(self, problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         if self._on_host(problem):

@@ -68,6 +68,10 @@ class MlxBackend:
 
         return y, vjp
 
+    def fuses(self, problem: Problem, engine: str, /) -> bool:
+        """See `portconv.extending.Finishing`."""
+        return problem.device == "cpu" and engine != "native"
+
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return STEPS

@@ -100,12 +100,19 @@ def _total(terms: list[Any]) -> Any:
 class _DifferentiablePlan(EitherPlan):
     """A plan behind an `mx.custom_function`, which has the derivatives."""
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /) -> Any:
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        packed, original = weight.data
+        arrays = [array for array in (x, original, bias, residual) if array is not None]
+        return packed is not None and not remembered(*arrays) and self.inner.fuses(x, packed, bias, residual)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         packed, original = weight.data
         if packed is not None and not remembered(x, original, *(() if bias is None else (bias,))):
-            return self.inner.execute(x, packed, bias)
+            more = {} if residual is None else {"residual": residual}
+            execute: Any = self.inner.execute
+            return execute(x, packed, bias, **more)
         convolve = mx.custom_function(partial(self._convolved, packed))
         convolve.vjp(self._vjp)
         convolve.jvp(self._jvp)

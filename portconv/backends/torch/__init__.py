@@ -70,7 +70,7 @@ class TorchBackend(ArrayApiBackend):
 
     def _channels_last(self, p: Problem, engine: str, native: NativePlan) -> tuple[Plan | None, Plan | None]:
         """Plans for the same image channels last in memory: by this engine, and by the one that costs least there."""
-        if p.layout == "NHWC":
+        if p.layout == "NHWC" or p.epilogue != p.epilogue.linear:
             return None, None
         last = replace(p, layout="NHWC")
         offers = {c.engine: c.seconds for c in self.candidates(last) if c.why_not is None}
@@ -81,6 +81,10 @@ class TorchBackend(ArrayApiBackend):
         if best == "native" and not in_parts(p):
             return same, native  # which takes images in both formats as they are
         return same, same if best == engine else self.build(last, best)
+
+    def fuses(self, problem: Problem, engine: str, /) -> bool:
+        """See `portconv.extending.Finishing`."""
+        return problem.device == "cpu" and engine != "native"
 
     def vjp(
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /

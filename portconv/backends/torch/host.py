@@ -133,7 +133,17 @@ class TorchHostPlan(Plan):
         packed = (self.once if once else self.inner).pack(weight)
         return PackedWeight(self.stamp, _Weight(packed, once, own, {}), packed.nbytes, packed.separable)
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        packed, _, own, _ = weight.data
+        arrays = [array for array in (x, own, bias, residual) if array is not None]
+        if packed is None or _channels_last(x) or not _has_values(x, bias, residual):
+            return False
+        recorded = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
+        return not recorded and self.inner.fuses(x, packed, bias, residual)
+
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         packed, once, own, others = weight.data
@@ -155,25 +165,26 @@ class TorchHostPlan(Plan):
             packed = plan.pack(own)
         found = _Packed(plan, packed)
         if out is not None:
-            return _written(x, found, bias, out)
+            return _written(x, found, bias, residual, out)
         if torch.is_grad_enabled() and (
             x.requires_grad or own.requires_grad or (bias is not None and bias.requires_grad)
         ):
             return _Convolution.apply(x, own, bias, self, found)
-        return _computed(x, found, bias)
+        return _computed(x, found, bias, residual)
 
 
-def _computed(x: Any, packed: _Packed, bias: Any) -> Any:
+def _computed(x: Any, packed: _Packed, bias: Any, residual: Any = None) -> Any:
     """The result, of which nothing is recorded."""
     with _limit():
-        return packed.plan.execute(x, packed.weight, bias)
+        return packed.plan.execute(x, packed.weight, bias, residual=residual)
 
 
-def _written(x: Any, packed: _Packed, bias: Any, out: Any) -> Any:
+def _written(x: Any, packed: _Packed, bias: Any, residual: Any, out: Any) -> Any:
     if out.dtype == torch.bfloat16 or packed.plan.problem.x_dtype == "bfloat16":
-        return out.copy_(_computed(x, packed, bias))
+        return out.copy_(_computed(x, packed, bias, residual))
+    bias, residual = (None if array is None else view(array) for array in (bias, residual))
     with _limit():
-        packed.plan.inner.execute(view(x), packed.weight.data, None if bias is None else view(bias), out=view(out))
+        packed.plan.inner.execute(view(x), packed.weight.data, bias, residual=residual, out=view(out))
     return out
 
 

@@ -18,9 +18,10 @@ from .. import threads
 from ..threads import ALIGNMENT
 from ..views import BFLOAT16_BITS
 from . import team
+from .activations import RESIDUAL, call_words
 from .conversions import UNALIGNED, kind_of
 from .costs import CompiledCosts
-from .epilogue import neutral_records, with_bias
+from .epilogue import neutral_records, with_call
 
 __all__ = [
     "CACHE_BYTES",
@@ -196,13 +197,38 @@ class CompiledPlan(EnginePlan):
         packing = self.packed_size * costs.packed / threads.get_num_threads() if self.problem.packed_once else 0.0
         return self.seconds(costs) + packing
 
-    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
+    @cached_property
+    def call(self) -> Array | None:
+        """What the records say of a call, but for its residual; None where there is a bias at most."""
+        following = self.problem.epilogue
+        if following == following.linear:
+            return None
+        return call_words(following.activation, self.problem.compute_dtype)
+
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        p = self.problem
+        return residual is None or (self.adds_residuals and p.result_dtype == p.compute_dtype)
+
+    @property
+    def adds_residuals(self) -> bool:
+        """Whether sums are finished where they are stored, in the usual order of memory."""
+        return self.problem.layout == "NCHW"
+
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p = self.problem
-        y = out if out is not None and _writable(out) else _new(p.out_shape, self.result_dtype, self.result_bytes)
+        usable = out is not None and _writable(out) and (residual is None or out.flags.c_contiguous)
+        y = out if usable else _new(p.out_shape, self.result_dtype, self.result_bytes)
         if y.size:
-            epilogue = self.neutral if bias is None else read_only(with_bias(self.neutral, bias))
+            epilogue, call = self.neutral, self.call
+            if residual is not None and call is not None:
+                residual, call = np.ascontiguousarray(residual, self.dtype), np.array(call)
+                call[RESIDUAL] = residual.ctypes.data - y.ctypes.data
+            if bias is not None or call is not None:
+                epilogue = read_only(with_call(epilogue, p.out_channels, bias, call))
             memory, numbers = memory_of(x, p.layout, self.dtype, self.usual_x)
             y_memory, y_numbers = memory_of(y, p.layout, self.dtype, self.usual_y)
             self.fill(read_only(memory), numbers, y_memory, y_numbers, weight.data, epilogue, team.launch)

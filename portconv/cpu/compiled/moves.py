@@ -152,11 +152,11 @@ def finish_vectors() -> Any:
     """
 
     def generate(b: Any, v: Vectors, target: Any, source: Any, source_step: Any, count: Any, records: Any) -> None:
-        finish = Finish(v, records, splat=False)
+        finish = Finish(v, [records], splat=False)
 
         def body(i: Any, _state: list[Any]) -> list[Any]:
             value = v.load(v.at(source, b.mul(i, source_step)))
-            v.store(finish(value), v.at(target, b.mul(i, I64(VECTOR_BYTES))))
+            v.store(finish([value])[0], v.at(target, b.mul(i, I64(VECTOR_BYTES))))
             return []
 
         loop(b, count, [], body)

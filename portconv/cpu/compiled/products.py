@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .epilogue import RECORD, Finish
+from .epilogue import RECORD, RECORD_BYTES, Finish
 from .vectors import I32, I64, OUTPUT_VECTORS, VECTOR_BYTES, Generate, Vectors, loop
 
 __all__ = [
@@ -55,12 +55,10 @@ def finished_products(rows: int, vectors: int) -> Generate:
         partial: Any, count: Any, streamed: Any,
     ) -> None:  # fmt: skip
         sums = _with_partial_sums(b, v, v.products(base, table, weight, terms, rows, vectors), partial, count)
-        results, places = [], []
-        for r in range(rows):
-            finish = Finish(v, v.at(records, r * RECORD * v.size), splat=True)
-            line = v.at(out, b.mul(out_row, I64(r)))
-            results += [finish(total) for total in sums[r * vectors : (r + 1) * vectors]]
-            places += [v.at(line, j * VECTOR_BYTES) for j in range(vectors)]
+        lines = [v.at(out, b.mul(out_row, I64(r))) for r in range(rows)]
+        places = [v.at(line, j * VECTOR_BYTES) for line in lines for j in range(vectors)]
+        of_rows = [v.at(records, r * RECORD_BYTES) for r in range(rows)]
+        results = Finish(v, [of_rows[i // vectors] for i in range(rows * vectors)], splat=True)(sums, places)
         with b.if_else(b.icmp_signed("!=", streamed, I64(0))) as (past_caches, otherwise):
             with past_caches:
                 for value, place in zip(results, places, strict=True):
@@ -141,18 +139,18 @@ def pixel_products(pixels: int, vectors: int) -> Generate:
 
         sums = loop(b, runs, [v.zero] * (pixels * vectors), run)
         sums = _with_partial_sums(b, v, sums, partial, depth)
-        finish = [Finish(v, v.at(records, j * RECORD * VECTOR_BYTES), splat=False) for j in range(vectors)]
-        results = [finish[i % vectors](total) for i, total in enumerate(sums)]
+        finish = Finish(v, [v.at(records, j * RECORD * VECTOR_BYTES) for j in range(vectors)], splat=False)
         places = [v.at(out, b.mul(out_step, I64(n)), j * VECTOR_BYTES) for n in range(pixels) for j in range(vectors)]
+        numbers = ir.VectorType(I32, v.n)
+        limit = v.splat(b.trunc(count, I32), numbers)
+        steps = [ir.Constant(numbers, [j * v.n + lane for lane in range(v.n)]) for j in range(vectors)]
+        masks = [b.icmp_signed("<", one, limit) for one in steps]
+        results = finish(sums, places, masks)
         with b.if_else(b.icmp_signed(">=", count, I64(vectors * v.n))) as (whole, part):
             with whole:
                 for value, place in zip(results, places, strict=True):
                     v.store(value, place)
             with part:
-                numbers = ir.VectorType(I32, v.n)
-                limit = v.splat(b.trunc(count, I32), numbers)
-                steps = [ir.Constant(numbers, [j * v.n + lane for lane in range(v.n)]) for j in range(vectors)]
-                masks = [b.icmp_signed("<", one, limit) for one in steps]
                 for i, (value, place) in enumerate(zip(results, places, strict=True)):
                     v.masked_store(value, place, masks[i % vectors])
 
@@ -219,9 +217,8 @@ def channel_sums(width: int, step: int) -> Generate:
             return loop(b, cols, sums, col)
 
         sums = loop(b, rows, [v.zero] * width, row)
-        finish = Finish(v, records, splat=False)
-        for n, total in enumerate(sums):
-            v.store(finish(total), v.at(out, n * VECTOR_BYTES))
+        for n, total in enumerate(Finish(v, [records], splat=False)(sums)):
+            v.store(total, v.at(out, n * VECTOR_BYTES))
 
     return generate
 
@@ -370,20 +367,19 @@ def stencil_sums(kernel_rows: int, stride: int, rows: int, vectors: int, *, mask
             return sums
 
         sums = loop(b, kernel_cols, [v.zero] * (rows * vectors), column)
-        finish = Finish(v, record, splat=True)
-        sums = [finish(total) for total in sums]
         results = [v.at(out, b.mul(out_row, I64(r))) for r in range(rows)]
+        places = [v.at(line, n * VECTOR_BYTES) for line in results for n in range(vectors)]
+        limit = v.splat(b.trunc(count, I32), numbers)
+        masks = [b.icmp_signed("<", step, limit) for step in steps]
+        sums = Finish(v, [record], splat=True)(sums, places, masks)
         with b.if_else(b.icmp_signed(">=", count, I64(vectors * v.n))) as (whole, partial):
             with whole:
                 for r, line in enumerate(results):
                     for n in range(vectors):
                         v.store(sums[r * vectors + n], v.at(line, n * VECTOR_BYTES))
             with partial:
-                limit = v.splat(b.trunc(count, I32), numbers)
-                for n, step in enumerate(steps):
+                for n, mask in enumerate(masks):
                     for r, line in enumerate(results):
-                        v.masked_store(
-                            sums[r * vectors + n], v.at(line, n * VECTOR_BYTES), b.icmp_signed("<", step, limit)
-                        )
+                        v.masked_store(sums[r * vectors + n], v.at(line, n * VECTOR_BYTES), mask)
 
     return generate

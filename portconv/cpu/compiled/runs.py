@@ -22,7 +22,7 @@ from .conversions import (
     vector,
     widened,
 )
-from .epilogue import RECORD, Finish
+from .epilogue import RECORD, RECORD_BYTES, Finish
 from .vectors import I1, I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop, one_of
 
 __all__ = [
@@ -184,10 +184,10 @@ def put_line(*, add: bool) -> Any:
         b: Any, v: Vectors, target: Any, step: Any, source: Any, count: Any, record: Any, kind: Any
     ) -> None:  # fmt: skip
         _apart(b)
-        finish = Finish(v, record, splat=True)
+        finish = Finish(v, [record], splat=True)
 
         def known(name: str, done: Any, inside: Any) -> None:
-            value = narrowed(b, v, finish(v.load(v.at(source, b.mul(done, I64(v.size))))), name)
+            value = narrowed(b, v, finish([v.load(v.at(source, b.mul(done, I64(v.size))))])[0], name)
             place = v.at(target, b.mul(done, step))
             if inside is None:
                 b.store(value, b.inttoptr(place, value.type.as_pointer())).align = 1
@@ -201,7 +201,7 @@ def put_line(*, add: bool) -> Any:
             if add:
                 bits = gathered(b, v, place, step, left, v.size)
                 value = b.fadd(b.bitcast(bits, v.type), value)
-            put(b, v, finish(value), place, step, left, kind)
+            put(b, v, finish([value])[0], place, step, left, kind)
 
         _chunk_by_chunk(b, v, count, kind, step, I1(not add), known, any_chunk)
 
@@ -215,7 +215,7 @@ def store_line(*, add: bool) -> Any:
     """
 
     def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any, record: Any) -> None:
-        finish = Finish(v, record, splat=True)
+        finish = Finish(v, [record], splat=True)
 
         def body(i: Any, _state: list[Any]) -> list[Any]:
             done = b.mul(i, I64(v.n))
@@ -223,12 +223,14 @@ def store_line(*, add: bool) -> Any:
             place = v.at(target, offset)
             inside = _inside(b, v, b.sub(count, done))
             value = v.load(v.at(source, offset))
+            if add:
+                value = b.fadd(v.masked_load(place, inside), value)
+            (value,) = finish([value], [place], [inside])
             with b.if_else(b.icmp_signed(">=", b.sub(count, done), I64(v.n))) as (whole, part):
                 with whole:
-                    v.store(finish(b.fadd(v.load(place), value) if add else value), place)
+                    v.store(value, place)
                 with part:
-                    total = b.fadd(v.masked_load(place, inside), value) if add else value
-                    v.masked_store(finish(total), place, inside)
+                    v.masked_store(value, place, inside)
             return []
 
         loop(b, chunks(b, v, count), [], body)
@@ -251,8 +253,8 @@ def put_pixels() -> Any:
 
         def body(i: Any, state: list[Any]) -> list[Any]:
             done = b.mul(i, I64(v.n))
-            finish = Finish(v, v.at(records, b.mul(state[0], I64(RECORD * v.n * v.size))), splat=False)
-            value = finish(v.load(v.at(source, b.mul(done, I64(v.size)))))
+            finish = Finish(v, [v.at(records, b.mul(state[0], I64(RECORD * v.n * v.size)))], splat=False)
+            (value,) = finish([v.load(v.at(source, b.mul(done, I64(v.size))))])
             put(b, v, value, v.at(target, b.mul(done, step)), step, b.sub(count, done), kind)
             return [b.srem(b.add(state[0], I64(v.n)), channels)]
 
@@ -374,12 +376,13 @@ def put_square(name: str | None) -> Generate:
 
     def generate(b: Any, v: Vectors, target: Any, target_row: Any, source: Any, records: Any, count: Any) -> None:
         rows = v.transposed([v.load(v.at(source, j * VECTOR_BYTES)) for j in range(v.n)])
-        values, places = [], []
-        for i, row in enumerate(rows):
-            value = Finish(v, v.at(records, i * RECORD * v.size), splat=True)(row)
-            values.append(value if name is None else narrowed(b, v, value, name))
-            places.append(v.at(target, b.mul(target_row, I64(i))))
+        places = [v.at(target, b.mul(target_row, I64(i))) for i in range(v.n)]
         inside = _inside(b, v, count)
+        finish = Finish(v, [v.at(records, i * RECORD_BYTES) for i in range(v.n)], splat=True)
+        # the residual is in the dtype of the computation, or added elsewhere
+        values = finish(rows, places if name is None else (), [inside])
+        if name is not None:
+            values = [narrowed(b, v, value, name) for value in values]
         with b.if_else(b.icmp_signed(">=", count, I64(v.n))) as (whole, part):
             with whole:
                 for value, place in zip(values, places, strict=True):

@@ -164,6 +164,10 @@ class CompiledChannelsLastPlan(PanelsPlan):
     def panel(self) -> tuple[int, int]:
         return self.geometry.vectors * lanes(self.problem.compute_dtype), self.geometry.inputs
 
+    @property
+    def adds_residuals(self) -> bool:
+        return True
+
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:

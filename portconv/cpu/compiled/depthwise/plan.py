@@ -137,6 +137,10 @@ class CompiledDepthwisePlan(CompiledPlan):
     def warmup(self) -> tuple[str, ...]:
         return *super().warmup(), *(() if self.other is None else self.other.warmup())
 
+    @property
+    def adds_residuals(self) -> bool:
+        return False  # sums are finished before they are turned
+
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
     ) -> None:
