@@ -14,6 +14,9 @@ from ..core.integers import pair
 
 __all__ = ["LayerState", "read"]
 
+# Activations that are Keras's functions of these names, as it has them by default.
+SAME_IN_KERAS = ("relu", "relu6", "silu", "gelu", "sigmoid", "tanh")
+
 
 @dataclass(frozen=True)
 class LayerState:
@@ -95,21 +98,29 @@ def _keras(layer: Any) -> LayerState:
             f"`layer` {layer.name!r} has no weights yet. Build it first: layer.build((None, height, width, channels)), "
             f"or call it."
         )
-    activation = getattr(layer.activation, "__name__", layer.activation)
-    if activation not in (None, "linear"):
-        raise ValueError(
-            f"`layer` {layer.name!r} has the activation {activation!r}, which `Conv2d` has not. Make the layer with "
-            f"activation=None, and apply the activation to the result."
-        )
     kernel = layer.depthwise_kernel if hasattr(layer, "depthwise_kernel") else layer.kernel  # Keras 2
     weight, bias = kernel.numpy(), layer.bias.numpy() if layer.use_bias else None
     arguments = {
         "stride": tuple(layer.strides), "padding": layer.padding, "dilation": tuple(layer.dilation_rate),
         "layout": "NCHW" if layer.data_format == "channels_first" else "NHWC",
+        "activation": _keras_activation(layer),
     }  # fmt: skip
     groups = weight.shape[2] if depthwise else layer.groups
     weight_layout = "HWCM" if depthwise else "HWIO"
     return LayerState("numpy", arguments, weight, weight_layout, bias, _dtype(weight), None, groups)
+
+
+def _keras_activation(layer: Any) -> str | None:
+    function = layer.activation
+    name = getattr(function, "__name__", function)
+    if name in (None, "linear"):
+        return None
+    if name in SAME_IN_KERAS and function.__module__.startswith(("keras", "tf_keras")):
+        return str(name)
+    raise ValueError(
+        f"`layer` {layer.name!r} has the activation {name!r}, which `Conv2d` has not. Make the layer with "
+        f"activation=None, and apply the activation to the result."
+    )
 
 
 def _flax(layer: Any, params: Any = None) -> LayerState:

@@ -66,7 +66,7 @@ def convert_layout(weight: Any, source: str, target: str, *, groups: int | None 
     Examples
     --------
     >>> import numpy as np
-    >>> from portconv.formats import layouts as weights
+    >>> from portconv import weights
     >>> weights.convert_layout(np.ones((8, 5, 3, 2)), "OHWI", "OIHW").shape
     (8, 2, 5, 3)
     >>> weights.convert_layout(np.ones((3, 3, 6, 2)), "HWCM", "GOIHW").shape
