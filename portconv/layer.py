@@ -155,6 +155,15 @@ class Layer:
         o, i, g = self.out_channels, self.in_channels, self.groups
         return [self._weight_shape] if g == 1 else [self._weight_shape, (o, i // g, *self.kernel_size)]
 
+    @property
+    def weight_layout(self) -> str:
+        """Layout of the weight: "OIHW"; with more than one group "GOIHW", (G, O/G, I/G, kh, kw)."""
+        return "OIHW" if self.groups == 1 else "GOIHW"
+
+    def _take(self, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> None:
+        """Take parameters of the right shapes: `weight` (O, I/G, kh, kw), `bias` (O,) or (1, O, 1, 1)."""
+        raise NotImplementedError  # abstract: every layer has its own
+
     def _initial_parameters(self, rng: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
         """New weight and bias, in float64; `rng` is a seed or a `numpy.random.Generator`."""
         try:

@@ -264,6 +264,9 @@ class Conv2d(Layer):
         self._weight, self._bias = weight, bias
         self._forget_copies()
 
+    def _take(self, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> None:
+        self.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+
     def to(self, backend: Any, device: str | None = None) -> Conv2d:
         """Move the master parameters to another library or device; returns the module."""
         return self._move(registry.get_backend(backend), device_name(device), self._dtype)

@@ -28,6 +28,8 @@ CASES = {
     "NHWC": dict(layout="NHWC", padding=1),
     "NHWC grouped": dict(layout="NHWC", groups=2),
     "gemm": dict(engine="gemm", accuracy="elementwise"),
+    "OHWI": dict(weight_layout="OHWI", padding=1),
+    "OHWI grouped": dict(weight_layout="OHWI", groups=2, layout="NHWC"),
 }
 WITHOUT_SIDES = {name: options for name, options in CASES.items() if name not in ("same", "four sides", "reflect")}
 
@@ -65,9 +67,14 @@ def exact(layer, x, weight=None):
     bias = None if layer.bias is None else np.array(layer.bias, dtype=np.float64)
     weight = np.array(layer.weight, dtype=np.float64) if weight is None else weight
     return reference_conv2d(
-        x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+        x, oihw(layer, weight), bias, layer.stride, layer.padding, layer.dilation, layer.groups,
         padding_mode=layer.padding_mode, layout=layer.layout,
     )  # fmt: skip
+
+
+def oihw(layer, weight):
+    """A weight as the oracle takes it."""
+    return weight.transpose(0, 3, 1, 2) if layer.weight_layout == "OHWI" else weight
 
 
 def check(layer, x, mx):
@@ -135,8 +142,9 @@ def test_parameters_are_weight_and_bias(mx, conv2d):
 
 
 def test_arguments_are_those_of_the_portable_layer(conv2d):
-    """But for the place of the parameters, which are MLX's."""
+    """But for the place of the parameters, which are MLX's, and their form, which may be."""
     portable, mine = (dict(inspect.signature(cls).parameters) for cls in (portconv.Conv2d, conv2d))
+    del mine["weight_layout"]
     for name in ("backend", "device"):
         del portable[name]
     assert list(mine.values()) == list(portable.values())
@@ -169,7 +177,7 @@ def test_gradients_against_finite_differences(mx, conv2d, nn, case):
 
     def exact_loss(values):
         y, *_ = reference_conv2d(
-            values["x"], values["weight"], values.get("bias"), layer.stride, layer.padding, layer.dilation,
+            values["x"], oihw(layer, values["weight"]), values.get("bias"), layer.stride, layer.padding, layer.dilation,
             layer.groups, padding_mode=layer.padding_mode, layout=layer.layout,
         )  # fmt: skip
         return np.sum(factor.astype(np.float64) * y**2)
@@ -211,6 +219,8 @@ def torch_parameters(torch, layer, x):
 def torch_forward(torch, layer, image, weight, bias):
     if layer.layout == "NHWC":
         image = image.permute(0, 3, 1, 2)
+    if layer.weight_layout == "OHWI":
+        weight = weight.permute(0, 3, 1, 2)
     y = torch.nn.functional.conv2d(
         image, weight.reshape(layer.out_channels, -1, *layer.kernel_size), None if bias is None else bias.reshape(-1),
         layer.stride, layer.padding, layer.dilation, layer.groups,
@@ -294,6 +304,11 @@ def _in_place(layer, change):
     assert layer.weight is weight
 
 
+def square(layer):
+    """The axes of a weight with those of the kernel exchanged."""
+    return (0, 2, 1, 3) if layer.weight_layout == "OHWI" else (0, 1, 3, 2)
+
+
 CHANGES = {
     "assignment": lambda layer, mx: setattr(layer, "weight", layer.weight + 1),
     "update": lambda layer, mx: layer.update({"weight": layer.weight + 1}),
@@ -304,7 +319,7 @@ CHANGES = {
     "slice": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(1, 3), 7.0)),
     "all": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(None), w * 2)),
     # the same memory, read in another order
-    "transposed": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(None), w.transpose(0, 1, 3, 2))),
+    "transposed": lambda layer, mx: _in_place(layer, lambda w: w.__setitem__(slice(None), w.transpose(square(layer)))),
     "+=": lambda layer, mx: _in_place(layer, lambda w: w.__iadd__(1)),
     "*=": lambda layer, mx: _in_place(layer, lambda w: w.__imul__(3)),
     "reset": lambda layer, mx: layer.reset_parameters(11),
@@ -312,13 +327,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "weight_layout"), [("float32", "OIHW"), ("bfloat16", "OIHW"), ("float32", "OHWI")])
 @pytest.mark.parametrize("mode", ["training", "evaluation", "frozen"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_results_follow_the_weight_at_once(mx, conv2d, change, mode, dtype):
+def test_results_follow_the_weight_at_once(mx, conv2d, change, weight_layout, mode, dtype):
     if (change, mode) == ("optimizer", "frozen"):
         change = "assignment"
-    layer, x = make(conv2d, mx)
+    layer, x = make(conv2d, mx, weight_layout=weight_layout)
     layer.set_dtype(getattr(mx, dtype))
     image = mx.array(x).astype(getattr(mx, dtype))
     if mode == "evaluation":
@@ -332,8 +347,9 @@ def test_results_follow_the_weight_at_once(mx, conv2d, change, mode, dtype):
         y = layer(image)
         after = np.array(y.astype(mx.float32))
         parameters = [np.array(p.astype(mx.float32)) for p in (layer.weight, layer.bias)]
+        weight = oihw(layer, parameters[0])
         assert_close(
-            after, reference_conv2d(np.array(image.astype(mx.float32)), *parameters),
+            after, reference_conv2d(np.array(image.astype(mx.float32)), weight, parameters[1]),
             dtype=str(y.dtype).rpartition(".")[2],
         )  # fmt: skip
         if not np.array_equal(values, parameters[0]):
@@ -369,10 +385,11 @@ def packs(monkeypatch):
     return made
 
 
-def test_an_unchanged_weight_is_packed_once(mx, conv2d, monkeypatch):
+@pytest.mark.parametrize("weight_layout", ["OIHW", "OHWI"])
+def test_an_unchanged_weight_is_packed_once(mx, conv2d, monkeypatch, weight_layout):
     made = packs(monkeypatch)
     for dtype in (mx.float32, mx.float16, mx.bfloat16):
-        layer, x = make(conv2d, mx, engine="gemm")
+        layer, x = make(conv2d, mx, engine="gemm", weight_layout=weight_layout)
         layer.set_dtype(dtype)
         for prepare in (layer.eval, lambda layer=layer: layer.train().freeze()):
             prepare()
@@ -571,6 +588,137 @@ def test_grouped_weights_of_pytorch(mx, conv2d, way):
     layer.weight = mx.ones((6, 4, 3, 3))  # not of two groups
     with pytest.raises(ValueError, match=r"`weight` must have shape \(2, 3, 2, 3, 3\) or \(6, 2, 3, 3\)"):
         layer(mx.array(x))
+
+
+def trees(mx, bias, weight):
+    return {"bias": mx.array(numbers(bias)), "weight": mx.array(numbers(weight))}
+
+
+def filled(mx, nn, *arguments, **options):
+    """MLX's own layer, its bias not zero."""
+    layer = nn.Conv2d(*arguments, **options)
+    if "bias" in layer:
+        layer.bias = mx.array(numbers(layer.bias.shape, 4))
+    return layer
+
+
+NN_CASES = {
+    "ambiguous": ((3, 8, 3), {}),
+    "no bias": ((3, 8, 3), dict(bias=False)),
+    "strided": ((4, 6, (3, 5)), dict(stride=(2, 1), padding=(1, 2), dilation=(1, 2))),
+    "grouped, ambiguous": ((6, 8, 3), dict(groups=2, padding=1)),
+    "depthwise": ((4, 8, 3), dict(groups=4, padding=1)),
+}
+
+
+@pytest.mark.parametrize("case", NN_CASES)
+def test_layers_of_mlx(mx, conv2d, nn, case):
+    arguments, options = NN_CASES[case]
+    theirs = filled(mx, nn, *arguments, **options)
+    x = numbers((2, 9, 10, arguments[0]), 5)
+    expected = np.array(theirs(mx.array(x)))
+    for weight_layout in ("OHWI", "OIHW"):
+        ours = conv2d.from_mlx(theirs, weight_layout=weight_layout)
+        np.testing.assert_allclose(np.array(ours(mx.array(x))), expected, rtol=1e-4, atol=1e-5)
+    ours = conv2d.from_mlx(theirs, layout="NCHW", engine="gemm", name="a")
+    y = np.array(ours(mx.array(x.transpose(0, 3, 1, 2)))).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert (ours.engine, ours.name, ours.weight_layout) == ("gemm", "a", "OHWI")
+    ours.weight[0] = 7  # a copy
+    np.testing.assert_array_equal(np.array(theirs(mx.array(x))), expected)
+
+
+@pytest.mark.parametrize("case", NN_CASES)
+def test_parameter_trees_and_files_of_mlx(mx, conv2d, nn, tmp_path, case):
+    """In both directions, strictly."""
+    arguments, options = NN_CASES[case]
+    theirs = nn.Sequential(filled(mx, nn, *arguments, **options))
+    ours = nn.Sequential(conv2d(*arguments, **options, weight_layout="OHWI", layout="NHWC", rng=0))
+    x = mx.array(numbers((2, 9, 10, arguments[0]), 5))
+    file = str(tmp_path / "weights.safetensors")
+    theirs.save_weights(file)
+    ours.load_weights(file)
+    np.testing.assert_allclose(np.array(ours(x)), np.array(theirs(x)), rtol=1e-4, atol=1e-5)
+    ours.layers[0].reset_parameters(1)
+    ours.update(theirs.parameters())
+    np.testing.assert_allclose(np.array(ours(x)), np.array(theirs(x)), rtol=1e-4, atol=1e-5)
+    ours.layers[0].reset_parameters(1)
+    theirs.update(ours.parameters())
+    np.testing.assert_allclose(np.array(ours(x)), np.array(theirs(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_trees_of_unknown_layout_are_refused(mx, conv2d, nn):
+    """The shapes of both weights are (8, 3, 3, 3)."""
+    ours, theirs = conv2d(3, 8, 3, rng=0), filled(mx, nn, 3, 8, 3)
+    before = {name: np.array(value) for name, value in ours.parameters().items()}
+    for call in (
+        lambda: ours.update(theirs.parameters()),
+        lambda: ours.update({"bias": theirs.bias}),
+        lambda: ours.load_weights(list(theirs.parameters().items()), strict=False),
+        lambda: nn.Sequential(ours).update({"layers": [{"bias": theirs.bias, "weight": theirs.weight}]}),
+    ):
+        with pytest.raises(ValueError, match=r"(?s)bias of shape \(8,\).*from_mlx\(layer\).*weight_layout='OHWI'"):
+            call()
+        for name, value in ours.parameters().items():
+            np.testing.assert_array_equal(np.array(value), before[name])
+    grouped = conv2d(6, 8, 3, groups=2, rng=0)
+    with pytest.raises(ValueError, match=r"weight of shape \(8, 3, 3, 3\).*GOIHW"):
+        grouped.update(filled(mx, nn, 6, 8, 3, groups=2).parameters())
+    portable = conv2d(3, 8, 3, weight_layout="OHWI")
+    with pytest.raises(ValueError, match=r"bias of shape \(1, 8, 1, 1\)"):
+        portable.update(ours.parameters())
+    # what is assigned has the form that the layer documents; what another layer would refuse, this one cannot mistake
+    grouped.weight = mx.array(numbers((8, 3, 3, 3)))
+    ours.bias = theirs.bias
+    assert ours.bias.shape == (1, 8, 1, 1)
+    wide = conv2d(4, 8, 3)
+    wide.update(trees(mx, (8,), (8, 4, 3, 3)))
+    assert wide.bias.shape == (1, 8, 1, 1)
+
+
+@pytest.mark.parametrize("weight_layout", ["OIHW", "OHWI"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_ambiguous_shape_do_all_that_others_do(mx, conv2d, nn, optim, tmp_path, bias, weight_layout):
+    layer = conv2d(3, 8, 3, bias=bias, weight_layout=weight_layout, rng=0)
+    model, x = nn.Sequential(layer, nn.ReLU()), mx.array(numbers((1, 3, 6, 6)))
+    optimizer, step = optim.Adam(0.01), nn.value_and_grad(model, lambda x: mx.mean(mx.square(model(x))))
+    losses = []
+    for _ in range(3):
+        loss, gradients = step(x)
+        optimizer.update(model, gradients)
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+    check(layer, np.array(x), mx)
+    model.set_dtype(mx.float16)
+    model.set_dtype(mx.float32)
+    file = str(tmp_path / "weights.npz")
+    model.save_weights(file)
+    other = nn.Sequential(conv2d(3, 8, 3, bias=bias, weight_layout=weight_layout), nn.ReLU())
+    other.load_weights(file)
+    for same in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(np.array(same(x)), np.array(model(x)))
+
+
+def test_a_weight_in_the_other_layout_is_named(mx, conv2d, nn):
+    layer = conv2d(4, 6, 3)
+    layer.update(nn.Conv2d(4, 6, 3).parameters())
+    with pytest.raises(ValueError, match=r"but got \(6, 3, 3, 4\)\. That would be its shape in OHWI.*`weight_layout`"):
+        layer(mx.ones((1, 4, 9, 9)))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda c, nn: c(3, 8, 3, weight_layout="HWIO"), ValueError, "`weight_layout` must be 'OIHW' or 'OHWI', but"),
+        (lambda c, nn: c(3, 8, 3, weight_layout=None), TypeError, "`weight_layout` must be 'OIHW' or 'OHWI', but got"),
+        (lambda c, nn: c.from_mlx(nn.Linear(3, 4)), TypeError, "`layer` must be an mlx.nn.Conv2d, but got mlx.*Linear"),
+        (lambda c, nn: c.from_mlx(nn.ConvTranspose2d(3, 4, 3)), TypeError, "must be an mlx.nn.Conv2d"),
+        (lambda c, nn: c.from_mlx(type("Own", (nn.Conv2d,), {"__call__": abs})(3, 4, 3)), TypeError, "of its own"),
+    ],
+)
+def test_errors_about_layouts(conv2d, nn, call, error, message):
+    with pytest.raises(error, match=message):
+        call(conv2d, nn)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["UnsupportedError", "choices", "describe_shapes", "missing_library"]
+__all__ = ["UnsupportedError", "WeightsError", "choices", "describe_shapes", "missing_library"]
 
 
 class UnsupportedError(ValueError):
     """An engine or backend that the user named cannot run this problem; the message says why."""
+
+
+class WeightsError(ValueError):
+    """A file of weights cannot be used, or does not say enough; the message names it and says how to mend that."""
 
 
 def choices(names: Iterable[str]) -> str:

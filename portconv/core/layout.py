@@ -2,13 +2,18 @@
 
 Inside the engines a window is (C, B, H, W) and a result (O, B, H, W): with the batch after the channels, one matrix
 product serves all images of a block, and NCHW and NHWC arrays are both just views of it.
+
+The layouts of weights stand here by their names, too. I is the number of input channels of one group.
 """
 
 from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["FROM_CBHW", "LAYOUTS", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "TO_CBHW", "reorder", "shape_of", "sizes"]
+__all__ = [
+    "FROM_CBHW", "LAYOUTS", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "OIHW_FROM", "TO_CBHW", "WEIGHT_LAYOUTS", "reorder",
+    "shape_of", "sizes",
+]  # fmt: skip
 
 T = TypeVar("T")
 Permutation = tuple[int, int, int, int]
@@ -19,6 +24,23 @@ TO_CBHW: dict[str, Permutation] = {"NCHW": (1, 0, 2, 3), "NHWC": (3, 0, 1, 2)}
 FROM_CBHW: dict[str, Permutation] = {"NCHW": (1, 0, 2, 3), "NHWC": (1, 2, 3, 0)}
 NHWC_FROM_NCHW: Permutation = (0, 2, 3, 1)
 NCHW_FROM_NHWC: Permutation = (0, 3, 1, 2)
+
+# Of the weights of one convolution: each layout, and who has it.
+WEIGHT_LAYOUTS = {
+    "OIHW": "PyTorch, ONNX, MegEngine without groups",
+    "OHWI": "MLX",
+    "HWIO": "Keras, Flax",
+    "HWCM": "Keras's DepthwiseConv2D: (kh, kw, channels, multiplier)",
+    "GOIHW": "MegEngine with groups: (G, O/G, I/G, kh, kw)",
+}
+# The axes of each in the order of OIHW. Where O is two axes, C and M or G and O, these come first, in this order.
+OIHW_FROM = {
+    "OIHW": (0, 1, 2, 3),
+    "OHWI": (0, 3, 1, 2),
+    "HWIO": (3, 2, 0, 1),
+    "HWCM": (2, 3, 0, 1),
+    "GOIHW": (0, 1, 2, 3, 4),
+}
 
 
 def reorder(items: tuple[T, ...], permutation: Permutation) -> tuple[T, ...]:

@@ -20,7 +20,6 @@ import math
 import os
 import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -28,6 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from ..core.files import replace_file
 from ..core.problem import Problem
 from ..core.version import __version__
 from ..cpu.locks import locked
@@ -232,7 +232,7 @@ def clear() -> bool:
         return False
     try:
         with _locked(file):
-            for left in file.parent.glob(".wisdom.*.tmp"):  # of writers that were killed
+            for left in file.parent.glob(".wisdom.*.json"):  # of writers that were killed
                 left.unlink(missing_ok=True)
             if not os.path.lexists(file):
                 return False
@@ -309,16 +309,12 @@ def _write(file: Path, records: Mapping[Key, Record]) -> None:
     measurements: dict[str, dict[str, Any]] = {}
     for (environment, problem), record in records.items():
         measurements.setdefault(environment, {})[problem] = record._asdict()
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".wisdom.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as stream:
             json.dump({MARK: FORMAT, "measurements": measurements}, stream, indent=1)
-            stream.flush()
-            os.fsync(handle)  # else a power failure could leave an empty file
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+
+    replace_file(file, write, mode=0o600)
 
 
 def _locked(file: Path) -> contextlib.AbstractContextManager[bool]:

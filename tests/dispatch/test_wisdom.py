@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_written(cache, measured, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(wisdom.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
     (message,) = warnings_of(lambda: (plan((1, 2, 9, 9), (3, 2, 3, 3)), plan((1, 2, 8, 9), (3, 2, 3, 3))))
     assert f"{cache / 'wisdom.json'} cannot be written (Permission denied)" in message
     assert plan().chosen_by == "wisdom"
