@@ -197,8 +197,8 @@ class Comparison:
     layers
         Name, engine, milliseconds of PyTorch's own, milliseconds of portconv's, for each convolution.
     model_ms
-        Milliseconds of the whole model with PyTorch's own, and with portconv's. It is the whole that counts: between
-        two convolutions PyTorch's threads are at work, and those of both libraries share the cores.
+        Milliseconds of the whole model with PyTorch's own, and with portconv's. It is the whole that counts: a layer
+        that is timed alone finds in the caches what other operators would have driven out.
     """
 
     layers: tuple[tuple[str, str, float, float], ...]

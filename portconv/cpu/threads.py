@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from threading import Lock, local
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,10 +19,12 @@ from ..core.integers import integer
 
 __all__ = [
     "ALIGNMENT",
+    "OpenMP",
     "allowed_threads",
     "at_most",
     "get_num_threads",
     "last_cache_bytes",
+    "others_openmp",
     "others_threads",
     "run",
     "scratch",
@@ -130,6 +132,19 @@ def others_threads() -> int | None:
     return most
 
 
+class OpenMP(NamedTuple):
+    """Addresses of two functions of the library by which another library has its threads."""
+
+    parallel: int  # `GOMP_parallel`
+    number: int  # `omp_get_thread_num`
+
+
+def others_openmp() -> OpenMP | None:
+    """Where those threads are OpenMP's, which may be asked to do our work, too: how to call them."""
+    found: OpenMP | None = getattr(_inside, "openmp", None)
+    return found
+
+
 def allowed_threads() -> int:
     """How many threads a convolution may use that this thread calls."""
     most = others_threads()
@@ -137,19 +152,22 @@ def allowed_threads() -> int:
 
 
 class at_most:  # a function of `contextlib`'s would take three times as long
-    """For this thread, and as long as it lasts: no more threads than another library has, which uses them, too."""
+    """For this thread, and as long as it lasts: no more threads than another library has, which uses them, too.
 
-    __slots__ = ("_before", "_count")
+    If those threads are OpenMP's, the compiled tier has them do its jobs.
+    """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    __slots__ = ("_before", "_count", "_openmp")
+
+    def __init__(self, count: int, openmp: OpenMP | None = None) -> None:
+        self._count, self._openmp = count, openmp
 
     def __enter__(self) -> None:
-        self._before = others_threads()
-        _inside.most = self._count
+        self._before = others_threads(), others_openmp()
+        _inside.most, _inside.openmp = self._count, self._openmp
 
     def __exit__(self, *error: object) -> None:
-        _inside.most = self._before
+        _inside.most, _inside.openmp = self._before
 
 
 def scratch(count: int, dtype: np.dtype[Any], use: str = "") -> np.ndarray[Any, Any]:

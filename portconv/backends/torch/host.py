@@ -25,6 +25,7 @@ from ...core.problem import Problem
 from ...cpu import gradient, threads
 from ...cpu.bridge import HostPlan, bridged, host_candidates, host_plan
 from ...cpu.views import BFLOAT16_BITS
+from . import openmp
 from .native import NativePlan
 from .operations import records, transformed
 
@@ -49,8 +50,11 @@ def torch_host_plan(
 
 def view(x: Any) -> np.ndarray[Any, Any]:
     """A CPU tensor's memory as a NumPy array; bfloat16, which NumPy has not, is cast."""
-    x = x.detach()
-    shown: np.ndarray[Any, Any] = (x.float() if x.dtype == torch.bfloat16 else x.resolve_neg()).numpy()
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype is torch.bfloat16:
+        x = x.float()
+    shown: np.ndarray[Any, Any] = (x.resolve_neg() if x.is_neg() else x).numpy()
     return shown
 
 
@@ -63,7 +67,8 @@ def _bits(x: Any) -> np.ndarray[Any, Any]:
 def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:
     if y.dtype.itemsize == 2 and p.result_dtype == "bfloat16":
         return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(y).to(getattr(torch, p.result_dtype))
+    result, dtype = torch.from_numpy(y), getattr(torch, p.result_dtype)
+    return result if result.dtype is dtype else result.to(dtype)
 
 
 def _has_values(*tensors: Any) -> bool:
@@ -75,8 +80,8 @@ def _has_values(*tensors: Any) -> bool:
 
 
 def _limit() -> AbstractContextManager[None]:
-    """No more threads than PyTorch was allowed: one in the workers of a DataLoader."""
-    return threads.at_most(torch.get_num_threads())
+    """PyTorch's own threads where that can be, and no more than it was allowed: one in the workers of a DataLoader."""
+    return threads.at_most(torch.get_num_threads(), openmp.found)
 
 
 class _Packed(NamedTuple):
@@ -130,7 +135,7 @@ class TorchHostPlan(Plan):
         if not _has_values(weight):
             return PackedWeight(self.stamp, _Weight(None, False, own, {}), 0)
         once = records(weight)
-        packed = (self.once if once else self.inner).pack(weight)
+        packed = _packed(self.once if once else self.inner, weight)
         return PackedWeight(self.stamp, _Weight(packed, once, own, {}), packed.nbytes, packed.separable)
 
     def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
@@ -153,16 +158,16 @@ class TorchHostPlan(Plan):
             if last is None:
                 y = self.execute(x.contiguous(), weight, bias)
                 return y.contiguous(memory_format=torch.channels_last)
-            if last.stamp not in others:
-                others[last.stamp] = last.pack(own)
+            if (kept := others.get(last.stamp)) is None:
+                kept = others[last.stamp] = last.pack(own)
             if last is self.native:
-                return last.execute(x, others[last.stamp], bias)
-            return last.execute(x.permute(0, 2, 3, 1), others[last.stamp], bias).permute(0, 3, 1, 2)
+                return last.execute(x, kept, bias)
+            return last.execute(x.permute(0, 2, 3, 1), kept, bias).permute(0, 3, 1, 2)
         if packed is None or not _has_values(x, bias):
             return self.native.execute(x, self.native.pack(own), bias, out=out)
         plan = self.once if once else self.inner
         if packed.stamp != plan.stamp:  # by a plan for another image, which has another engine for such weights
-            packed = plan.pack(own)
+            packed = _packed(plan, own)
         found = _Packed(plan, packed)
         if out is not None:
             return _written(x, found, bias, residual, out)
@@ -171,6 +176,11 @@ class TorchHostPlan(Plan):
         ):
             return _Convolution.apply(x, own, bias, self, found)
         return _computed(x, found, bias, residual)
+
+
+def _packed(plan: HostPlan, weight: Any) -> PackedWeight:
+    with _limit():
+        return plan.pack(weight)
 
 
 def _computed(x: Any, packed: _Packed, bias: Any, residual: Any = None) -> Any:
@@ -197,7 +207,7 @@ class _Convolution(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is
         ctx.save_for_backward(x, weight)
         ctx.plan, ctx.bias = plan, None if bias is None else (bias.shape, bias.dtype)
         if packed is None:
-            packed = _Packed(plan.once, plan.once.pack(weight))
+            packed = _Packed(plan.once, _packed(plan.once, weight))
         return _computed(x, packed, bias)
 
     @staticmethod

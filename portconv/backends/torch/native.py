@@ -22,8 +22,9 @@ __all__ = ["NativePlan", "in_parts", "native_candidate"]
 # On a CPU the terms of a sum are added one after the other: of 4,608 terms, on constant data, a result was off by 314
 # eps c. So long sums are made of parts, which are added in pairs; they cost as much more.
 PARTS = 1.5
-# Seconds: of a call, and by what a layer is, measured on two cores of an AMD EPYC with PyTorch 2.13.
+# Seconds: of a call, of each such part, and by what a layer is, measured on two cores of an AMD EPYC with PyTorch 2.13.
 CALL = 5e-6
+PART = 2e-5  # its slice of the weight is put in order in every call
 CORE_FLOPS = 1.1e11  # of one core, at best
 GPU_FLOP = 1e-13
 
@@ -78,7 +79,8 @@ def _seconds(p: Problem) -> float:
         return CALL + p.batch * p.out_channels * oh * ow * (shares.depthwise_output + taps * tap) / cores
     share = shares.few_inputs if inputs < FEW else shares.taps if taps > 1 else shares.one_by_one
     share = min(share, shares.few_outputs) if outputs < FEW else share
-    return CALL + p.flops / (CORE_FLOPS * share * cores) * (PARTS if in_parts(p) else 1)
+    seconds = CALL + p.flops / (CORE_FLOPS * share * cores)
+    return seconds * PARTS + _terms(p) / TERMS[p.accuracy] * PART if in_parts(p) else seconds
 
 
 class _Weight(NamedTuple):
@@ -120,6 +122,13 @@ class NativePlan(Plan):
         own_padding = not any(p.padding) or (p.padding_mode == "zeros" and (top, left) == (bottom, right))
         return same and own_padding and not in_parts(p)
 
+    @cached_property
+    def _options(self) -> tuple[Any, ...]:
+        """Stride, padding, dilation and groups for PyTorch's function, which reads an int faster than a pair."""
+        p = self.problem
+        pairs = [pair[0] if pair[0] == pair[1] else pair for pair in (p.stride, p.padding[::2], p.dilation)]
+        return (*pairs, p.groups)
+
     def pack(self, weight: Any, /) -> PackedWeight:
         """The weight (O, I/G, kh, kw), as it is if its dtype is right."""
         p = self.problem
@@ -137,9 +146,10 @@ class NativePlan(Plan):
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, dtype, (packed, shows) = self.problem, self._torch_dtype, weight.data
-        bias = None if bias is None else bias.reshape(-1).to(dtype)
+        if bias is not None and (bias.ndim != 1 or bias.dtype is not dtype):
+            bias = bias.reshape(-1).to(dtype)
         if self._as_it_is and not shows and out is None:
-            return torch.nn.functional.conv2d(x, packed, bias, p.stride, p.padding[::2], p.dilation, p.groups)
+            return torch.nn.functional.conv2d(x, packed, bias, *self._options)
         if p.layout == "NHWC":
             x = x.permute(0, 3, 1, 2)
         x = x.to(dtype)

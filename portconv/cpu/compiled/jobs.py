@@ -5,8 +5,11 @@ core's cache already; when it is done it takes tasks of the others' parts. So a 
 delays nobody. The caller takes tasks as well. It waits in the end, and then for those alone who have begun one.
 
 All that the threads share is a block of words. Its first word, the state, tells the job's number, whether it is open,
-how many threads have joined it and how many are still at work; joining and closing are atomic changes of that word. So
+how many threads have joined it and how many are still at work; joining and closing are atomic changes of that word. so
 a thread that comes too late for a job cannot join it, and what it has read of the job before it joins is that job's.
+
+A job may be done by the threads of an OpenMP library in the place of the team's: that is so while the block holds the
+addresses of two functions of such a library. Nobody joins then, and that library sees to it that all are done.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ __all__ = [
     "APART",
     "CAN_SLEEP",
     "COUNTERS",
+    "NUMBER",
+    "PARALLEL",
     "active",
     "current_core",
     "is_open",
@@ -44,6 +49,8 @@ WORD = 8
 APART = 16
 STATE, SLEEPERS, ARGUMENTS = 0, APART, 3 * APART
 FUNCTION, PARTS, CORE, ALERT = range(2 * APART, 2 * APART + 4)
+# `GOMP_parallel` and `omp_get_thread_num` of an OpenMP library whose threads do the job; 0: the team's do.
+PARALLEL, NUMBER = range(2 * APART + 4, 2 * APART + 6)
 COUNTERS = 1024  # the first part's; the arguments of a job end before it
 
 # The state: threads at work, threads that have joined, whether more may join, and the number of the job.
@@ -93,6 +100,21 @@ def _do_described(b: Any, block: Any, part: Any) -> None:
     b.call(b.inttoptr(b.load(_word(b, block, I64(FUNCTION))), kind), [block, part])
 
 
+def _do_in_openmp(b: Any, block: Any) -> None:
+    """A parallel region of as many threads as the library gives: other counts would end threads, and make new ones."""
+    member = ir.Function(b.module, ir.FunctionType(_void, [I64]), b.module.get_unique_name("member"))
+    member.linkage = "internal"
+    c = ir.IRBuilder(member.append_basic_block())
+    number = c.inttoptr(c.load(_word(c, member.args[0], I64(NUMBER))), ir.FunctionType(I32, []).as_pointer())
+    part = c.sext(c.call(number, []), I64)
+    with c.if_then(c.icmp_signed("<", part, c.load(_word(c, member.args[0], I64(PARTS))))):
+        _do_described(c, member.args[0], part)
+    c.ret_void()
+    kind = ir.FunctionType(_void, [I64, I64, I32, I32]).as_pointer()
+    parallel = b.inttoptr(b.load(_word(b, block, I64(PARALLEL))), kind)
+    b.call(parallel, [b.ptrtoint(member, I64), block, I32(0), I32(0)])
+
+
 def _store_word(b: Any, block: Any, word: Any, value: Any) -> None:
     b.store(value, _word(b, block, word))
 
@@ -107,6 +129,8 @@ _add = _instruction(types.int64, lambda b, block, word, n: b.atomic_rmw("add", _
 _replace = _instruction(types.boolean, _exchange)
 # (block, part): does the job that is described in the block
 _do = _instruction(types.void, _do_described)
+# (block,): the same by all threads of the OpenMP library, the calling one among them
+_do_together = _instruction(types.void, _do_in_openmp)
 
 
 @register_jitable
@@ -226,6 +250,9 @@ def job_of(function: Any) -> Any:
             _store((block, COUNTERS + owner * APART, 0))
         _store((block, PARTS, parts))
         describe(block, arguments)
+        if parts > 1 and _load((block, PARALLEL)) != 0:
+            _do_together((block,))
+            return 0
         if parts > 1:
             core = _core((block,))
             moved = core != _load((block, CORE))

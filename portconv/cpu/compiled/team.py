@@ -56,6 +56,12 @@ class _Team:
         self.patience = int(PATIENT_SECONDS / pause)
         self._alert = {False: int(ALERT_SECONDS / pause), True: int(BRIEF_SECONDS / pause)}
         self.be_brief(False)
+        self.openmp: threads.OpenMP | None = None
+
+    def lend(self, openmp: threads.OpenMP | None) -> None:
+        """Have the next jobs done by the threads of an OpenMP library, or by one's own again."""
+        self.openmp = openmp
+        self._memory[jobs.PARALLEL], self._memory[jobs.NUMBER] = openmp or (0, 0)
 
     def be_brief(self, brief: bool) -> None:
         """Have the threads sleep sooner, or not."""
@@ -97,9 +103,9 @@ class _Team:
 def launch(job: Any, parts: int, *arguments: Any) -> None:
     """Run a job of compiled kernels, on up to `parts` threads."""
     global _team
-    others = None
+    others = openmp = None
     if parts > 1:
-        others = threads.others_threads()
+        others, openmp = threads.others_threads(), threads.others_openmp()
         parts = min(parts, threads.get_num_threads() if others is None else threads.allowed_threads())
     if parts < 2 or threads.within_task() or not _lock.acquire(blocking=False):
         job(_own.block, 1, 0, *arguments)
@@ -109,10 +115,13 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
         if _team is None:
             _team = _Team()
         parts = min(parts, _team.most)
-        if _team.brief is not (others is not None):
-            _team.be_brief(others is not None)
-        if _team.size < parts or _team.asleep:
-            _team.call(parts)
+        if _team.openmp is not openmp:
+            _team.lend(openmp)
+        if openmp is None:
+            if _team.brief is not (others is not None):
+                _team.be_brief(others is not None)
+            if _team.size < parts or _team.asleep:
+                _team.call(parts)
         left = job(_team.block, parts, _team.patience, *arguments)
     finally:
         if _team is not None:  # nobody may be at work when the caller gets its arrays back, whatever has happened

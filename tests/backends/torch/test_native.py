@@ -80,3 +80,11 @@ def test_out(torch):
     out = torch.zeros(1, 6, 6, 3).permute(0, 3, 1, 2)
     assert portconv.conv2d(x, weight, engine="native", out=out) is out
     assert_close(out.numpy(), reference_conv2d(x.numpy(), weight.numpy()))
+
+
+def test_many_parts_of_a_small_layer_cost_their_calls(torch):
+    """As those of squeeze-and-excitation blocks, of one pixel each: by the flops alone they would cost nothing."""
+    squeeze = portconv.plan_conv2d((1, 480, 1, 1), (120, 480, 1, 1), backend="torch")
+    costs = {candidate.engine: candidate.seconds for candidate in squeeze.candidates}
+    short = portconv.plan_conv2d((1, 120, 1, 1), (480, 120, 1, 1), backend="torch")
+    assert costs["native"] > 5 * next(c.seconds for c in short.candidates if c.engine == "native")
