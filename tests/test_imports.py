@@ -332,7 +332,7 @@ def test_libraries_are_imported_by_their_backends_only(name):
         assert not IMPORTS[name].others_at_once & OPTIONAL
     third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
-    writers = ("vectors", "conversions", "runs", "products", "moves", "jobs")  # of LLVM's code
+    writers = ("vectors", "conversions", "runs", "products", "moves", "jobs", "gradient.products")  # of LLVM's code
     llvm = {"llvmlite"} if name in [f"cpu.compiled.{room}" for room in writers] else set()
     assert third <= {"numpy", "array_api_compat"} | tools | llvm, f"portconv.{name} depends on {third}"
 
