@@ -334,7 +334,8 @@ def test_libraries_are_imported_by_their_backends_only(name):
     assert "safetensors" not in IMPORTS[name].others_at_once
     third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
-    writers = ("vectors", "activations", "conversions", "runs", "products", "moves", "jobs")  # of LLVM's code
+    # of LLVM's code
+    writers = {"vectors", "activations", "conversions", "runs", "products", "moves", "jobs", "gradient.products"}
     llvm = {"llvmlite"} if name in [f"cpu.compiled.{room}" for room in writers] else set()
     assert third <= {"numpy", "array_api_compat"} | tools | llvm | files, f"portconv.{name} depends on {third}"
 

@@ -98,10 +98,11 @@ def weight_gradient(p: Problem, x: Array, dy: Array) -> Array:
     """Of ``sum(dy * conv2d(x, weight))`` with respect to the weight, (G, O/G, I/G, kh, kw) in the problem's dtype."""
     if p.batch == 0:
         return np.zeros(p.weight_shape, p.dtype)
-    if (compiled := _compiled(p)) is not None:
-        found: Array = compiled.compute(x, dy)
-        return found.astype(p.dtype, copy=False)
     steps, (g, o, i, kh, kw) = numpy_steps(), p.weight_shape
+    if (compiled := _compiled(p)) is not None:
+        with steps.quiet():
+            found: Array = compiled.compute(x, dy)
+            return found.astype(p.dtype, copy=False)
     padded = steps.padded(steps.cbhw(x, p.layout), p)
     cotangent = steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype)
     with steps.quiet():
@@ -113,9 +114,10 @@ def _compiled(p: Problem) -> Any:
     """The compiled form of the sums, if there is one."""
     if not jit_enabled():
         return None
+    from .compiled.gradient.depthwise import CompiledDepthwiseGradient
     from .compiled.gradient.plan import CompiledWeightGradient
 
-    return CompiledWeightGradient.make(p)
+    return CompiledDepthwiseGradient.make(p) or CompiledWeightGradient.make(p)
 
 
 def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
@@ -144,9 +146,10 @@ def _products(p: Problem, padded: Array, dy: Array) -> Iterator[Array]:
 def bias_gradient(p: Problem, dy: Array) -> Array:
     """Of ``sum(dy * y)`` with respect to the bias, (O,) in the problem's dtype."""
     axes = (0, 2, 3) if p.layout == "NCHW" else (0, 1, 2)
-    if p.dtype != "float64":  # the rounding errors of the wider sum do not show
-        return np.asarray(dy.sum(axis=axes, dtype=np.float64).astype(p.dtype))
     if p.batch == 0:
         return np.zeros(p.out_channels, p.dtype)
-    images = dy.transpose(0, 2, 3, 1) if p.layout == "NCHW" else dy
-    return np.asarray(accumulate(in_pairs(image.reshape(-1, p.out_channels)) for image in images))
+    with numpy_steps().quiet():
+        if p.dtype != "float64":  # the rounding errors of the wider sum do not show
+            return np.asarray(dy.sum(axis=axes, dtype=np.float64).astype(p.dtype))
+        images = dy.transpose(0, 2, 3, 1) if p.layout == "NCHW" else dy
+        return np.asarray(accumulate(in_pairs(image.reshape(-1, p.out_channels)) for image in images))

@@ -55,6 +55,13 @@ def test_sums_over_many_positions(data, accuracy, tier):
         assert_close(got, exact, accuracy=accuracy)
 
 
+@pytest.mark.filterwarnings("error")
+def test_sums_that_overflow_are_infinite_and_nobody_is_warned(tier):
+    x, dy = np.ones((5, 16, 120, 120), "f4"), np.full((5, 4, 120, 120), 1e34, "f4")
+    weight = np.zeros((4, 16, 1, 1), "f4")
+    assert np.all(np.isinf(gradients(x, weight, dy)[1]))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 500, 1000), (1, 3, 250, 1000), (4001, 2, 1, 3)], ids=str)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_the_gradient_of_the_bias_in_float64(shape, layout):

@@ -18,7 +18,6 @@ __all__ = [
     "channel_sums",
     "finished_products",
     "pixel_products",
-    "position_products",
     "row_products",
     "shifted_products",
     "stencil_sums",
@@ -218,41 +217,6 @@ def channel_sums(width: int, step: int) -> Generate:
 
         sums = loop(b, rows, [v.zero] * width, row)
         for n, total in enumerate(Finish(v, [records], splat=False)(sums)):
-            v.store(total, v.at(out, n * VECTOR_BYTES))
-
-    return generate
-
-
-def position_products(rows: int, vectors: int) -> Generate:
-    """`out[r, :] = sum over (i, j) of one[r, i, j] * other[i, j, :]`: the outer products of two things at positions.
-
-    Arguments: address of one[0, 0, 0], bytes between its rows, its columns j, its lines i; address of other[0, 0, 0],
-    bytes between its vectors, its columns, its lines; how many lines, columns; out (rows, vectors x lanes).
-    """
-
-    def generate(
-        b: Any, v: Vectors, one: Any, one_row: Any, one_col: Any, one_line: Any, other: Any, other_vector: Any,
-        other_col: Any, other_line: Any, lines: Any, cols: Any, out: Any,
-    ) -> None:  # fmt: skip
-        across = [b.mul(one_row, I64(r)) for r in range(rows)]
-        along = [b.mul(other_vector, I64(n)) for n in range(vectors)]
-
-        def line(i: Any, sums: list[Any]) -> list[Any]:
-            begin, panel = v.at(one, b.mul(i, one_line)), v.at(other, b.mul(i, other_line))
-            starts, panels = [v.at(begin, offset) for offset in across], [v.at(panel, offset) for offset in along]
-
-            def position(j: Any, sums: list[Any]) -> list[Any]:
-                here, there = b.mul(j, one_col), b.mul(j, other_col)
-                values = [v.load(v.at(place, there)) for place in panels]
-                added = []
-                for r, place in enumerate(starts):
-                    factor = v.load_splat(v.at(place, here))
-                    added += [v.fma(value, factor, sums[r * vectors + n]) for n, value in enumerate(values)]
-                return added
-
-            return loop(b, cols, sums, position)
-
-        for n, total in enumerate(loop(b, lines, [v.zero] * (rows * vectors), line)):
             v.store(total, v.at(out, n * VECTOR_BYTES))
 
     return generate

@@ -17,19 +17,19 @@ from .jobs import job_of, take
 from .kernel import kernel, words
 from .moves import move_elements
 
-__all__ = ["PanelsPlan", "in_panels", "panels", "weight_memory"]
+__all__ = ["PanelsPlan", "in_panels", "panels", "weight_runs"]
 
 SOME_TERMS = 128  # of a task: what it writes stays in the first cache
-_numbers = words(11)
+_numbers = words(13)
 _move = move_elements()
 
 
 @kernel
 def _panels(job, part, weight, numbers, packed):
     """packed[group, panel, term, output of the panel]; see `in_panels`. Tasks are (group, panel, some channels)."""
-    groups, outputs, inputs, taps, rows, by_tap, some, group_step, output_step, input_step, tap_step = _numbers(
-        np.int64(numbers.ctypes.data)
-    )
+    (groups, outputs, inputs, kernel_rows, kernel_cols, rows, by_tap, some, group_step, output_step, input_step,
+     row_step, col_step) = _numbers(np.int64(numbers.ctypes.data))  # fmt: skip
+    taps = kernel_rows * kernel_cols
     size = packed.itemsize
     first, target = np.int64(weight.ctypes.data), np.int64(packed.ctypes.data)
     count_panels, blocks = -(-outputs // rows), -(-inputs // some)
@@ -55,15 +55,17 @@ def _panels(job, part, weight, numbers, packed):
         if runs_of_outputs:
             for i in range(count):
                 for t in range(taps):
-                    run, out = source + i * input_step + t * tap_step, place + i * across + t * down
+                    tap = t // kernel_cols * row_step + t % kernel_cols * col_step
+                    run, out = source + i * input_step + tap, place + i * across + t * down
                     _move(packed, (out, size, run, output_step, high))
-        elif by_tap == 0 and input_step == taps * tap_step:
+        elif by_tap == 0 and input_step == taps * col_step and row_step == kernel_cols * col_step:
             for r in range(high):
-                _move(packed, (place + r * size, term, source + r * output_step, tap_step, count * taps))
+                _move(packed, (place + r * size, term, source + r * output_step, col_step, count * taps))
         else:
             for r in range(high):
                 for t in range(taps):
-                    run = source + r * output_step + t * tap_step
+                    tap = t // kernel_cols * row_step + t % kernel_cols * col_step
+                    run = source + r * output_step + tap
                     _move(packed, (place + r * size + t * down, across, run, input_step, count))
 
 
@@ -77,25 +79,34 @@ def panels(job, parts, patience, weight, numbers, packed):
 
 
 def weight_memory(weight: Array, p: Problem, dtype: np.dtype[Any]) -> tuple[Array, Ints]:
-    """A weight as the kernels see it: its axes in any order, and the taps turned around or not.
-
-    What lies otherwise, or is of another dtype, is copied.
+    """A weight as the kernels see it: its axes in any order, and in any steps. Other dtypes are copied.
 
     Returns
     -------
     weight : array
         (G, O/G, I/G, kh, kw), to be kept alive while its memory is read.
     steps : tuple of int
-        Bytes from group to group, output to output, input to input and tap to tap.
+        Bytes from group to group, output to output, input to input, row to row and column to column of the kernel.
     """
-    weight = np.asarray(weight, dtype).reshape(p.weight_shape)
-    for found in (weight, np.ascontiguousarray(weight)):
-        *steps, row, col = found.strides
-        kh, kw = p.kernel
-        tap = col if kw > 1 else row if kh > 1 else dtype.itemsize  # NumPy allows an axis of one element any stride
-        if found.flags.aligned and abs(tap) == dtype.itemsize and (kh == 1 or row == kw * tap):
-            break
-    return found, (*steps, tap)
+    found = np.asarray(weight, dtype).reshape(p.weight_shape)
+    if not found.flags.aligned:
+        found = found.copy()
+    # NumPy allows an axis of one element any stride; one that is the next axis' makes one run of both
+    *steps, row, col = found.strides
+    kh, kw = p.kernel
+    col = col if kw > 1 else row if kh > 1 else dtype.itemsize
+    return found, (*steps, row if kh > 1 else kw * col, col)
+
+
+def weight_runs(weight: Array, p: Problem, dtype: np.dtype[Any]) -> tuple[Array, Ints]:
+    """The same with all taps of a channel side by side, turned around or not; what lies otherwise is copied.
+
+    The bytes from tap to tap come last, in the place of those from row to row and from column to column.
+    """
+    found, (*steps, row, col) = weight_memory(weight, p, dtype)
+    if abs(col) != dtype.itemsize or row != p.kernel[1] * col:
+        found, (*steps, row, col) = weight_memory(np.ascontiguousarray(found), p, dtype)
+    return found, (*steps, col)
 
 
 def in_panels(weight: Array, p: Problem, dtype: np.dtype[Any], rows: int, by_tap: int, launch: Launch) -> Array:
@@ -109,7 +120,7 @@ def in_panels(weight: Array, p: Problem, dtype: np.dtype[Any], rows: int, by_tap
     packed = make(g * -(-outputs // rows) * rows * inputs * kh * kw, dtype)
     memory, steps = weight_memory(weight, p, dtype)
     some = by_tap or max(1, SOME_TERMS // (kh * kw))
-    numbers = read_only(np.array((g, outputs, inputs, kh * kw, rows, by_tap, some, *steps), np.int64))
+    numbers = read_only(np.array((g, outputs, inputs, kh, kw, rows, by_tap, some, *steps), np.int64))
     launch(panels, threads.usable_cores(), first_of(memory, dtype), numbers, packed)
     return read_only(packed)
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.cpu.compiled.gradient import depthwise
 from portconv.cpu.compiled.gradient import plan as plans
+from portconv.cpu.gradient import _compiled
 from portconv.testing import assert_close, reference_gradients
 from tests.helpers import CASES, numbers, oracle_arguments
 
@@ -118,3 +120,78 @@ def test_what_is_not_finite_stays_where_it_belongs():
 def test_rows_that_are_too_long_have_no_compiled_form():
     assert plan_of((1, 64, 3, 400_000), (4, 64, 3, 3)) is None
     assert plan_of((1, 64, 3, 400), (4, 64, 3, 3)) is not None
+
+
+# --- depthwise layers -------------------------------------------------------------------------------------------------
+
+DEPTHWISE = {  # image, outputs, kernel, options
+    "3x3": ((2, 16, 9, 11), 16, (3, 3), {"padding": 1}),
+    "two outputs a channel, stride": ((3, 16, 14, 13), 32, (3, 3), {"stride": 2, "padding": 1}),
+    "as wide as the image": ((2, 16, 7, 7), 16, (3, 5), {"padding": (1, 2)}),
+    "as wide, far apart": ((2, 16, 4, 5), 16, (3, 3), {"padding": ((0, 9), (2, 10)), "dilation": (2, 6)}),
+    "as wide, strips": ((2, 8, 300, 90), 8, (9, 1), {"padding": (4, 0)}),
+    "reflect": ((2, 16, 9, 8), 16, (3, 3), {"padding": 1, "padding_mode": "reflect"}),
+    "dilation, strides": ((1, 16, 31, 37), 16, (5, 5), {"stride": (2, 3), "padding": 4, "dilation": 2}),
+    "all taps in the padding, or some": ((1, 16, 3, 2), 16, (3, 5), {"padding": (9, 7), "stride": 4}),
+    "strips": ((2, 8, 120, 90), 8, (7, 7), {"padding": 3}),
+    "one row": ((5, 8, 1, 300), 8, (1, 4), {}),
+}
+
+
+def depthwise_plan(x_shape, outputs, kernel, **options):
+    spec = {"dtype": "float32", "groups": x_shape[1], **options}
+    return depthwise.CompiledDepthwiseGradient.make(
+        portconv.plan_conv2d(x_shape, (outputs, 1, *kernel), **spec).problem
+    )
+
+
+@pytest.mark.parametrize("case", DEPTHWISE.values(), ids=DEPTHWISE)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_depthwise(case, dtype):
+    x_shape, outputs, kernel, options = case
+    plan = depthwise_plan(x_shape, outputs, kernel, dtype=dtype, **options)
+    x, dy = numbers(x_shape, 1, dtype), numbers(plan.problem.out_shape, 2, dtype)
+    check(plan, x, (outputs, 1, *kernel), dy, dtype, groups=x_shape[1], **options)
+
+
+def test_depthwise_images_that_are_cut_from_others():
+    """Their rows do not follow each other."""
+    shape = (2, 8, 7, 7)
+    plan, x, dy = depthwise_plan(shape, 8, (3, 3), padding=1), numbers((2, 8, 9, 9)), numbers(shape, 1)
+    check(plan, x[..., 1:8, 1:8], (8, 1, 3, 3), dy, groups=8, padding=1)
+
+
+@pytest.mark.parametrize("accuracy", ["normwise", "elementwise"])
+def test_depthwise_sums_over_many_positions(accuracy):
+    """Constant terms show what one sum after the other would lose."""
+    shape = (3, 8, 200, 180)
+    plan = depthwise_plan(shape, 8, (3, 3), padding=1, accuracy=accuracy)
+    x, dy = np.full(shape, 0.1, np.float32), np.full(plan.problem.out_shape, 0.1, np.float32)
+    check(plan, x, (8, 1, 3, 3), dy, accuracy=accuracy, groups=8, padding=1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", ">f4"])
+def test_depthwise_images_of_every_kind(dtype):
+    x = (100 * np.random.default_rng(0).random((2, 30, 11, 8))).astype(dtype).transpose(0, 3, 2, 1)[:, :, ::-1]
+    dy = np.asfortranarray(numbers((2, 8, 6, 15), 1)).astype(">f4")
+    plan = depthwise_plan(x.shape, 8, (3, 3), stride=2, padding=1)
+    check(plan, x, (8, 1, 3, 3), dy.astype("f4"), stride=2, padding=1, groups=8)
+    np.testing.assert_array_equal(plan.compute(x, dy), plan.compute(x, dy.astype("f4")))
+
+
+def test_depthwise_what_is_not_finite_stays_where_it_belongs():
+    x, dy = numbers((1, 8, 9, 7)), numbers((1, 8, 7, 5), 1)
+    plan = depthwise_plan(x.shape, 8, (3, 3))
+    x[0, 5, 0, 6], x[0, 2, 8, 6], dy[0, 3, 2, 2] = np.inf, np.nan, np.nan
+    expected = np.ones((8, 1, 3, 3), bool)
+    expected[5, 0, 0, 2] = expected[2, 0, 2, 2] = expected[3] = False  # each corner of the image meets one tap
+    np.testing.assert_array_equal(np.isfinite(plan.compute(x, dy).reshape(8, 1, 3, 3)), expected)
+
+
+def test_which_layers_have_the_depthwise_form():
+    assert depthwise_plan((1, 8, 9, 9), 16, (3, 3)) is not None
+    assert depthwise_plan((1, 8, 9, 9), 24, (3, 3)) is None  # the image would be copied for each of three outputs
+    assert depthwise_plan((1, 1, 9, 9), 1, (3, 3)) is None  # one channel is one thread's
+    assert depthwise_plan((1, 9, 9, 8), 8, (3, 3), layout="NHWC", groups=8) is None
+    assert depthwise_plan((1, 8, 9, 400_000), 8, (3, 3)) is None
+    assert isinstance(_compiled(depthwise_plan((1, 8, 9, 9), 8, (3, 3)).problem), depthwise.CompiledDepthwiseGradient)

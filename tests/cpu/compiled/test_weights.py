@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ ORDERS = {
     "both": lambda w: np.ascontiguousarray(w.swapaxes(1, 2)[..., ::-1, ::-1])[..., ::-1, ::-1].swapaxes(1, 2),
     "rows turned around": lambda w: np.ascontiguousarray(w[..., ::-1, :])[..., ::-1, :],
     "every second row": lambda w: np.repeat(w, 2, axis=3)[..., ::2, :],
+    "every second column": lambda w: np.repeat(w, 2, axis=4)[..., ::2],
     "taps first": lambda w: np.ascontiguousarray(w.transpose(3, 4, 0, 1, 2)).transpose(2, 3, 4, 0, 1),
     "unaligned": lambda w: _unaligned(w),
     "half precision": lambda w: w.astype("f2"),
@@ -41,7 +43,7 @@ def _unaligned(w):
 
 
 def plan_of(shape, weight, padding, engine, **options):
-    spec = {"padding": padding, "groups": weight.shape[0], "engine": engine, **options}
+    spec = {"padding": padding, "groups": weight.shape[0] if weight.ndim == 5 else 1, "engine": engine, **options}
     return portconv.plan_conv2d(shape, weight.shape, **spec, dtype="float32")
 
 
@@ -58,6 +60,37 @@ def test_memory_orders(layer, order, engine):
     y = plan.execute(x, plan.pack(ORDERS[order](weight)))
     np.testing.assert_array_equal(y, plan.execute(x, plan.pack(weight)))
     assert_close(y, reference_conv2d(x, weight, padding=padding, groups=weight_shape[0]))
+
+
+@pytest.mark.parametrize("engine", ["gemm", "winograd"])
+def test_a_turned_weight_is_packed_from_where_it_lies(engine):
+    """As gradients pack it, in each step of a training."""
+    plan = plan_of((1, 64, 7, 7), numbers((64, 64, 3, 3)), 1, engine)
+    plan = type(plan).make(replace(plan.problem, packed_once=True))
+    weight = numbers((64, 64, 3, 3)).swapaxes(0, 1)[..., ::-1, ::-1]
+    plan.pack(weight)
+    packed, peak = pack_and_count(plan, weight)
+    assert packed.nbytes <= peak < packed.nbytes + weight.nbytes / 2
+
+
+def test_some_taps_of_a_turned_weight_are_packed_from_where_they_lie():
+    """Those of a phase of a stride."""
+    weight = numbers((64, 64, 5, 5)).swapaxes(0, 1)[..., ::-2, ::-2]
+    x = numbers((1, 64, 7, 7))
+    plan = plan_of(x.shape, weight, 1, "gemm")
+    plan.pack(weight)
+    packed, peak = pack_and_count(plan, weight)
+    assert packed.nbytes <= peak < packed.nbytes + weight.nbytes / 2
+    assert_close(plan.execute(x, packed), reference_conv2d(x, weight, padding=1))
+
+
+def pack_and_count(plan, weight):
+    """The packed weight, and the most bytes that were allocated at once for it."""
+    tracemalloc.start()
+    try:
+        return plan.pack(weight), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_weight_for_one_call(monkeypatch):

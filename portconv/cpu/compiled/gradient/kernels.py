@@ -11,9 +11,9 @@ import numpy as np
 from ..jobs import job_of, take
 from ..kernel import kernel, words
 from ..memory import add_in_pairs, copy, fill_pixels, stage_rows
-from ..products import position_products
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, one_of
 from .geometry import Geometry
+from .products import position_products
 
 __all__ = ["TILE_ROWS", "arrange", "gradient", "stage"]
 

@@ -24,7 +24,7 @@ from ..base import Array, CompiledPlan, Ints, Launch, compiled_by, first_of, per
 from ..costs import COMPILED, CompiledCosts
 from ..gemm.plan import CompiledGemmPlan
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, lanes
-from ..weights import weight_memory
+from ..weights import weight_runs
 from . import kernels
 from .geometry import Geometry
 
@@ -165,7 +165,7 @@ class CompiledWinogradPlan(CompiledPlan):
         marks = np.zeros(parts * lane, self.dtype)
         own = np.empty(parts * (kernels.CHANNELS * taps + 2 * lane) * lane, self.dtype)
         wide = np.empty(parts * (taps + 2 * products) * lane)
-        weight, (_, *steps) = weight_memory(weight, p, self.dtype)
+        weight, (_, *steps) = weight_runs(weight, p, self.dtype)
         launch(
             kernels.pack, parts, first_of(weight, self.dtype), tuple(steps), g.outputs, g.channels, taps,
             (g.form, products, p.kernel[1], g.nw),
