@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernel import kernel
+from .kernel import address, kernel
 from .vectors import OUTPUT_VECTORS, ROWS, Vectors, lanes
 
 __all__ = ["RECORD", "Finish", "gather_phases", "gather_records", "neutral_records", "record", "with_bias"]
@@ -59,7 +59,7 @@ class Finish:
 @kernel
 def record(epilogue, channel):
     """The address of a channel's record."""
-    return epilogue.ctypes.data + channel * RECORD * epilogue.itemsize
+    return address(epilogue) + channel * RECORD * epilogue.itemsize
 
 
 @kernel
