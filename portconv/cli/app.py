@@ -40,7 +40,8 @@ app.add_command(warmup)
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line: status 0, 1 if what it checks failed, 2 for bad input, 130 when interrupted."""
     try:
-        status = app.main(None if arguments is None else list(arguments), "portconv", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        status = app.main(given, "portconv", standalone_mode=False, obj=given)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = "portconv" if context is None else context.command_path

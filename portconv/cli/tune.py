@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +19,7 @@ from portconv import wisdom
 
 from ..bench.layers import Layer, LayerError
 from ..bench.timing import milliseconds
+from ..bench.worker import backend_target
 from ..processes.files import write_json
 from ..processes.machine import machine
 from .options import Arrays, array_options, layer_options, layers_of, output
@@ -82,6 +86,8 @@ def tune(
     except (LayerError, ImportError, ValueError, wisdom.WisdomError) as error:
         raise click.UsageError(str(error), context) from None
 
+    if variables := {n: v for n, v in backend_target(library).variables if v is not None and os.environ.get(n) != v}:
+        return _in_environment(variables, context.obj)
     where = machine()
     lines = [f"{where['cpu']}, {where['os']}", str(arrays)]
     if (where["load_average"] or 0) > 0.5:
@@ -101,6 +107,13 @@ def tune(
         documents = {"layers": [row.document() for row in rows], "sum": _sum(rows)}
         write_json(json_file, {**head, **arrays.options, "wisdom": kept, **documents})
     return 1 if any(row.error for row in rows) else 0
+
+
+def _in_environment(variables: dict[str, str], arguments: list[str]) -> int:
+    """Do it in a process with these variables, in which a neighbour disturbs least: libraries read them when loaded."""
+    # it sees the modules that this one sees, as the workers of `portconv bench` do
+    code = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; from portconv.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *arguments], env={**os.environ, **variables}).returncode
 
 
 # --- timing -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from functools import lru_cache
 from threading import Lock, local
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +21,6 @@ __all__ = [
     "allowed_threads",
     "at_most",
     "get_num_threads",
-    "last_cache_bytes",
     "others_openmp",
     "others_threads",
     "run",
@@ -49,16 +46,6 @@ _kept = local()  # scratch memory of each thread, by its use and the character o
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@lru_cache(maxsize=1)
-def last_cache_bytes() -> int:
-    """The size of the first core's third cache; 0 where the system does not say."""
-    name = "/sys/devices/system/cpu/cpu0/cache/index3/size"
-    with suppress(OSError, ValueError), open(name, encoding="ascii") as file:  # noqa: PTH123
-        text = file.read().strip()  # pathlib would take a while to import
-        return int(text.removesuffix("K")) << 10 if text.endswith("K") else int(text)
-    return 0
 
 
 def get_num_threads() -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import pytest
 import portconv
 from portconv.cli import main
 from portconv.dispatch import measurement, path, wisdom
+from portconv.processes.session import Target
 from tests.helpers import lines
 
 pytestmark = pytest.mark.usefixtures("in_plain_tier")
@@ -66,6 +71,26 @@ def test_from_start_to_end(run_python, tmp_path):
         **environment,
     )
     assert found.split() == [layer["fastest"], "wisdom"]
+
+
+def test_it_times_in_the_environment_of_the_workers_of_bench(cache, monkeypatch):
+    """BLAS reads it when it is loaded: so another process times, and the command has its status."""
+    module, seen = importlib.import_module("portconv.cli.tune"), []
+
+    def run(command, env):
+        seen.append((command, env))
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(module, "backend_target", lambda _library: Target("", "", (), (("A", "4"), ("B", "5"))))
+    monkeypatch.setenv("A", "4")
+    monkeypatch.delenv("B", raising=False)
+    assert main([*GIVEN, "--bias"]) == 1
+    ((command, environment),) = seen
+    assert command[3:] == [*GIVEN, "--bias"] and environment == {**os.environ, "B": "5"}
+    compile(command[2], "", "exec")
+    monkeypatch.setenv("B", "5")  # as in that process, which starts no other one
+    assert main(GIVEN) == 0 and len(seen) == 1
 
 
 def test_the_table_says_what_it_gains(cache, timed, tmp_path, capsys):

@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 
 from ...core.epilogue import Activation
 from ...engines import activations as exact
-from .kernel import compiled_for, kernel
+from .kernel import address_of, called_by_address
 from .vectors import I64, VECTOR_BYTES, Vectors, loop
 
 __all__ = ["CALL_WORDS", "RESIDUAL", "activated", "call_words"]
@@ -228,14 +228,14 @@ def _all_curves(dtype: str) -> Any:
 _single, _double = _all_curves("float32"), _all_curves("float64")
 
 
-@kernel
+@called_by_address
 def curves_of_single(first, count, curve):
     """The curve of this number of so many vectors of float32 from an address on."""
     _single(first, count, curve)
     return count
 
 
-@kernel
+@called_by_address
 def curves_of_double(first, count, curve):
     """The same of float64."""
     _double(first, count, curve)
@@ -246,6 +246,4 @@ def curves_of_double(first, count, curve):
 def _address(dtype: str) -> int:
     """Where the compiled function lies, as C calls it."""
     function = curves_of_double if dtype == "float64" else curves_of_single
-    overload = compiled_for(function, (types.int64,) * 3)
-    found: int = overload.library.get_pointer_to_function(overload.fndesc.llvm_cfunc_wrapper_name)
-    return found
+    return address_of(function, (types.int64,) * 3)

@@ -15,6 +15,7 @@ from ...core.backend import EnginePlan, PackedWeight
 from ...core.problem import Problem
 from ...core.shapes import axis_source
 from .. import threads
+from ..caches import cache_bytes
 from ..threads import ALIGNMENT
 from ..views import BFLOAT16_BITS
 from . import team
@@ -46,7 +47,9 @@ Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 Launch: TypeAlias = Callable[..., None]  # runs a job, as `team.launch` does
 
-CACHE_BYTES = 256 << 10  # of one core's second cache, for the window of a strip
+# Of one core's second cache, for the window of a strip: a quarter, since weights and results pass through it as well.
+# More than this has gained nothing where it is larger: benchmarks/README.md has the figures.
+CACHE_BYTES = min(256 << 10, cache_bytes(2) // 4 or 256 << 10)
 ALIGNED_BYTES = 1 << 20  # of a result
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .activations import RESIDUAL, activated
-from .kernel import kernel
+from .kernel import address, kernel
 from .vectors import I64, OUTPUT_VECTORS, ROWS, VECTOR_BYTES, Vectors, lanes
 
 __all__ = [
@@ -112,7 +112,7 @@ def _either(b: Any, one: Any, other: Any, before: Any, after: Any) -> Any:
 @kernel
 def record(epilogue, channel):
     """The address of a channel's record."""
-    return epilogue.ctypes.data + channel * RECORD_BYTES
+    return address(epilogue) + channel * RECORD_BYTES
 
 
 @kernel

@@ -22,7 +22,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from .kernel import compiled_for, declared, kernel
 from .vectors import I32, I64
@@ -133,7 +133,7 @@ _do = _instruction(types.void, _do_described)
 _do_together = _instruction(types.void, _do_in_openmp)
 
 
-@register_jitable
+@kernel
 def take(block, part, tasks):
     """The number of one of so many tasks that nobody has taken yet, or one beyond them if there is none."""
     parts = _load((block, PARTS))
@@ -185,55 +185,12 @@ _sleep = _instruction(types.void, _futex(_WAIT))
 _wake = _instruction(types.void, _futex(_WAKE))
 
 
-@register_jitable
+@kernel
 def _bits_of(core):
     return ALL_BITS if core == ANYWHERE else 1 << (core & 31)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
-
-
-def _described(function: Any) -> Any:
-    """An intrinsic `(block, arguments)` that writes into the block how to call `function(block, part, *arguments)`."""
-
-    def typed(_context: Any, _block: Any, arguments: Any) -> Any:
-        given = (types.int64, types.int64, *arguments.types)
-        compiled_for(function, given)
-
-        def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
-            kind = context.get_value_type(arguments)
-            if context.get_abi_sizeof(kind) > (COUNTERS - ARGUMENTS) * WORD:
-                raise ValueError("the arguments of a job are more than its block has room for")
-            call = ir.Function(b.module, ir.FunctionType(_void, [I64, I64]), b.module.get_unique_name("job"))
-            call.linkage = "internal"
-            c = ir.IRBuilder(call.append_basic_block())
-            memory = c.inttoptr(_address(c, call.args[0], ARGUMENTS), kind.as_pointer())
-            unpacked = cgutils.unpack_tuple(c, c.load(memory, align=WORD), len(arguments))
-            unpacked = [_lent(context, c, *pair) for pair in zip(arguments.types, unpacked, strict=True)]
-            callee = declared(context, b.module, function, given)
-            context.call_conv.call_function(c, callee, types.none, given, [*call.args, *unpacked])
-            c.ret_void()
-            b.store(args[1], b.inttoptr(_address(b, args[0], ARGUMENTS), kind.as_pointer()), align=WORD)
-            b.store(b.ptrtoint(call, I64), _word(b, args[0], I64(FUNCTION)))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, arguments), lower
-
-    return intrinsic(typed)
-
-
-def _lent(context: Any, b: Any, kind: Any, value: Any) -> Any:
-    """An argument of a job, whose owner is the caller for as long as the job runs.
-
-    Numba counts who uses the memory of an array. Two threads that count at once take the line of the cache with that
-    number from each other, a hundred nanoseconds each time. It does not count what nobody owns.
-    """
-    if not isinstance(kind, types.Array):
-        return value
-    array = context.make_array(kind)(context, b, value)
-    array.meminfo = cgutils.get_null_value(array.meminfo.type)
-    array.parent = cgutils.get_null_value(array.parent.type)
-    return array._getvalue()
 
 
 def job_of(function: Any) -> Any:
@@ -243,38 +200,65 @@ def job_of(function: Any) -> Any:
     the calling thread's. The function that is returned has the arguments `(block, parts, patience, arguments)`; it
     returns how many threads are still at work after as many pauses as its caller has patience for.
     """
-    describe = _described(function)
 
-    def run(block, parts, patience, arguments):
-        for owner in range(parts):
-            _store((block, COUNTERS + owner * APART, 0))
-        _store((block, PARTS, parts))
-        describe(block, arguments)
-        if parts > 1 and _load((block, PARALLEL)) != 0:
-            _do_together((block,))
-            return 0
-        if parts > 1:
-            core = _core((block,))
-            moved = core != _load((block, CORE))
-            _store((block, CORE, core))
-            # no thread has joined this one yet
-            state = _load((block, STATE))
-            _add((block, STATE, JOB + OPEN - (state & (FIELD * JOINED))))
-            if moved:  # the thread whose core the caller had may sleep
-                _wake((block, parts, ALL_BITS))
-            elif _load((block, SLEEPERS)) > 0:
-                _wake((block, parts, ALL_BITS if core == ANYWHERE else ALL_BITS ^ _bits_of(core)))
-        _do((block, 0))
-        if parts < 2:
-            return 0
-        left = _add((block, STATE, -OPEN)) & FIELD
-        while left > 0 and patience > 0:
-            _pause((block,))
-            patience -= 1
-            left = _load((block, STATE)) & FIELD
-        return left
+    def typed(_context: Any, _block: Any, _parts: Any, _patience: Any, arguments: Any) -> Any:
+        given, counts = (types.int64, types.int64, *arguments.types), (types.int64,) * 3
+        compiled_for(function, given)
+        compiled_for(_run, counts)
 
-    return register_jitable(run)
+        def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+            block = args[0]
+            kind = context.get_value_type(arguments)
+            if context.get_abi_sizeof(kind) > (COUNTERS - ARGUMENTS) * WORD:
+                raise ValueError("the arguments of a job are more than its block has room for")
+            call = ir.Function(b.module, ir.FunctionType(_void, [I64, I64]), b.module.get_unique_name("job"))
+            call.linkage = "internal"
+            c = ir.IRBuilder(call.append_basic_block())
+            memory = c.inttoptr(_address(c, call.args[0], ARGUMENTS), kind.as_pointer())
+            unpacked = cgutils.unpack_tuple(c, c.load(memory, align=WORD), len(arguments))
+            callee = declared(context, b.module, function, given)
+            context.call_conv.call_function(c, callee, types.none, given, [*call.args, *unpacked])
+            c.ret_void()
+            # how to call it stands in the block before a thread can join
+            b.store(args[3], b.inttoptr(_address(b, block, ARGUMENTS), kind.as_pointer()), align=WORD)
+            b.store(b.ptrtoint(call, I64), _word(b, block, I64(FUNCTION)))
+            run = declared(context, b.module, _run, counts)
+            return context.call_conv.call_function(b, run, types.int64, counts, args[:3])[1]
+
+        return types.int64(*counts, arguments), lower
+
+    return intrinsic(typed)
+
+
+@kernel
+def _run(block, parts, patience):
+    """The job that is described in the block; see `job_of`."""
+    for owner in range(parts):
+        _store((block, COUNTERS + owner * APART, 0))
+    _store((block, PARTS, parts))
+    if parts > 1 and _load((block, PARALLEL)) != 0:
+        _do_together((block,))
+        return 0
+    if parts > 1:
+        core = _core((block,))
+        moved = core != _load((block, CORE))
+        _store((block, CORE, core))
+        # no thread has joined this one yet
+        state = _load((block, STATE))
+        _add((block, STATE, JOB + OPEN - (state & (FIELD * JOINED))))
+        if moved:  # the thread whose core the caller had may sleep
+            _wake((block, parts, ALL_BITS))
+        elif _load((block, SLEEPERS)) > 0:
+            _wake((block, parts, ALL_BITS if core == ANYWHERE else ALL_BITS ^ _bits_of(core)))
+    _do((block, 0))
+    if parts < 2:
+        return 0
+    left = _add((block, STATE, -OPEN)) & FIELD
+    while left > 0 and patience > 0:
+        _pause((block,))
+        patience -= 1
+        left = _load((block, STATE)) & FIELD
+    return left
 
 
 @kernel

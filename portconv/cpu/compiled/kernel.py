@@ -12,13 +12,25 @@ from typing import Any
 
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
-from numba.extending import intrinsic, register_jitable
+from numba.core.compiler_machinery import PassManager
+from numba.extending import intrinsic
 
 from .cache import code_cache, note_need
 from .compiling import compilation
 
-__all__ = ["apart", "compiled_for", "declared", "kernel", "words"]
+__all__ = [
+    "address",
+    "address_of",
+    "apart",
+    "called_by_address",
+    "compiled_for",
+    "declared",
+    "kernel",
+    "table",
+    "words",
+]
 
 # A child that is forked while another thread compiles would wait for the compiler's lock for ever.
 if hasattr(os, "register_at_fork"):
@@ -29,13 +41,58 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+# What Numba does for closures, array expressions, parallel loops and literals, of which kernels have none.
+_NEEDLESS = {
+    *("with_lifting", "inline_closure_likes", "find_literally", "literal_unroll", "inline_inlinables"),
+    *("inline_overloads", "nopython_rewrites", "dump_parfor_diagnostics", "LiteralPropagation"),
+}
+
+
+class _Compiler(CompilerBase):  # type: ignore[misc]
+    """Numba's compiler, without the passes that kernels do not need: these took a tenth of the time."""
+
+    def define_pipelines(self) -> list[Any]:
+        """The passes, which Numba asks for."""
+        found = PassManager("kernel")
+        for which, description in DefaultPassBuilder.define_nopython_pipeline(self.state).passes:
+            if which.name() not in _NEEDLESS:
+                found.add_pass(which, description)
+        found.finalize()
+        return [found]
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """The function, compiled when it is called first, and kept on disk."""
-    # No fastmath: NaN, Inf and the order of the sums are part of the contract.
-    dispatcher = njit(nogil=True, error_model="numpy")(function)
+    return _compiled(function)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    # No fastmath: NaN, Inf and the order of the sums are part of the contract. Nobody calls kernels from C, and their
+    # memory is their caller's, so that nobody needs to count its users.
+    options = {"no_cfunc_wrapper": True, **options}
+    dispatcher = njit(nogil=True, error_model="numpy", _nrt=False, pipeline_class=_Compiler, **options)(function)
     dispatcher._cache = code_cache(function)  # what `cache=True` sets, which fails where no folder can be written
     dispatcher.compile = compilation()(dispatcher.compile)  # which Numba calls for code that is not in memory
+    found = dispatcher.get_call_template
+
+    def without_literals(given: Any, named: Any) -> Any:
+        """Numba would compile the function once more for every literal that another one calls it with."""
+        return found(tuple(map(types.unliteral, given)), named)
+
+    dispatcher.get_call_template = without_literals
     return dispatcher
+
+
+def called_by_address(function: Callable[..., Any]) -> Any:
+    """The function as a kernel that others call as C would, by its address; see `address_of`."""
+    return _compiled(function, no_cfunc_wrapper=False)
+
+
+def address_of(function: Any, given: tuple[Any, ...]) -> int:
+    """Where the code of such a kernel lies for arguments of these types, which is compiled or loaded."""
+    overload = compiled_for(function, given)
+    found: int = overload.library.get_pointer_to_function(overload.fndesc.llvm_cfunc_wrapper_name)
+    return found
 
 
 def apart(function: Callable[..., Any]) -> Any:
@@ -44,9 +101,9 @@ def apart(function: Callable[..., Any]) -> Any:
     Numba compiles what a kernel calls once more with it, and with the callers of that: the register tiles of `gemm`
     were compiled five times. What is called so is compiled once. It costs some nanoseconds a call.
     """
-    compiled = kernel(function)
+    compiled = _compiled(function, no_cpython_wrapper=True)
 
-    def typed(_context: Any, arguments: Any) -> Any:
+    def typed(_context: Any, *arguments: Any) -> Any:
         given = tuple(map(types.unliteral, arguments))
         result = compiled_for(compiled, given).signature.return_type
 
@@ -58,13 +115,9 @@ def apart(function: Callable[..., Any]) -> Any:
 
         return result(types.Tuple(given)), lower
 
-    call_compiled = intrinsic(typed)
-
-    def call(*arguments: Any) -> Any:
-        return call_compiled(arguments)
-
-    call.kernel = compiled  # type: ignore[attr-defined]
-    return register_jitable(call)
+    call = intrinsic(typed)
+    call.kernel = compiled
+    return call
 
 
 def words(count: int) -> Any:
@@ -78,6 +131,33 @@ def words(count: int) -> Any:
         return kind(address), lower
 
     return intrinsic(typed)
+
+
+def _address(_context: Any, array: Any) -> Any:
+    def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, b, args[0]).data
+        return b.ptrtoint(data, context.get_value_type(types.int64))
+
+    return types.int64(array), lower
+
+
+def _table(_context: Any, tables: Any, _number: Any) -> Any:
+    def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+        memory, number = context.make_array(tables)(context, b, args[0]).data, args[1]
+        begin, end = b.load(b.gep(memory, [number])), b.load(b.gep(memory, [b.add(number, number.type(1))]))
+        size = context.get_constant(types.intp, tables.dtype.bitwidth // 8)
+        found = context.make_array(tables)(context, b)
+        context.populate_array(
+            found, data=b.gep(memory, [begin]), shape=[b.sub(end, begin)], strides=[size], itemsize=size, meminfo=None
+        )
+        return found._getvalue()
+
+    return tables(tables, types.int64), lower
+
+
+# For compiled code, in a line where Numba would take several functions of its own:
+address = intrinsic(_address)  # of an array's first element, an int64
+table = intrinsic(_table)  # (tables, n): the table of this number, flat, of what `one_array` made
 
 
 def compiled_for(function: Any, given: tuple[Any, ...]) -> Any:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
 from .epilogue import record
-from .kernel import apart, kernel, words
+from .kernel import address, apart, kernel, words
 from .moves import add_vectors, copy_elements, transpose_block
 from .runs import (
     PADDED_STEPS,
@@ -38,7 +36,6 @@ __all__ = [
     "read",
     "square_number",
     "stage_rows",
-    "table",
     "transpose",
     "turn_square",
 ]
@@ -62,14 +59,8 @@ _of_an_array = words(6)
 @kernel
 def call_numbers(numbers):
     """Of `CompiledPlan.numbers`: those of the image and of the result as tuples, and the address of the geometry."""
-    place = np.int64(numbers.ctypes.data)
+    place = address(numbers)
     return _of_an_array(place), _of_an_array(place + 6 * 8), place + 12 * 8
-
-
-@kernel
-def table(tables, n):
-    """The table of this number, flat, of what `one_array` made."""
-    return tables[tables[n] : tables[n + 1]]
 
 
 @kernel
@@ -152,7 +143,7 @@ def add_in_pairs(sums, depth, count, last, nbytes):
     To be called after each part, `count` so far: as `accumulate` in engines/accuracy.py does; and all after the last.
     """
     while depth > 1 and (count % 2 == 0 or last):
-        place = sums.ctypes.data + (depth - 2) * nbytes
+        place = address(sums) + (depth - 2) * nbytes
         _add(sums, (place, place + nbytes, nbytes // VECTOR_BYTES))
         depth -= 1
         count //= 2
@@ -177,7 +168,7 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
     if base == 0 and cols == width and col_jump == row_jump == 1 and row_step == width * col_step:
         row, last = row0, row0 + rows - 1
         if last < len(source_rows) and source_rows[row] >= 0 and source_rows[last] == source_rows[row] + rows - 1:
-            read(out, out.ctypes.data + target * size, image + source_rows[row] * row_step, col_step, rows * cols,
+            read(out, address(out) + target * size, image + source_rows[row] * row_step, col_step, rows * cols,
                  kind)  # fmt: skip
             return
     end = col0 + high * col_jump
@@ -193,12 +184,12 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
             continue
         origin = image + row * row_step
         if simple:
-            _padded(out, col_jump, (out.ctypes.data + line * size, origin + base * size, cols, low, high))
+            _padded(out, col_jump, (address(out) + line * size, origin + base * size, cols, low, high))
             continue
         if low > 0:
             _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, 0, low, out, line)
         if high > low:
-            read(out, out.ctypes.data + (line + low) * size, origin + (base + low * col_jump) * col_step,
+            read(out, address(out) + (line + low) * size, origin + (base + low * col_jump) * col_step,
                  col_jump * col_step, high - low, kind)  # fmt: skip
         if high < cols:
             _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
@@ -225,7 +216,7 @@ def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_
         origin = image + row * row_step
         _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, 0, low, out, line)
         if high > low:
-            place, start = out.ctypes.data + (line + low * channels) * size, origin + (col0 + low - left) * col_step
+            place, start = address(out) + (line + low * channels) * size, origin + (col0 + low - left) * col_step
             if together:
                 read(out, place, start, channel_step, (high - low) * channels, kind)
             else:
@@ -242,7 +233,7 @@ def _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col
         col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
         place = line + j * channels
         if col >= 0:
-            read(out, out.ctypes.data + place * out.itemsize, origin + col * col_step, channel_step, channels, kind)
+            read(out, address(out) + place * out.itemsize, origin + col * col_step, channel_step, channels, kind)
         else:
             for c in range(channels):
                 out[place + c] = 0
@@ -255,7 +246,7 @@ def _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, first, last,
         col = col0 + j * col_jump
         col = source_cols[col] if col < len(source_cols) else -1
         if col >= 0:
-            read(out, out.ctypes.data + (line + j) * out.itemsize, origin + col * col_step, col_step, 1, kind)
+            read(out, address(out) + (line + j) * out.itemsize, origin + col * col_step, col_step, 1, kind)
         else:
             out[line + j] = 0
 
@@ -263,7 +254,7 @@ def _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, first, last,
 @kernel
 def _stage_column(origin, kind, channel_step, channels, lanes, stage, target):
     """The channels of one pixel, and zeros for the rest of the lanes."""
-    read(stage, stage.ctypes.data + target * stage.itemsize, origin, channel_step, channels, kind)
+    read(stage, address(stage) + target * stage.itemsize, origin, channel_step, channels, kind)
     for lane in range(channels, lanes):
         stage[target + lane] = 0
 
@@ -309,7 +300,7 @@ def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_r
                 n = min(lanes, high - j)
                 # what the last one writes beyond the image is overwritten: by the edge, by the next row
                 turn_square(origin + (col0 + j - left) * col_step, kind, channel_step, col_step, channels, n, square,
-                            stage.ctypes.data + (target + j * lanes) * size)  # fmt: skip
+                            address(stage) + (target + j * lanes) * size)  # fmt: skip
         _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, 0, low, lanes, stage, target)
         _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)
 
@@ -337,9 +328,9 @@ def put_lanes(square, place, channel_step, step, source, channels, cols, epilogu
     if which >= 0 and channels == VECTOR_BYTES // size and step == bytes_of(kind):
         _put_turned(square, which, (place, channel_step, source, record(epilogue, channel), cols))
         return
-    transpose(square, (square.ctypes.data, VECTOR_BYTES, source, VECTOR_BYTES))
+    transpose(square, (address(square), VECTOR_BYTES, source, VECTOR_BYTES))
     for lane in range(channels):
-        put(square, place + lane * channel_step, step, square.ctypes.data + lane * VECTOR_BYTES, cols,
+        put(square, place + lane * channel_step, step, address(square) + lane * VECTOR_BYTES, cols,
             record(epilogue, channel + lane), kind)  # fmt: skip
 
 
@@ -356,7 +347,7 @@ def turn_square(place, kind, channel_step, col_step, channels, cols, square, tar
         _turned(square, which, (target, place, channel_step, cols))
         return
     for lane in range(channels):
-        read(square, square.ctypes.data + lane * VECTOR_BYTES, place + lane * channel_step, col_step, cols, kind)
+        read(square, address(square) + lane * VECTOR_BYTES, place + lane * channel_step, col_step, cols, kind)
     for i in range(channels * lanes, lanes * lanes):
         square[i] = 0
-    transpose(square, (target, VECTOR_BYTES, square.ctypes.data, VECTOR_BYTES))
+    transpose(square, (target, VECTOR_BYTES, address(square), VECTOR_BYTES))

@@ -14,7 +14,7 @@ from .. import threads
 from . import team
 from .base import Array, CompiledPlan, Ints, Launch, compiled_by, first_of, read_only
 from .jobs import job_of, take
-from .kernel import kernel, words
+from .kernel import address, kernel, words
 from .moves import move_elements
 
 __all__ = ["PanelsPlan", "in_panels", "panels", "weight_runs"]
@@ -28,10 +28,10 @@ _move = move_elements()
 def _panels(job, part, weight, numbers, packed):
     """packed[group, panel, term, output of the panel]; see `in_panels`. Tasks are (group, panel, some channels)."""
     (groups, outputs, inputs, kernel_rows, kernel_cols, rows, by_tap, some, group_step, output_step, input_step,
-     row_step, col_step) = _numbers(np.int64(numbers.ctypes.data))  # fmt: skip
+     row_step, col_step) = _numbers(address(numbers))  # fmt: skip
     taps = kernel_rows * kernel_cols
     size = packed.itemsize
-    first, target = np.int64(weight.ctypes.data), np.int64(packed.ctypes.data)
+    first, target = address(weight), address(packed)
     count_panels, blocks = -(-outputs // rows), -(-inputs // some)
     tasks = groups * count_panels * blocks
     term = rows * size  # bytes from term to term of a panel

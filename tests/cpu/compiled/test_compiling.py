@@ -222,7 +222,8 @@ def test_where_no_thread_can_be_started(slow, capsys, monkeypatch, compiling):
 def test_real_kernels(run_python, tmp_path):
     """Of `gemm`, without a second's patience: told where they are compiled, and not where they are loaded.
 
-    They are compiled once each, and addresses are integers: the sum of a signed and an unsigned one would be a float64.
+    They are compiled once each, also where others call them with literals; and addresses are integers: the sum of a
+    signed and an unsigned one would be a float64.
     """
     code = """
     import contextlib, io
@@ -234,11 +235,13 @@ def test_real_kernels(run_python, tmp_path):
     with contextlib.redirect_stderr(io.StringIO()) as err:
         assert (portconv.conv2d(x, weight, engine="gemm") == 9).all()
     print(err.getvalue(), end="")
+    from portconv.cpu.compiled import jobs, memory
     from portconv.cpu.compiled.gemm import kernels
-    called = kernels._tile.kernel, kernels._products.kernel, kernels._store.kernel
-    for function in (*called, kernels._gemm, kernels.gemm):
+    called = kernels._tile.kernel, kernels._products.kernel, kernels._store.kernel, jobs._run
+    inlined = memory.read, memory._fill_edge, memory.pairs_due  # and loaded with those that they are part of
+    for function in (*called, kernels._gemm, kernels.gemm, *inlined):
         signatures = list(function.overloads)
-        assert len(signatures) == 1, signatures  # compiled, or loaded: they are called where they lie
+        assert len(signatures) == 1 or function in inlined and not signatures, signatures  # compiled, or loaded
         assert not any(str(kind) == "float64" for signature in signatures for kind in signature), signatures
     """
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PORTCONV_QUIET": "", "PORTCONV_JIT": "1"}

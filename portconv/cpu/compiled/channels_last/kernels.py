@@ -8,12 +8,10 @@ image is copied with it first.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
-from ..kernel import apart, kernel, words
-from ..memory import call_numbers, fill_pixels, native_kind, pairs_due, put, table
+from ..kernel import address, apart, kernel, table, words
+from ..memory import call_numbers, fill_pixels, native_kind, pairs_due, put
 from ..products import pixel_products
 from ..vectors import PIXELS, VECTOR_BYTES, one_of
 from .geometry import Geometry
@@ -36,15 +34,15 @@ def _tile(sums, number, tile_bytes, base, step, runs, parts, weight, term_bytes,
     """
     top, last = 0, len(parts) // 4 - 1
     for n in range(last + 1):
-        run, many, first, terms = _part(np.int64(parts.ctypes.data) + n * 32)
+        run, many, first, terms = _part(address(parts) + n * 32)
         pairs = pairs_due(top, n + 1, n == last)
         top -= pairs
-        partial = sums.ctypes.data + top * tile_bytes
+        partial = address(sums) + top * tile_bytes
         place, place_step, of_outputs, lanes = partial, tile_bytes // (number % 16), zeros, 1 << 20
         if n == last:
             place, place_step, of_outputs, lanes = out, out_step, records, count
         _products(sums, number,
-                  (base, step, runs.ctypes.data + run * 8, many, first, weight, terms, place, place_step, of_outputs,
+                  (base, step, address(runs) + run * 8, many, first, weight, terms, place, place_step, of_outputs,
                    lanes, partial, pairs))  # fmt: skip
         weight += many * terms * term_bytes
         top += 1
@@ -68,7 +66,7 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
      sums_size, tile_size) = geometry  # fmt: skip
     x_kind, _, xb, xc, xh, xw = x_strides
     y_kind, _, yb, yc, yh, yw = y_strides
-    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    x_first, y_first = address(x), address(y)
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -78,7 +76,7 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
     groups = channels // inputs
     for v in range(vectors):  # the last ones, which change nothing
         gather_records(epilogue, groups * outputs, 0, lanes, records[(vectors + v) * RECORD * lanes :])
-    of_outputs = np.int64(records.ctypes.data)
+    of_outputs = address(records)
     zeros = of_outputs + vectors * RECORD * VECTOR_BYTES
     together = yc == size and y_kind == native_kind(scratch)
     pitch, step = line * channels * size, col_stride * channels * size
@@ -103,7 +101,7 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
             fill_pixels(base, x_kind, xh, xw, xc, channels, source_rows, source_cols, r0 * row_stride,
                         (r1 - r0 - 1) * row_stride + reach, q0 * col_stride, (q1 - q0 - 1) * col_stride + reach_cols,
                         left, width, window, 0, line * channels)  # fmt: skip
-            base = np.int64(window.ctypes.data)
+            base = address(window)
         lines, columns = (1, (r1 - r0) * out_cols) if run_on else (r1 - r0, q1 - q0)
         pixels = _width(widest, columns)
         for unit in range(output_part * groups * tiles // output_parts,
@@ -115,7 +113,7 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
             for v in range(vectors):
                 gather_records(epilogue, min(channel + v * lanes, groups * outputs), 1, lanes,
                                records[v * RECORD * lanes :])  # fmt: skip
-            factors = weight.ctypes.data + unit * terms * pixel_bytes
+            factors = address(weight) + unit * terms * pixel_bytes
             for r in range(lines):
                 source = base + r * row_stride * pitch + g * inputs * size
                 target = y_first + b * yb + (r0 + r) * yh + q0 * yw + channel * yc
@@ -123,7 +121,7 @@ def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs
                     q = min(done, columns - pixels)  # whole: some pixels of the last tile are computed twice
                     out, out_step = target + q * yw, yw
                     if not together:
-                        out, out_step = np.int64(tile.ctypes.data), pixel_bytes
+                        out, out_step = address(tile), pixel_bytes
                     _tile(sums, 16 * vectors + pixels, pixels * pixel_bytes, source + q * step, step, runs, parts,
                           factors, pixel_bytes, out, out_step, of_outputs, zeros, count)  # fmt: skip
                     if not together:

@@ -7,11 +7,9 @@ run over the pixels, which have no padding, and the kernel slides.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
-from ..kernel import kernel, words
+from ..kernel import address, kernel, words
 from ..memory import (
     add_in_pairs,
     bytes_of,
@@ -64,10 +62,10 @@ def _run(
             _sums(partial, 16 * step + width,
                   (one + i * one_row + j * one_col, one_row, one_col, other + i * other_row + j * other_col, other_row,
                    other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j), unfinished,
-                   partial.ctypes.data + depth * run_bytes))  # fmt: skip
+                   address(partial) + depth * run_bytes))  # fmt: skip
             count += 1
             depth = add_in_pairs(partial, depth + 1, count, last, run_bytes)
-    _finish(partial, (out, partial.ctypes.data, VECTOR_BYTES, width, own))
+    _finish(partial, (out, address(partial), VECTOR_BYTES, width, own))
 
 
 @kernel
@@ -83,10 +81,10 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
         count = rows * width
         for n in range(0, count, lanes):
             n = min(n, count - lanes)  # the last square overlaps the one before
-            _scatter(stage, number, (stage.ctypes.data, table.ctypes.data + n * 8, source + n * col_step, channel_step))
+            _scatter(stage, number, (address(stage), address(table) + n * 8, source + n * col_step, channel_step))
         return
     for row in range(rows):
-        target = stage.ctypes.data + (row * line + left) * VECTOR_BYTES
+        target = address(stage) + (row * line + left) * VECTOR_BYTES
         place = source + row * row_step
         if native and channel_step == size:  # channels last
             _move(stage, (target, VECTOR_BYTES, place, col_step, width))
@@ -97,9 +95,9 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
             for col in range(0, width, lanes):
                 cols = min(lanes, width - col)
                 turn_square(place + col * col_step, kind, channel_step, col_step, lanes, cols, square,
-                            square.ctypes.data + lanes * VECTOR_BYTES)  # fmt: skip
+                            address(square) + lanes * VECTOR_BYTES)  # fmt: skip
                 _move(stage, (target + col * VECTOR_BYTES, VECTOR_BYTES,
-                              square.ctypes.data + lanes * VECTOR_BYTES, VECTOR_BYTES, cols))  # fmt: skip
+                              address(square) + lanes * VECTOR_BYTES, VECTOR_BYTES, cols))  # fmt: skip
 
 
 @kernel
@@ -112,17 +110,17 @@ def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, neut
     lanes = VECTOR_BYTES // size
     if row_step == cols * pixel_step:
         if channel_step == size and kind == native_kind(out):  # channels last
-            _move(out, (place, pixel_step, out.ctypes.data, VECTOR_BYTES, count))
+            _move(out, (place, pixel_step, address(out), VECTOR_BYTES, count))
             return
         if pixel_step == bytes_of(kind) and count >= lanes and square_number(out, kind) >= 0:
             for n in range(0, count, lanes):
                 n = min(n, count - lanes)
                 put_turned(out, square_number(out, kind), place + n * pixel_step, channel_step,
-                           out.ctypes.data + n * VECTOR_BYTES, neutral)  # fmt: skip
+                           address(out) + n * VECTOR_BYTES, neutral)  # fmt: skip
             return
     for n in range(count):
         target = place + n // cols * row_step + n % cols * pixel_step
-        put(out, target, channel_step, out.ctypes.data + n * VECTOR_BYTES, lanes, neutral, kind)
+        put(out, target, channel_step, address(out) + n * VECTOR_BYTES, lanes, neutral, kind)
 
 
 @kernel
@@ -132,7 +130,7 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
      line, lead, exchanged, run, chunk, least_rows, part_size, stage_size, out_size) = geometry  # fmt: skip
     x_kind, _, xb, xc, xh, xw = x_strides
     y_kind, _, yb, yc, yh, yw = y_strides
-    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    x_first, y_first = address(x), address(y)
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -143,7 +141,7 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
     for row in range(stage_size // (line * lanes)):  # the padding, which no block overwrites
         for col in range(line):
             if col < lead or col >= lead + width:
-                _move(zeros, (stage.ctypes.data + (row * line + col) * VECTOR_BYTES, 0, zeros.ctypes.data, 0, 1))
+                _move(zeros, (address(stage) + (row * line + col) * VECTOR_BYTES, 0, address(zeros), 0, 1))
     tasks = batch * blocks * strips
     for _ in range(tasks):
         task = take(job, part, tasks)
@@ -162,27 +160,27 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
                    table, stage, line, lead, partial)  # fmt: skip
         for m in range(multiplier):
             gather_records(epilogue, c0 * multiplier + m, multiplier, lanes, records)
-            factors = weight.ctypes.data + (block * multiplier + m) * kh * kw * VECTOR_BYTES
+            factors = address(weight) + (block * multiplier + m) * kh * kw * VECTOR_BYTES
             for r in range(r0, r1):
                 row = r * sh - top
                 i0 = (max(-row, 0) + dh - 1) // dh  # kernel rows i0 to i1 meet the image
                 i1 = min((height - row + dh - 1) // dh, kh)
                 for c in range(0, out_cols, run):
-                    place = out.ctypes.data + ((r - r0) * out_cols + c) * VECTOR_BYTES
+                    place = address(out) + ((r - r0) * out_cols + c) * VECTOR_BYTES
                     if i1 <= i0:
-                        _finish(out, (place, zeros.ctypes.data, 0, min(run, out_cols - c), records.ctypes.data))
+                        _finish(out, (place, address(zeros), 0, min(run, out_cols - c), address(records)))
                         continue
                     kernel_row = factors + i0 * kw * VECTOR_BYTES
-                    image_row = stage.ctypes.data + (row + i0 * dh - first) * line * VECTOR_BYTES
+                    image_row = address(stage) + (row + i0 * dh - first) * line * VECTOR_BYTES
                     if exchanged:
                         _run(image_row, line * VECTOR_BYTES, VECTOR_BYTES,
                              kernel_row + (kw - 1 - left + c) * VECTOR_BYTES, kw * VECTOR_BYTES, -VECTOR_BYTES,
-                             i1 - i0, width, chunk, run, sw, records.ctypes.data, place, partial,
-                             zeros.ctypes.data)  # fmt: skip
+                             i1 - i0, width, chunk, run, sw, address(records), place, partial,
+                             address(zeros))  # fmt: skip
                     else:
                         _run(kernel_row, kw * VECTOR_BYTES, VECTOR_BYTES, image_row + c * sw * VECTOR_BYTES,
                              dh * line * VECTOR_BYTES, dw * VECTOR_BYTES, i1 - i0, kw, chunk, run, sw,
-                             records.ctypes.data, place, partial, zeros.ctypes.data)  # fmt: skip
+                             address(records), place, partial, address(zeros))  # fmt: skip
             place = y_first + b * yb + (c0 * multiplier + m) * yc + r0 * yh
             _put(out, (r1 - r0) * out_cols, out_cols, y_kind, place, multiplier * yc, yh, yw,
                  record(epilogue, channels * multiplier))  # fmt: skip

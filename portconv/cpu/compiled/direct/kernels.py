@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import RECORD, gather_phases
 from ..jobs import job_of, take
-from ..kernel import kernel, words
+from ..kernel import address, kernel, words
 from ..memory import call_numbers, fill_pixels, fill_plane
 from ..vectors import VECTOR_BYTES
 from .geometry import Geometry
@@ -34,7 +34,7 @@ def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue
      between_size, table_size, together) = geometry  # fmt: skip
     x_kind, _, xb, xc, xh, xw = x_strides
     kind, _, yb, yc, yh, yw = y_strides
-    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    x_first, y_first = address(x), address(y)
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -74,7 +74,7 @@ def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue
         start = y_first + b * yb + o * yc + r0 * yh + c0 * yw
         if separable:
             two_passes(first, x_kind, (xc, xh, xw), pixel, source_rows, source_cols, left, width,
-                       weight.ctypes.data + o * kh * size, row_weights.ctypes.data + o * kw * size, (kh, kw), (dh, dw),
+                       address(weight) + o * kh * size, address(row_weights) + o * kw * size, (kh, kw), (dh, dw),
                        r0, r1 - r0, c0, c1 - c0, rows, vectors, chunk, line, window, between, zeros, table, sums,
                        epilogue, o, phases, kind, start, yh, element)  # fmt: skip
             continue
@@ -86,11 +86,11 @@ def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue
             for c in range(inputs if pixel == 1 else 0):
                 fill_plane(first + c * xc, x_kind, xh, xw, source_rows, source_cols, r0, 1, r1 - r0 + reach_rows, c0, 1,
                            window_cols, left, width, window, c * window_rows * window_cols)  # fmt: skip
-        factors = weight.ctypes.data + o * inputs * kh * kw * size
+        factors = address(weight) + o * inputs * kh * kw * size
         for r in range(r0, r1, rows):
             for col in range(0, (c1 - c0) * pixel, vectors * lanes):
                 if copied:
-                    patch(window.ctypes.data, line * size, window_rows * line * size, inputs, factors, (kh, kw),
+                    patch(address(window), line * size, window_rows * line * size, inputs, factors, (kh, kw),
                           (dh, dw * pixel), r - r0, col, 0, 0, rows, vectors, False, chunk, sums)  # fmt: skip
                 else:
                     row, column = r - top, c0 + col - left

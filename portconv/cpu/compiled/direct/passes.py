@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..conversions import FROM_ROWS
 from ..epilogue import record
-from ..kernel import apart, kernel
+from ..kernel import address, apart, kernel
 from ..memory import (
     add_in_pairs,
     bytes_of,
@@ -55,7 +55,7 @@ def patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilatio
         i0 = min(max((dh - top - rows) // dh, 0), kh)
         i1 = max(min((height - top + dh - 1) // dh, kh), i0)
     tile_bytes = rows * vectors * VECTOR_BYTES
-    zeros = sums.ctypes.data + len(sums) * size - vectors * VECTOR_BYTES
+    zeros = address(sums) + len(sums) * size - vectors * VECTOR_BYTES
     if i1 == i0:
         for i in range(tile_bytes // size):
             sums[i] = 0
@@ -71,7 +71,7 @@ def patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilatio
             factors = weight + ((c * kh + i0) * kw + j) * size
             arguments = (min(together, channels - c), channel_bytes, kh * kw * size, place, row_bytes, dh, dw, factors,
                          kw * size, i1 - i0, min(cols, kw - j), top + i0 * dh, height, left + j * dw, width, zeros,
-                         sums.ctypes.data + depth * tile_bytes)  # fmt: skip
+                         address(sums) + depth * tile_bytes)  # fmt: skip
             if masked:
                 _masked_taps(sums, vectors, arguments)
             else:
@@ -88,11 +88,11 @@ def store(sums, pitch, rows, cols, epilogue, channel, phases, phase, pixel, kind
     """
     size = sums.itemsize
     for r in range(rows):
-        source, target = sums.ctypes.data + r * pitch * size, start + r * row_step
+        source, target = address(sums) + r * pitch * size, start + r * row_step
         if pixel == 1:
             put(sums, target, step, source, cols, record(epilogue, channel), kind)
         else:
-            put_side_by_side(sums, target, step, source, cols, phases.ctypes.data, kind, phase, pixel)
+            put_side_by_side(sums, target, step, source, cols, address(phases), kind, phase, pixel)
 
 
 @apart
@@ -113,17 +113,17 @@ def _column(table, kind, count, overlapped, weight, kh, rows, together, chunk, l
     for r in range(0, rows, lines):
         for place in range(0, count, width):
             e = min(place, count - width) if overlapped else place
-            out = between.ctypes.data + (r * line + target + e) * size
+            out = address(between) + (r * line + target + e) * size
             if kh <= chunk:
                 _columns(sums, 16 * kind + lines, (table + r * 8, e * apart, weight, kh, out, line * size))
                 continue
             depth = 0
             for k in range(0, kh, chunk):
-                partial = sums.ctypes.data + depth * width * size
+                partial = address(sums) + depth * width * size
                 _columns(sums, 16 * kind + 1, (table + (r + k) * 8, e * apart, weight + k * size, min(chunk, kh - k),
                                                partial, line * size))  # fmt: skip
                 depth = add_in_pairs(sums, depth + 1, k // chunk + 1, k + chunk >= kh, width * size)
-            copy(sums, (out, sums.ctypes.data, width))
+            copy(sums, (out, address(sums), width))
 
 
 @apart
@@ -167,25 +167,25 @@ def two_passes(image, kind, x_strides, pixel, source_rows, source_cols, left, im
         for r in range(0, some, together):
             if copied > 0:
                 for t in range(together + kh - 1):
-                    table[t] = window.ctypes.data + min(block + r + t * dh, rows + reach_rows - 1) * line * size
-                _column(table.ctypes.data, 0, first * pixel, False, column, kh, min(together, some), together, chunk,
+                    table[t] = address(window) + min(block + r + t * dh, rows + reach_rows - 1) * line * size
+                _column(address(table), 0, first * pixel, False, column, kh, min(together, some), together, chunk,
                         line, between, r * line, sums)  # fmt: skip
             if last > first:
                 for t in range(together + kh - 1):
                     source = r0 + block + r + t * dh
                     source = source_rows[source] if source < len(source_rows) else -1
-                    table[t] = begin + source * xh if source >= 0 else zeros.ctypes.data
-                _column(table.ctypes.data, read_as, (last - first) * pixel, True, column, kh, min(together, some),
+                    table[t] = begin + source * xh if source >= 0 else address(zeros)
+                _column(address(table), read_as, (last - first) * pixel, True, column, kh, min(together, some),
                         together, chunk, line, between, r * line + first * pixel, sums)  # fmt: skip
             if all_cols > last:
                 for t in range(together + kh - 1):
                     place = min(block + r + t * dh, rows + reach_rows - 1) * line + first * pixel
-                    table[t] = window.ctypes.data + place * size
-                _column(table.ctypes.data, 0, (all_cols - last) * pixel, False, column, kh, min(together, some),
+                    table[t] = address(window) + place * size
+                _column(address(table), 0, (all_cols - last) * pixel, False, column, kh, min(together, some),
                         together, chunk, line, between, r * line + last * pixel, sums)  # fmt: skip
         for r in range(0, some, patch_rows):
             for col in range(0, cols * pixel, vectors * VECTOR_BYTES // size):
-                patch(between.ctypes.data, line * size, 0, 1, row, (1, kw), (1, dw * pixel), r, col, 0, 0, patch_rows,
+                patch(address(between), line * size, 0, 1, row, (1, kw), (1, dw * pixel), r, col, 0, 0, patch_rows,
                       vectors, False, chunk, sums)  # fmt: skip
                 count = min(vectors * VECTOR_BYTES // size, cols * pixel - col)
                 store(sums, vectors * VECTOR_BYTES // size, min(patch_rows, some - r), count, epilogue, channel,

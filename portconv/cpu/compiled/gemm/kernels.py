@@ -7,12 +7,10 @@ parts are added in pairs, so that rounding errors grow with the logarithm of the
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import apart, kernel, words
-from ..memory import call_numbers, copy, fill_plane, native_kind, pairs_due, put, put_more, put_native, table, transpose
+from ..kernel import address, apart, kernel, table, words
+from ..memory import call_numbers, copy, fill_plane, native_kind, pairs_due, put, put_more, put_native, transpose
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
@@ -71,7 +69,7 @@ def _tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
             pairs = pairs_due(top, count, last)
             top -= pairs
             arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
-                         sums.ctypes.data + top * tile_bytes, pairs)  # fmt: skip
+                         address(sums) + top * tile_bytes, pairs)  # fmt: skip
             if wide:
                 _wide_product(sums, width, arguments)
             else:
@@ -87,8 +85,8 @@ def _turn(sums, rows, width, pitch):
     target = pitch * rows
     for j in range(0, rows, lanes):
         for n in range(0, width, lanes):
-            place = sums.ctypes.data + (target + j * pitch + n) * sums.itemsize
-            source = sums.ctypes.data + (n * rows + j) * sums.itemsize
+            place = address(sums) + (target + j * pitch + n) * sums.itemsize
+            source = address(sums) + (n * rows + j) * sums.itemsize
             transpose(sums, (place, pitch * sums.itemsize, source, rows * sums.itemsize))
     return target
 
@@ -106,7 +104,7 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
     if side_by_side and not add and col_step == size and kind == native_kind(sums):
         place = start + first_row * row_step + first_col * col_step
         for r in range(rows):
-            value = sums.ctypes.data + (source + r * pitch) * size
+            value = address(sums) + (source + r * pitch) * size
             put_native(sums, (place + r * o_step, value, last - first, record(epilogue, channel + r)))
         return
     for r in range(rows):
@@ -119,7 +117,7 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
             count = min(run, cols - col)
             if count > 0:
                 place = target + row * row_step + col * col_step
-                value = sums.ctypes.data + (source + r * pitch + p - first) * size
+                value = address(sums) + (source + r * pitch + p - first) * size
                 if add:
                     put_more(sums, place, col_step, value, count, own, kind)
                 else:
@@ -185,20 +183,20 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                                 target += first // line * (y_strides[2] - line * size)
                             k, depth = terms[2], 0
                             if terms[1] > chunk:
-                                k, depth = _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows,
+                                k, depth = _tile(sums, place, address(table), factors, terms, chunk, rows,
                                                  width, wide, True)  # fmt: skip
-                            arguments = (place, table.ctypes.data + k * 8, factors + k * rows * size,
+                            arguments = (place, address(table) + k * 8, factors + k * rows * size,
                                          terms[2] + terms[1] - k, target, y_strides[1], record(epilogue, channel),
-                                         sums.ctypes.data, depth, streamed)  # fmt: skip
+                                         address(sums), depth, streamed)  # fmt: skip
                             _finished(sums, width, arguments)
                             continue
                         if fits:
-                            _tile(sums, place, np.int64(table.ctypes.data), factors, terms, chunk, rows, width, wide,
+                            _tile(sums, place, address(table), factors, terms, chunk, rows, width, wide,
                                   False)  # fmt: skip
                         else:
                             for k in range(terms[1]):
-                                copy(sums, (tail.ctypes.data + k * pitch * size, place + table[k], last - first))
-                            tail_base, tail_offsets = np.int64(tail.ctypes.data), np.int64(tail_table.ctypes.data)
+                                copy(sums, (address(tail) + k * pitch * size, place + table[k], last - first))
+                            tail_base, tail_offsets = address(tail), address(tail_table)
                             _tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
                         source, step = 0, width * lanes
                         if wide:
@@ -222,7 +220,7 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
      streamed, part_size, window_size, sums_size, results_size) = geometry  # fmt: skip
     x_kind, x_bytes, xb, xc, xh, xw = x_strides
     y_kind, _, yb, yc, yh, yw = y_strides
-    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    x_first, y_first = address(x), address(y)
     size = scratch.itemsize
     native = native_kind(scratch)
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -241,7 +239,7 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
         rest, output_part = divmod(task, output_parts)
         rest, region = divmod(rest, count_regions)
         b, g = divmod(rest, groups)
-        r0, r1, q0, q1, i0, i1, j0, j1 = _region(np.int64(regions.ctypes.data) + region * 64)
+        r0, r1, q0, q1, i0, i1, j0, j1 = _region(address(regions) + region * 64)
         cols = q1 - q0
         line = cols + halo_cols
         m0 = output_part * tiles // output_parts * tile_rows
@@ -251,7 +249,7 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
         if apart:
             plane_bytes = (r1 - r0) * cols * size
             kind, strides = native, (0, plane_bytes, cols * size, size)
-            place = results.ctypes.data - m0 * plane_bytes
+            place = address(results) - m0 * plane_bytes
         for c0 in range(0, inputs, at_a_time):
             count = min(at_a_time, inputs - c0)
             terms = (1, count * taps, 0, 0)
@@ -271,9 +269,9 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
                                    r0 * row_stride + planes[4 * p], planes[4 * p + 1], r1 - r0 + halo_rows,
                                    q0 * col_stride + planes[4 * p + 2], planes[4 * p + 3], line, left, width, window,
                                    (c * count_planes + p) * plane)  # fmt: skip
-                base = np.int64(window.ctypes.data)
+                base = address(window)
                 end = base + window_size * size
-            factors = weight.ctypes.data + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
+            factors = address(weight) + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             lines = r1 - r0 if row_by_row else 1

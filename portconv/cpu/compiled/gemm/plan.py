@@ -13,6 +13,7 @@ from ....core.problem import Problem
 from ....engines import taps
 from ....engines.accuracy import TERMS
 from ... import threads
+from ...caches import cache_bytes
 from ..base import (
     CACHE_BYTES,
     Array,
@@ -34,7 +35,8 @@ from .geometry import Geometry
 
 __all__ = ["MANY_WEIGHT_BYTES", "WORTH_COLUMNS", "CompiledGemmPlan"]
 
-FIRST_CACHE_BYTES = 24 << 10  # of a core's first cache, for the window of a block of tiles
+# Of a core's first cache, for the window of a block of tiles: three quarters, and no more where it is larger.
+FIRST_CACHE_BYTES = min(24 << 10, cache_bytes(1) * 3 // 4 or 24 << 10)
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
@@ -166,7 +168,7 @@ class CompiledGemmPlan(PanelsPlan):
         row_by_row = row_by_row and line > ow
         if row_by_row and not wide:
             block = -(-ow // lane)  # so that few lines of results are written at a time
-        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, threads.last_cache_bytes() // 4)
+        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, cache_bytes(3) // 4)
         streamed = streamed and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary

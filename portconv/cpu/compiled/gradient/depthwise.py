@@ -20,8 +20,8 @@ from .. import team
 from ..base import CACHE_BYTES, Array, memory_of, one_array, read_only, round_up, sources, usual_numbers
 from ..gemm.kernels import LEVELS
 from ..jobs import job_of, take
-from ..kernel import kernel, words
-from ..memory import add_in_pairs, copy, fill_plane, native_kind, table
+from ..kernel import address, kernel, table, words
+from ..memory import add_in_pairs, copy, fill_plane, native_kind
 from ..vectors import VECTOR_BYTES, lanes, one_of
 from .products import tap_products
 
@@ -90,7 +90,7 @@ def _shifted(plane, rows, first, shift, height, width, out, target):
 @kernel
 def _sums(job, part, x, dy, numbers, tables, out, scratch):
     """out[channel, tap]. Tasks are channels of the result."""
-    place = np.int64(numbers.ctypes.data)
+    place = address(numbers)
     kind, _, xb, xc, xh, xw = _image(place)
     yb, yc, yh, _ = _strides(place + 48)
     (batch, channels, multiplier, copies, taps, strip, out_rows, out_cols, halo_rows, row_step, col_step, pad_top, left,
@@ -109,7 +109,7 @@ def _sums(job, part, x, dy, numbers, tables, out, scratch):
             break
         depth, count, used = 0, 0, chunk
         for b in range(batch):
-            image = np.int64(x.ctypes.data) + b * xb + channel // multiplier * xc
+            image = address(x) + b * xb + channel // multiplier * xc
             for top in range(0, out_rows, strip):
                 rows = min(strip, out_rows - top)
                 for n in range(copies):
@@ -120,7 +120,7 @@ def _sums(job, part, x, dy, numbers, tables, out, scratch):
                         continue
                     fill_plane(image, kind, xh, xw, source_rows, source_cols, row, row_step, rows + halo_rows, col,
                                col_step, out_cols, left, width, copied, target)  # fmt: skip
-                begin = np.int64(dy.ctypes.data) + b * yb + channel * yc + top * yh
+                begin = address(dy) + b * yb + channel * yc + top * yh
                 positions = rows * out_cols
                 done = 0
                 while done < positions:

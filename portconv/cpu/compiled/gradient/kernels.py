@@ -6,10 +6,8 @@ channels of a pixel side by side (`stage`), and every tap's windows lie in it as
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..jobs import job_of, take
-from ..kernel import kernel, words
+from ..kernel import address, kernel, words
 from ..memory import add_in_pairs, copy, fill_pixels, stage_rows
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, one_of
 from .geometry import Geometry
@@ -26,7 +24,7 @@ _products = one_of({16 * r + n: position_products(r, n) for r in TILE_ROWS for n
 @kernel
 def _stage(job, part, x, numbers, source_rows, source_cols, staged, scratch):
     """The padded image of a part of the batch or of its rows. Tasks are (image, group, block of channels)."""
-    place = np.int64(numbers.ctypes.data)
+    place = address(numbers)
     kind, _, xb, xc, xh, xw = _image(place)
     first_image, images, first_row, rows = _part(place + 80)
     (groups, inputs, _, pixels, blocks, block_size, image_size, cols, halo_rows, row_step, _, _, shift, apart, left,
@@ -42,7 +40,7 @@ def _stage(job, part, x, numbers, source_rows, source_cols, staged, scratch):
         rest, block = divmod(task, blocks)
         b, g = divmod(rest, groups)
         c = g * inputs + block * lanes
-        image = np.int64(x.ctypes.data) + (first_image + b) * xb + c * xc + shift * xw
+        image = address(x) + (first_image + b) * xb + c * xc + shift * xw
         start = b * image_size + (g * blocks + block) * block_size
         if pixels:
             fill_pixels(image, kind, xh, xw, xc, inputs, source_rows, source_cols, first_row * row_step, count, 0,
@@ -56,7 +54,7 @@ def _stage(job, part, x, numbers, source_rows, source_cols, staged, scratch):
 @kernel
 def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
     """The sums of a part, out[group, output, tap, lane]. Tasks are (group, vectors, tap, some outputs)."""
-    place = np.int64(numbers.ctypes.data)
+    place = address(numbers)
     yb, yc, yh, yw = _strides(place + 48)
     first_image, images, first_row, rows = _part(place + 80)
     (groups, _, outputs, _, blocks, block_size, image_size, _, _, row_step, col_step, line, _, _, _, _, count_taps,
@@ -81,10 +79,10 @@ def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
         rest, tap = divmod(rest, count_taps)
         g, n = divmod(rest, of_vectors)
         v = min(n * tile_vectors, vectors - tile_vectors)  # the last tiles overlap those before
-        panel = np.int64(staged.ctypes.data) + (g * blocks * block_size + taps[tap] + v * vector_step) * size
+        panel = address(staged) + (g * blocks * block_size + taps[tap] + v * vector_step) * size
         for m in range(some * at_a_time, min((some + 1) * at_a_time, outputs), tile_rows):
             o = g * outputs + min(m, outputs - tile_rows)
-            first = np.int64(dy.ctypes.data) + first_image * yb + o * yc + first_row * yh
+            first = address(dy) + first_image * yb + o * yc + first_row * yh
             depth, count = 0, 0
             for b in range(batches):
                 for i in range(0, lines, lines_at_once):
@@ -94,12 +92,12 @@ def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
                                   (first + b * yb + i * one_line + j * yw, yc, yw, one_line,
                                    panel + b * image_size * size + i * other_line + j * col_step * size,
                                    vector_step * size, col_step * size, other_line, min(lines_at_once, lines - i),
-                                   min(cols_at_once, cols - j), sums.ctypes.data + depth * tile_bytes))  # fmt: skip
+                                   min(cols_at_once, cols - j), address(sums) + depth * tile_bytes))  # fmt: skip
                         count += 1
                         depth = add_in_pairs(sums, depth + 1, count, last, tile_bytes)
             for r in range(tile_rows):
                 target = ((o + r) * count_taps + tap) * pitch + v * (VECTOR_BYTES // size)
-                copy(out, (out.ctypes.data + target * size, sums.ctypes.data + r * tile_vectors * VECTOR_BYTES,
+                copy(out, (address(out) + target * size, address(sums) + r * tile_vectors * VECTOR_BYTES,
                            tile_vectors * (VECTOR_BYTES // size)))  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import apart, kernel, words
-from ..memory import call_numbers, fill_plane, native_kind, put, read, table
+from ..kernel import address, apart, kernel, table, words
+from ..memory import call_numbers, fill_plane, native_kind, put, read
 from ..moves import pad_rows
 from ..products import stencil_sums
 from ..vectors import ROWS, VECTOR_BYTES, one_of
@@ -47,10 +47,10 @@ def _convert(image, kind, row_step, col_step, r0, r1, width, out):
     """Rows r0 to r1 of the image in the dtype of the computation, one after the other."""
     size = out.itemsize
     if row_step == width * col_step:
-        read(out, out.ctypes.data, image + r0 * row_step, col_step, (r1 - r0) * width, kind)
+        read(out, address(out), image + r0 * row_step, col_step, (r1 - r0) * width, kind)
         return
     for r in range(r0, r1):
-        read(out, out.ctypes.data + (r - r0) * width * size, image + r * row_step, col_step, width, kind)
+        read(out, address(out) + (r - r0) * width * size, image + r * row_step, col_step, width, kind)
 
 
 @apart
@@ -75,7 +75,7 @@ def _fill(image, kind, row_step, col_step, source_rows, source_cols, first, rows
     image += max(min(first + begin - top, height - 1), 0) * row_step
     for start, stop, columns in ((0, begin, 0), (begin, end, width), (end, rows, 0)):
         if stop > start:
-            _pad(strip, phases, (strip.ctypes.data + start * line, line, pitch * size, image,
+            _pad(strip, phases, (address(strip) + start * line, line, pitch * size, image,
                                  row_step if columns else 0, stop - start, left, columns,
                                  pitch * size // VECTOR_BYTES))  # fmt: skip
 
@@ -89,7 +89,7 @@ def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, taps, sour
      results_size) = geometry  # fmt: skip
     x_kind, _, xb, xc, xh, xw = x_strides
     y_kind, _, yb, yc, yh, yw = y_strides
-    x_first, y_first = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    x_first, y_first = address(x), address(y)
     size = scratch.itemsize
     lanes = VECTOR_BYTES // size
     own = scratch[part * part_size : (part + 1) * part_size]
@@ -118,9 +118,9 @@ def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, taps, sour
                 first_row = min(max(r0 * sh - top, 0), height - 1)
                 end_row = max(min((r1 - 1) * sh + kh - top, height), first_row + 1)
                 _convert(image, x_kind, xh, xw, first_row, end_row, width, converted)
-                image = converted.ctypes.data - first_row * image_row
+                image = address(converted) - first_row * image_row
             row0, rows_inside, col0, cols_inside = np.int64(0), FAR, np.int64(0), FAR
-            first = np.int64(strip.ctypes.data)
+            first = address(strip)
             if in_place:
                 row0, rows_inside, col0, cols_inside = r0 * sh - top, height, -left, width
                 first = image + row0 * image_row + col0 * size
@@ -131,15 +131,15 @@ def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, taps, sour
                 target = y_first + b * yb + o * yc + r0 * yh
                 place, row_step = target, yh
                 if not at_once:
-                    place, row_step = np.int64(results.ctypes.data), out_cols * size
-                factors = weight.ctypes.data + o * kh * kw * size
+                    place, row_step = address(results), out_cols * size
+                factors = address(weight) + o * kh * kw * size
                 for tile_row in range(0, r1 - r0, rows):
                     r = min(tile_row, r1 - r0 - rows)  # the last tile overlaps the one before
                     for col in range(0, out_cols, 2 * lanes):
                         more = out_cols - col
                         _sums(scratch, tile + (more > lanes),
                               (first + r * sh * line + col * size, line, row0 + r * sh, rows_inside, col0 + col,
-                               cols_inside, zero_row.ctypes.data, taps.ctypes.data, factors, kw,
+                               cols_inside, address(zero_row), address(taps), factors, kw,
                                place + r * row_step + col * size, row_step, record(epilogue, o), more))  # fmt: skip
                 if not at_once:
                     neutral = record(epilogue, channels * multiplier)

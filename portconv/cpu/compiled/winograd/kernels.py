@@ -7,11 +7,9 @@ the weights are read once.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ....engines.winograd import TILES, Tile, matrices
 from ..jobs import job_of, take
-from ..kernel import apart, kernel
+from ..kernel import address, apart, kernel
 from ..memory import native_kind, put_lanes, stage_rows, turn_square
 from ..moves import mark_nonfinite, round_vectors, tile_transform, widen_weights
 from ..products import row_products
@@ -64,7 +62,7 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
     kind, _, xb, xc, xh, xw = x_strides
-    x_first = np.int64(x.ctypes.data)
+    x_first = address(x)
     size = v.itemsize
     lanes = VECTOR_BYTES // size
     cols = (across - 1) * mw + nw
@@ -76,10 +74,10 @@ def _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v,
                        row, nh, first * mw, left, width, cols, stage, square)  # fmt: skip
             for i in range(across):
                 tile = (line - l0) * across + i
-                source = stage.ctypes.data + i * mw * VECTOR_BYTES
-                target = v.ctypes.data + (at + tile * c_pad + c) * size
+                source = address(stage) + i * mw * VECTOR_BYTES
+                target = address(v) + (at + tile * c_pad + c) * size
                 step = padded * c_pad * size
-                arguments = (source, cols * VECTOR_BYTES, VECTOR_BYTES, target, nw * step, step, square.ctypes.data)
+                arguments = (source, cols * VECTOR_BYTES, VECTOR_BYTES, target, nw * step, step, address(square))
                 _transform_inputs(v, 16 * nh + nw, arguments)
 
 
@@ -98,10 +96,10 @@ def _products(q0, q1, tiles, padded, weight, geometry, v, m):
         vectors = (panel + 1) * vectors_all // panels - panel * vectors_all // panels
         for c in range(0, channels, chunk):
             n = min(chunk, channels - c)
-            factors = weight.ctypes.data + ((f * o_pad + o) * channels + c * vectors * lanes) * size
+            factors = address(weight) + ((f * o_pad + o) * channels + c * vectors * lanes) * size
             for t in range(0, tiles, ROWS):
-                rows = v.ctypes.data + ((f * padded + t) * c_pad + c) * size
-                out = m.ctypes.data + ((f * padded + t) * o_pad + o) * size
+                rows = address(v) + ((f * padded + t) * c_pad + c) * size
+                out = address(m) + ((f * padded + t) * o_pad + o) * size
                 arguments = (rows, c_pad * size, factors, n, out, o_pad * size, c)
                 _products_of(v, vectors, arguments)
 
@@ -112,7 +110,7 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
     (channels, c_pad, outputs, o_pad, down, row_tiles, segments, across, mh, mw, nh, nw, out_rows, row_cols, left,
      width, chunk, form) = geometry  # fmt: skip
     kind, _, yb, yc, yh, yw = y_strides
-    y_first = np.int64(y.ctypes.data)
+    y_first = address(y)
     size = m.itemsize
     lanes = VECTOR_BYTES // size
     cols = across * mw
@@ -124,19 +122,19 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
             for i in range(across):
                 tile = (line - l0) * across + i
                 step = padded * o_pad * size
-                source = m.ctypes.data + (at + tile * o_pad + o) * size
-                target = stage.ctypes.data + i * mw * VECTOR_BYTES
+                source = address(m) + (at + tile * o_pad + o) * size
+                target = address(stage) + i * mw * VECTOR_BYTES
                 _transform_products(
-                    m, form, (source, nw * step, step, target, cols * VECTOR_BYTES, VECTOR_BYTES, square.ctypes.data)
+                    m, form, (source, nw * step, step, target, cols * VECTOR_BYTES, VECTOR_BYTES, address(square))
                 )
-            _mark(m, (mark, stage.ctypes.data, mh * cols))
+            _mark(m, (mark, address(stage), mh * cols))
             count = min(lanes, outputs - o)
             for r in range(min(mh, out_rows - row)):
                 place = y_first + b * yb + o * yc + (row + r) * yh + first * mw * yw
                 line_start = r * cols * lanes
                 for j in range(0, out_cols, lanes):
                     n = min(lanes, out_cols - j)
-                    source = stage.ctypes.data + (line_start + j * lanes) * size
+                    source = address(stage) + (line_start + j * lanes) * size
                     put_lanes(square, place + j * yw, yc, yw, source, count, n, epilogue, o, kind)
 
 
@@ -153,9 +151,8 @@ def _step(job, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weig
     lanes = VECTOR_BYTES // scratch.itemsize
     pairs = nh * nw * ((o_pad // lanes + MAX_VECTORS - 1) // MAX_VECTORS)
     lines = b1 - b0
-    mark = marks.ctypes.data + part * VECTOR_BYTES
+    mark = address(marks) + part * VECTOR_BYTES
     padded = (block_lines * across + ROWS - 1) // ROWS * ROWS
-    zero = np.int64(0)  # Numba would compile functions anew for a literal
     if step == 0:
         own = scratch[part * own_size : (part + 1) * own_size]
         v, m = own[:v_size], own[v_size : v_size + m_size]
@@ -167,9 +164,9 @@ def _step(job, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weig
             if i >= blocks:
                 break
             l0, l1 = b0 + i * lines // blocks, b0 + (i + 1) * lines // blocks
-            _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, zero, stage, square)
-            _products(zero, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
-            _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, zero, stage, square, mark)
+            _inputs(l0, l1, padded, x, x_strides, source_rows, source_cols, geometry, v, 0, stage, square)
+            _products(0, pairs, (l1 - l0) * across, padded, weight, geometry, v, m)
+            _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, 0, stage, square, mark)
         return
     v, m = scratch[:v_size], scratch[v_size : v_size + m_size]
     own = scratch[v_size + m_size + part * own_size : v_size + m_size + (part + 1) * own_size]
@@ -213,14 +210,14 @@ def _pack(job, part, weight, steps, outputs, channels, taps, form, places, limit
     products, kernel_cols, tile_cols = form[1], form[2], form[3]
     own_size, wide_size = (CHANNELS * taps + 2 * lanes) * lanes, (taps + 2 * products) * lanes
     mine, square = own[part * own_size :], own[part * own_size + (CHANNELS * taps + lanes) * lanes :]
-    turned, limit = np.int64(mine.ctypes.data), np.int64(limits.ctypes.data)
-    mark = np.int64(marks.ctypes.data) + part * VECTOR_BYTES
-    tile = np.int64(wide.ctypes.data) + part * wide_size * 8
+    turned, limit = address(mine), address(limits)
+    mark = address(marks) + part * VECTOR_BYTES
+    tile = address(wide) + part * wide_size * 8
     found, between = tile + taps * lanes * 8, tile + (taps + products) * lanes * 8
     step = packed.size // products * size
     output_step, channel_step, tap_step = steps
     # taps are read as they lie in memory, those of several channels at once where these follow each other
-    first = np.int64(weight.ctypes.data) + min(0, (taps - 1) * tap_step)
+    first = address(weight) + min(0, (taps - 1) * tap_step)
     start, row_step, col_step = tile, kernel_cols * lanes * 8, lanes * 8
     if tap_step < 0:
         start, row_step, col_step = tile + (taps - 1) * lanes * 8, -row_step, -col_step
@@ -248,7 +245,7 @@ def _pack(job, part, weight, steps, outputs, channels, taps, form, places, limit
                 _transform_weights(wide, form[0],
                                    (start + half, row_step, col_step, found + half,
                                     tile_cols * lanes * 8, lanes * 8, between))  # fmt: skip
-            target = np.int64(packed.ctypes.data) + (places[2 * block] + (i0 + i) * places[2 * block + 1]) * size
+            target = address(packed) + (places[2 * block] + (i0 + i) * places[2 * block + 1]) * size
             _round(packed, (target, step, found, products))
 
 
