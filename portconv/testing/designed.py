@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .problems import Problem, Shape
+from .problems import ACTIVATIONS, Problem, Shape
 
 __all__ = ["DESIGNED", "PROTOCOL_PROBLEMS"]
 
@@ -17,7 +17,10 @@ def _plain() -> list[Problem]:
     """Every rule of the semantics."""
 
     def p(name: str, x: Shape, weight: Shape, /, **more: Any) -> Problem:
-        of_problem = ("dtype", "x_dtype", "bias_shape", "data", "kernel", "orders", "slow", "gradient")
+        of_problem = (
+            *("dtype", "x_dtype", "bias_shape", "data", "kernel", "orders", "slow", "gradient"),
+            *("activation", "residual"),
+        )
         fields = {key: more.pop(key) for key in of_problem if key in more}
         return Problem(x, weight, more, name=name, **fields)
 
@@ -131,6 +134,16 @@ def _plain() -> list[Problem]:
             data="constant",
             kernel="constant",
         ),
+    ]
+    biased = {"padding": 1, "bias_shape": (4,)}
+    for activation in (*ACTIVATIONS, ("leaky_relu", 0.2)):
+        found.append(p(f"then {activation}", image, kernel, activation=activation, data="range", **biased))
+    found += [
+        p("then relu, residual", image, kernel, activation="relu", residual="C", **biased),
+        p("residual, 1x1", (1, 16, 14, 14), (32, 16, 1, 1), residual="C"),
+        p("residual in another order, NHWC", image, kernel, residual="F", padding=1, layout="NHWC"),
+        p("float16, then gelu, residual", image, kernel, dtype="float16", activation="gelu", residual="C", **biased),
+        p("infinite, then sigmoid", image, kernel, activation="sigmoid", data="inf", padding=1),
     ]
     return found + [p(f"gradient, {name}", *more, gradient=True, **options) for name, *more, options in _gradients()]
 
