@@ -367,3 +367,23 @@ def test_mlx_differentiates_it(mx):
     found = mx.grad(of_weight)(given[1], given[3])
     expected = portconv.conv2d_vjp(np.ones_like(x), weight, **options)[1](dy)[1]
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cotangent_stays_as_it_is(backend):
+    """Sums are added in place; that over a single position is the cotangent itself."""
+    library = portconv.get_backend(backend.package)
+    try:
+        x, weight, bias, dy = (
+            library.from_numpy(np.ones(shape)) for shape in ((3, 2, 3, 3), (4, 2, 3, 3), (4,), (3, 4, 1, 1))
+        )
+    except TypeError:
+        pytest.skip("it has no float64")
+    _, vjp = portconv.conv2d_vjp(x, weight, bias)
+    first, second = vjp(dy), vjp(dy)
+    np.testing.assert_array_equal(library.to_numpy(dy), np.ones((3, 4, 1, 1)))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(library.to_numpy(one), library.to_numpy(other))
+    np.testing.assert_array_equal(library.to_numpy(first[2]), np.full(4, 3.0))
+    alone = library.from_numpy(np.ones((1, 4, 1, 1)))
+    dbias = portconv.conv2d_vjp(x[:1, ...], weight, bias)[1](alone)[2]
+    assert not np.shares_memory(library.to_numpy(dbias), library.to_numpy(alone))

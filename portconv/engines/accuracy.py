@@ -96,7 +96,12 @@ def _carry(sums: list[tuple[int, Any]], value: Any) -> None:
 
 
 def in_pairs(terms: Any) -> Any:
-    """Sum along the first axis of an array of any library, in pairs: one after the other, errors would add up."""
+    """Sum along the first axis of an array of any library, in pairs: one after the other, errors would add up.
+
+    It is a new array, to which more may be added in place.
+    """
+    if terms.shape[0] == 1:
+        return terms[0, ...] * 1
     rest: list[Any] = []
     while (half := terms.shape[0] // 2) > 0:
         if terms.shape[0] % 2:

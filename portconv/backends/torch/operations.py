@@ -5,6 +5,7 @@ Autograd and the transforms of `torch.func` see every operation.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ...core.backend import PackedWeight
 from ...core.epilogue import Activation
 from ...core.problem import Problem
 from ...core.shapes import met_taps
+from ...engines import activations
 from ..base import OuterPlan, QuietSteps
 
 __all__ = ["OpsPlan", "TorchSteps", "activated", "leaves_out", "records", "transformed"]
@@ -23,18 +25,21 @@ _OWN = {
     "relu": functional.relu,
     "relu6": functional.relu6,
     "silu": functional.silu,
-    "hard_swish": functional.hardswish,
-    "gelu": functional.gelu,
+    "gelu": lambda x: x * ((torch.erf(x * math.sqrt(0.5)) + 1) / 2),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
 
 
 def activated(x: Any, activation: Activation) -> Any:
-    """The activation, by the one operation that PyTorch has for each."""
+    """The activation, by PyTorch's own operations.
+
+    Its hardswish makes NaN of -inf, and its gelu of inf (2.13, on a CPU).
+    """
     if activation.name == "leaky_relu":
         return functional.leaky_relu(x, activation.slope)
-    return _OWN[activation.name](x)
+    own = _OWN.get(activation.name)
+    return activations.activated(torch, x, activation) if own is None else own(x)
 
 
 class TorchSteps(QuietSteps):
