@@ -9,12 +9,14 @@ from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
 from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
+from .windows import avg_pool2d, global_avg_pool2d, interpolate2d, max_pool2d
 
 __all__ = [
     "Conv2d",
     "UnsupportedError",
     "array_namespace",
     "available_backends",
+    "avg_pool2d",
     "conv2d",
     "conv2d_output_shape",
     "conv2d_vjp",
@@ -22,6 +24,9 @@ __all__ = [
     "environment",
     "get_backend",
     "get_num_threads",
+    "global_avg_pool2d",
+    "interpolate2d",
+    "max_pool2d",
     "plan_conv2d",
     "register_backend",
     "set_num_threads",

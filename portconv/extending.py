@@ -2,13 +2,13 @@
 
 A back end is an object with the members of `Backend`. One whose arrays NumPy can see without a copy gets portconv's own
 engines from `host_candidates` and `host_plan`. Gradients are NumPy's, unless it is `Differentiable`, too; so are
-activations and residuals, unless it is `Finishing`.
+activations and residuals, unless it is `Finishing`, and pooling and interpolation, unless it is `Windowing`.
 `portconv.register_backend`, or an entry point of the group ``portconv.backends``, makes it serve the arrays of its
 library; `portconv.testing.check_backend` verifies it.
 `examples/plugin` is a whole one.
 """
 
-from .core.backend import ArrayInfo, Backend, Candidate, Differentiable, Finishing, PackedWeight, Plan
+from .core.backend import ArrayInfo, Backend, Candidate, Differentiable, Finishing, PackedWeight, Plan, Windowing
 from .core.problem import Problem
 from .cpu.bridge import host_candidates, host_plan
 from .cpu.machine import host_environment
@@ -22,6 +22,7 @@ __all__ = [
     "PackedWeight",
     "Plan",
     "Problem",
+    "Windowing",
     "host_candidates",
     "host_environment",
     "host_plan",

@@ -39,6 +39,9 @@ TESTED_ELSEWHERE = {
     "engines.engine": "dispatch/test_planner.py",
     "engines.overlap_save": "engines/test_fft.py",
     "cpu.compiled.direct": "cpu/compiled/test_plans.py",
+    "engines.windows": "test_windows.py",
+    "dispatch.windows": "test_windows.py",
+    "backends.dask.pooling": "test_windows.py",
 }
 
 
@@ -409,6 +412,10 @@ def test_functions_show_how_they_are_called():
         "warmup",
         "environment",
         "conv2d_output_shape",
+        "avg_pool2d",
+        "global_avg_pool2d",
+        "interpolate2d",
+        "max_pool2d",
         "array_namespace",
         "device",
         "to_device",

@@ -20,8 +20,9 @@ from .. import engines
 from ..core.array_types import library_of
 from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ..core.problem import Problem
+from ..core.windows import WindowOperation
 from ..cpu.machine import host_environment, version
-from ..engines import gradients
+from ..engines import gradients, windows
 from ..engines.costs import GENERIC
 from ..engines.cropped import planned
 from ..engines.finished import Finisher
@@ -151,6 +152,10 @@ class ArrayApiBackend:
     def finisher(self, problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return self._steps_on(problem.device)
+
+    def windowed(self, x: Any, info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """See `portconv.extending.Windowing`."""
+        return windows.applied(self._steps_on(info.device), x, operation, info.dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None

@@ -11,6 +11,8 @@ import numpy as np
 
 from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
 from ..core.problem import Problem
+from ..core.windows import WindowOperation
+from ..cpu import windows
 from ..cpu.bridge import host_candidates, numpy_plan, numpy_steps
 from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment
@@ -59,6 +61,10 @@ class NumpyBackend:
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return numpy_steps()
+
+    def windowed(self, x: Any, _info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """See `portconv.extending.Windowing`."""
+        return windows.applied(x, operation)
 
     def cache_token(self, weight: np.ndarray[Any, Any], /) -> Hashable | None:
         # Whoever owns a read-only array can make it writeable, change it and set the flag again. Bytes cannot change.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from .explain import line, table
 from .problem import Problem
+from .windows import WindowOperation
 
 __all__ = [
     "ArrayInfo",
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "Pullback",
     "Wanted",
+    "Windowing",
     "check_result",
     "lacking",
 ]
@@ -233,6 +235,16 @@ class Finishing(Protocol):
 
     def finisher(self, problem: Problem, /) -> Any:
         """A `Finisher` (`portconv.engines.finished`) for the residual, the activation and the dtype of a result."""
+
+
+class Windowing(Protocol):
+    """What a back end may have besides the members of `Backend`: pooling and interpolation in operations of its own.
+
+    Where it has none NumPy computes them, and the arrays come and go by `to_numpy` and `from_numpy`.
+    """
+
+    def windowed(self, x: Any, info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """The result of a `Pooling` or a `Resizing` (`portconv.core.windows`) of an image, in its dtype."""
 
 
 def check_result(info: ArrayInfo, p: Problem) -> None:

@@ -19,7 +19,10 @@ from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 
-__all__ = ["Conv2dSpec", "Padding", "activation_of", "device_name", "flag", "make_problem", "normalised"]
+__all__ = [
+    "MAX_ELEMENTS", "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "make_problem",
+    "normalised", "padding_of", "sides_of",
+]  # fmt: skip
 
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -30,7 +33,8 @@ STRATEGIES = ("heuristic", "measure")
 MAX_ELEMENTS = 2**40  # of a result or a padded input: beyond it lies a mistake, not a machine
 
 
-def _padding(value: object) -> Padding:
+def padding_of(value: object) -> Padding:
+    """Two numbers, four sides, or "same", in normal form."""
     if type(value) is int and 0 <= value <= MAX_SIZE:  # most calls
         return value, value
     if isinstance(value, str):
@@ -61,8 +65,7 @@ def _modes(conv_mode: Any, compute_mode: Any, padding_mode: Any, layout: Any) ->
         ("padding_mode", padding_mode, PADDING_MODES),
         ("layout", layout, layouts.LAYOUTS),
     ):
-        if not isinstance(value, str) or value not in allowed:
-            raise _wrong(name, value, choices(allowed))
+        chosen(name, value, allowed)
     return conv_mode, compute_mode, padding_mode, layout
 
 
@@ -70,9 +73,15 @@ def _choices(engine: Any, accuracy: Any, strategy: Any) -> tuple[str, str, str]:
     if not isinstance(engine, str):  # which engines there are, the backend knows
         raise _wrong("engine", engine, "'auto' or the name of an engine, such as 'gemm'")
     for name, value, allowed in (("accuracy", accuracy, ACCURACIES), ("strategy", strategy, STRATEGIES)):
-        if not isinstance(value, str) or value not in allowed:
-            raise _wrong(name, value, choices(allowed))
+        chosen(name, value, allowed)
     return engine, accuracy, strategy
+
+
+def chosen(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """`value`, if it is one of these words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise _wrong(name, value, choices(allowed))
+    return value
 
 
 def activation_of(value: Any) -> Activation | None:
@@ -152,7 +161,7 @@ class Conv2dSpec:
         group_count = integer("groups", groups, 1)
         return cls(
             strides,
-            _padding(padding),
+            padding_of(padding),
             dilations,
             group_count,
             *_modes(conv_mode, compute_mode, padding_mode, layout),
@@ -163,14 +172,7 @@ class Conv2dSpec:
 
     def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:
         """Padding as (top, bottom, left, right) for an image of this size."""
-        if self.padding == "same":
-            (sh, sw), (dh, dw) = self.stride, self.dilation
-            return same_padding(height, kernel[0], sh, dh) + same_padding(width, kernel[1], sw, dw)
-        vertical, horizontal = self.padding
-        if isinstance(vertical, tuple) and isinstance(horizontal, tuple):
-            return vertical + horizontal
-        assert isinstance(vertical, int) and isinstance(horizontal, int)
-        return vertical, vertical, horizontal, horizontal
+        return sides_of(self.padding, (height, width), kernel, self.stride, self.dilation)
 
 
 _remembered = lru_cache(maxsize=1024, typed=True)(Conv2dSpec.normalise)
@@ -187,6 +189,18 @@ def normalised(stride: object, padding: object, dilation: object, *arguments: An
         except TypeError:  # what cannot be looked up; or one of the arguments is wrong, which is said below
             pass
     return Conv2dSpec.normalise(stride, padding, dilation, *arguments, **options)
+
+
+def sides_of(padding: Padding, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[int, int, int, int]:
+    """Padding as (top, bottom, left, right) for an image of this size."""
+    if padding == "same":
+        rows, cols = zip(size, kernel, stride, dilation, strict=True)
+        return same_padding(*rows) + same_padding(*cols)
+    vertical, horizontal = padding
+    if isinstance(vertical, tuple) and isinstance(horizontal, tuple):
+        return vertical + horizontal
+    assert isinstance(vertical, int) and isinstance(horizontal, int)
+    return vertical, vertical, horizontal, horizontal
 
 
 def device_name(device: object) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.integers import pair
 
-__all__ = ["LayerState", "read"]
+__all__ = ["Kind", "LayerState", "check_methods", "read"]
 
 # Activations that are Keras's functions of these names, as it has them by default.
 SAME_IN_KERAS = ("relu", "relu6", "silu", "gelu", "sigmoid", "tanh")
@@ -54,8 +54,9 @@ def read(layer: Any, library: str | None = None, params: Any = None) -> LayerSta
     for kind in type(layer).__mro__:
         for known in _KINDS:
             if library in (None, known.library) and known.is_class(kind):
-                _check_methods(layer, kind, known.methods)
-                return known.read(layer) if params is None else known.read(layer, params)
+                check_methods(layer, kind, known.methods)
+                state: LayerState = known.read(layer) if params is None else known.read(layer, params)
+                return state
     return None
 
 
@@ -181,14 +182,14 @@ def _flax_padding(padding: Any, kernel_size: Any, dilation: tuple[int, int]) -> 
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """The class of a layer, and how such a layer is read."""
 
     library: str
     name: str
     modules: tuple[str, ...]  # how the name of its module may begin
     methods: tuple[str, ...]  # what computes the result
-    read: Callable[..., LayerState]
+    read: Callable[..., Any]
 
     def is_class(self, kind: type) -> bool:
         return kind.__name__ == self.name and kind.__module__.startswith(self.modules)
@@ -198,16 +199,16 @@ _IN_KERAS = tuple(
     f"{package}{inner}.layers.convolutional" for package in ("keras", "tf_keras") for inner in ("", ".src")
 )
 _KINDS = (
-    _Kind("torch", "Conv2d", ("torch.nn.modules.conv", "portconv.torch"), ("forward", "_conv_forward"), _torch),
-    _Kind("mlx", "Conv2d", ("mlx.nn.layers.convolution",), ("__call__",), _mlx),
-    _Kind("keras", "Conv2D", _IN_KERAS, ("call", "convolution_op"), _keras),
-    _Kind("keras", "DepthwiseConv2D", _IN_KERAS, ("call",), _keras),
-    _Kind("flax", "Conv", ("flax.linen.linear", "flax.nnx.nn.linear"), ("__call__",), _flax),
-    _Kind("megengine", "Conv2d", ("megengine.module.conv",), ("forward", "calc_conv"), _megengine),
+    Kind("torch", "Conv2d", ("torch.nn.modules.conv", "portconv.torch"), ("forward", "_conv_forward"), _torch),
+    Kind("mlx", "Conv2d", ("mlx.nn.layers.convolution",), ("__call__",), _mlx),
+    Kind("keras", "Conv2D", _IN_KERAS, ("call", "convolution_op"), _keras),
+    Kind("keras", "DepthwiseConv2D", _IN_KERAS, ("call",), _keras),
+    Kind("flax", "Conv", ("flax.linen.linear", "flax.nnx.nn.linear"), ("__call__",), _flax),
+    Kind("megengine", "Conv2d", ("megengine.module.conv",), ("forward", "calc_conv"), _megengine),
 )
 
 
-def _check_methods(layer: Any, kind: type, methods: tuple[str, ...]) -> None:
+def check_methods(layer: Any, kind: type, methods: tuple[str, ...]) -> None:
     """A class that is derived from a layer and computes otherwise is another layer."""
     own = type(layer)
     for name in methods if own is not kind else ():

@@ -16,11 +16,13 @@ import numpy as np
 from ...core.array_types import library_of
 from ...core.backend import ArrayInfo, Backend, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
+from ...core.windows import WindowOperation
 from ...cpu.machine import version
 from ...engines.finished import Finisher
 from .derivatives import value_and_pullback
 from .finisher import ChunkFinisher
 from .graph import DaskPlan, typical
+from .pooling import windowed
 from .tasks import Inner
 
 __all__ = ["backend"]
@@ -79,6 +81,10 @@ class DaskBackend:
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return ChunkFinisher(self._inner)
+
+    def windowed(self, x: Any, _info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """See `portconv.extending.Windowing`."""
+        return windowed(self._inner, x, operation)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return str(weight.name)  # which an assignment changes

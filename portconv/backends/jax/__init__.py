@@ -12,6 +12,8 @@ import numpy as np
 
 from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
+from ...core.windows import WindowOperation
+from ...cpu import windows
 from ...cpu.bridge import host_candidates, host_plan
 from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
@@ -104,6 +106,12 @@ class JaxBackend(ArrayApiBackend):
         if self._on_host(problem):
             return EagerFinisher(self, partial(self._taken, device=problem.device), self._steps_on(""))
         return self._steps_on(problem.device)
+
+    def windowed(self, x: Any, info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """See `portconv.extending.Windowing`."""
+        if info.traced or self._device(info.device).platform != "cpu":
+            return super().windowed(x, info, operation)
+        return self._taken(windows.applied(view(x), operation), info.dtype, info.device)
 
     def _take(self, y: np.ndarray[Any, Any], problem: Problem) -> Any:
         return self._taken(y, problem.result_dtype, problem.device)

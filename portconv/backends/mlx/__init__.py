@@ -16,9 +16,12 @@ import numpy as np
 from ... import engines
 from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
+from ...core.windows import WindowOperation
+from ...cpu import windows as host_windows
 from ...cpu.bridge import host_candidates
 from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
+from ...engines import windows
 from ...engines.finished import Finisher
 from ..base import by_argument, function_of
 from .arrays import STEPS, default_device, dtype_named, name_of, remembered, view
@@ -75,6 +78,12 @@ class MlxBackend:
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return STEPS
+
+    def windowed(self, x: Any, info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """See `portconv.extending.Windowing`."""
+        if info.device != "cpu" or remembered(x):
+            return windows.applied(STEPS, x, operation, info.dtype)
+        return self.from_numpy(host_windows.applied(view(x), operation), dtype=info.dtype)
 
     def cache_token(self, weight: Any, /) -> Hashable | None:
         return None  # `weight[...] = value` shows nowhere

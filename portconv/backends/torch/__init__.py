@@ -11,11 +11,12 @@ import torch
 
 from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
 from ...core.problem import Problem
+from ...core.windows import WindowOperation
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
 from ..base import ArrayApiBackend, name_of
 from .derivatives import value_and_pullback
-from .host import torch_host_plan
+from .host import torch_host_plan, windowed_on_host
 from .native import NativePlan, in_parts, native_candidate
 from .operations import OpsPlan, TorchSteps, leaves_out, records, transformed
 
@@ -90,6 +91,11 @@ class TorchBackend(ArrayApiBackend):
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
     ) -> tuple[Any, Pullback]:
         return value_and_pullback(plan, (x, weight, bias), wanted, pack)
+
+    def windowed(self, x: Any, info: ArrayInfo, operation: WindowOperation, /) -> Any:
+        """See `portconv.extending.Windowing`."""
+        on_host = windowed_on_host(x, operation) if info.device == "cpu" and not records(x) else None
+        return super().windowed(x, info, operation) if on_host is None else on_host
 
     def check_out(self, out: Any, problem: Problem, arguments: Mapping[str, Any], /) -> None:
         """Whether a tensor can become a problem's result; `arguments` are the others of the call, or None."""

@@ -22,14 +22,15 @@ import torch
 
 from ...core.backend import PackedWeight, Plan
 from ...core.problem import Problem
-from ...cpu import gradient, threads
+from ...core.windows import WindowOperation
+from ...cpu import gradient, threads, windows
 from ...cpu.bridge import HostPlan, bridged, host_candidates, host_plan
 from ...cpu.views import BFLOAT16_BITS
 from . import openmp
 from .native import NativePlan
 from .operations import records, transformed
 
-__all__ = ["TorchHostPlan", "torch_host_plan"]
+__all__ = ["TorchHostPlan", "torch_host_plan", "windowed_on_host"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -176,6 +177,16 @@ class TorchHostPlan(Plan):
         ):
             return _Convolution.apply(x, own, bias, self, found)
         return _computed(x, found, bias, residual)
+
+
+def windowed_on_host(x: Any, operation: WindowOperation) -> Any:
+    """Pooling or interpolation by NumPy, in the memory format of the tensor; None where it cannot see the tensor."""
+    if not _has_values(x):
+        return None
+    if operation.layout == "NCHW" and _channels_last(x):
+        return windowed_on_host(x.permute(0, 2, 3, 1), replace(operation, layout="NHWC")).permute(0, 3, 1, 2)
+    with _limit():
+        return torch.from_numpy(windows.applied(view(x), operation)).to(x.dtype)
 
 
 def _packed(plan: HostPlan, weight: Any) -> PackedWeight:
