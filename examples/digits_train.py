@@ -47,14 +47,17 @@ class NumpyDigits:
 
     def __init__(self, seed, steps):
         rng = np.random.default_rng(seed)
-        self.convs = [portconv.Conv2d(1, 16, 3, padding=1, rng=rng), portconv.Conv2d(16, 32, 3, padding=1, rng=rng)]
+        self.convs = [
+            portconv.Conv2d(1, 16, 3, padding=1, activation="relu", rng=rng),
+            portconv.Conv2d(16, 32, 3, padding=1, activation="relu", rng=rng),
+        ]
         self.weight = rng.uniform(-1, 1, (10, 128)).astype(np.float32) / np.float32(math.sqrt(128))
         self.bias = np.zeros(10, np.float32)
         self.adam, self.steps = Adam(), steps
 
     def scores(self, x):
         for conv in self.convs:
-            x = max_pool(np.maximum(conv(x), 0))
+            x = portconv.max_pool2d(conv(x), 2)
         return x.reshape(len(x), -1) @ self.weight.T + self.bias
 
     def step(self, x, targets):
@@ -63,7 +66,7 @@ class NumpyDigits:
         for i, conv in enumerate(self.convs):
             # nobody asks for the gradient of the first image
             y, vjp = conv.vjp(x, wrt=("weight", "bias") if i == 0 else None)
-            x = max_pool(np.maximum(y, 0))
+            x = portconv.max_pool2d(y, 2)
             backward.append((y, x, vjp))
         features = x.reshape(len(x), -1)
         scores = features @ self.weight.T + self.bias
@@ -116,13 +119,8 @@ def squares(x):
     return x.reshape(n, channels, height // 2, 2, width // 2, 2)
 
 
-def max_pool(x):
-    """The maxima of squares of 2x2 pixels."""
-    return squares(x).max(axis=(3, 5))
-
-
 def max_pool_gradient(y, pooled, dx):
-    """The gradient of `y` before ReLU and pooling: that of a square goes to its largest pixel, if it is positive."""
+    """The gradient of `y` before pooling: that of a square goes to its largest pixels."""
     largest = squares(y) == pooled[:, :, :, None, :, None]
     return (largest * dx[:, :, :, None, :, None]).reshape(y.shape)
 
@@ -144,15 +142,13 @@ def mlx_digits(seed, steps):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv1 = portconv.mlx.Conv2d(1, 16, 3, padding=1)
-            self.conv2 = portconv.mlx.Conv2d(16, 32, 3, padding=1)
+            self.conv1 = portconv.mlx.Conv2d(1, 16, 3, padding=1, activation="relu")
+            self.conv2 = portconv.mlx.Conv2d(16, 32, 3, padding=1, activation="relu")
             self.linear = nn.Linear(32 * 2 * 2, 10)
 
         def __call__(self, x):
             for conv in (self.conv1, self.conv2):
-                x = nn.relu(conv(x))
-                n, channels, height, width = x.shape
-                x = mx.max(x.reshape(n, channels, height // 2, 2, width // 2, 2), axis=(3, 5))
+                x = portconv.max_pool2d(conv(x), 2)
             return self.linear(x.reshape(x.shape[0], -1))
 
     class MlxDigits:
