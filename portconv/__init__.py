@@ -9,6 +9,7 @@ from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
 from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
+from .transposed import conv_transpose2d, conv_transpose2d_vjp
 
 __all__ = [
     "Conv2d",
@@ -18,6 +19,8 @@ __all__ = [
     "conv2d",
     "conv2d_output_shape",
     "conv2d_vjp",
+    "conv_transpose2d",
+    "conv_transpose2d_vjp",
     "device",
     "environment",
     "get_backend",

@@ -38,6 +38,8 @@ TESTED_ELSEWHERE = {
     "engines.costs": "dispatch/test_planner.py",
     "engines.engine": "dispatch/test_planner.py",
     "engines.overlap_save": "engines/test_fft.py",
+    "engines.phases": "test_transposed.py",
+    "dispatch.transposed": "test_transposed.py",
     "cpu.compiled.direct": "cpu/compiled/test_plans.py",
 }
 

@@ -19,7 +19,18 @@ from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 
-__all__ = ["Conv2dSpec", "Padding", "activation_of", "device_name", "flag", "make_problem", "normalised"]
+__all__ = [
+    "Conv2dSpec",
+    "Padding",
+    "activation_of",
+    "check_bias",
+    "check_elements",
+    "check_residual",
+    "device_name",
+    "flag",
+    "make_problem",
+    "normalised",
+]
 
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -215,7 +226,8 @@ def _weight_sizes(
     return weight_shape
 
 
-def _check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
+def check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
+    """Whether a bias has a number for each output channel."""
     if bias_shape is not None and bias_shape not in ((1, out_channels, 1, 1), (out_channels,)):
         raise ValueError(
             f"`bias` must have shape (1, {out_channels}, 1, 1) or ({out_channels},), one value for each of the "
@@ -277,7 +289,7 @@ def make_problem(
             f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
             f"{spec.groups}, so {in_channels // spec.groups} are expected.\n{shapes}"
         )
-    _check_bias(bias_shape, out_channels)
+    check_bias(bias_shape, out_channels)
     sides = spec.sides(height, width, (kh, kw))
     _check_padding(spec, sides, height, width, shapes)
     dtype = promote(*dtypes, None if residual is None else residual[1])
@@ -288,12 +300,17 @@ def make_problem(
         spec.accuracy, device, traced, None if spec.out_dtype == dtype else spec.out_dtype,
     )  # fmt: skip
     _check_sizes(problem, shapes)
+    check_residual(residual, problem, shapes)
+    return problem
+
+
+def check_residual(residual: tuple[tuple[int, ...], str] | None, problem: Problem, shapes: str) -> None:
+    """Whether a residual of this shape and dtype is like the result."""
     if residual is not None and residual[0] != problem.out_shape:
         raise ValueError(
-            f"`residual` must have the shape of the result, {problem.out_shape} {spec.layout}, but got {residual[0]}."
-            f"\n{shapes}"
+            f"`residual` must have the shape of the result, {problem.out_shape} {problem.layout}, but got "
+            f"{residual[0]}.\n{shapes}"
         )
-    return problem
 
 
 def _check_sizes(problem: Problem, shapes: str) -> None:
@@ -311,9 +328,16 @@ def _check_sizes(problem: Problem, shapes: str) -> None:
         ("result", oh, ow, problem.out_channels),
         ("padded image", *padded, problem.in_channels),
     ):
-        if max(rows, cols, problem.batch, channels) > MAX_SIZE or problem.batch * channels * rows * cols > MAX_ELEMENTS:
-            raise ValueError(
-                f"The {what} would be {problem.batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
-                f"elements or 2**31 - 1 along one axis. Check `padding` {problem.padding} (top, bottom, left, right).\n"
-                f"{shapes}"
-            )
+        check_elements(what, problem.batch, channels, rows, cols, problem.padding, shapes)
+
+
+def check_elements(
+    what: str, batch: int, channels: int, rows: int, cols: int, padding: tuple[int, int, int, int], shapes: str
+) -> None:
+    """Whether an array of these sizes can be meant."""
+    if max(rows, cols, batch, channels) > MAX_SIZE or batch * channels * rows * cols > MAX_ELEMENTS:
+        raise ValueError(
+            f"The {what} would be {batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
+            f"elements or 2**31 - 1 along one axis. Check `padding` {padding} (top, bottom, left, right).\n"
+            f"{shapes}"
+        )

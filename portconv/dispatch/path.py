@@ -10,6 +10,7 @@ from ..core.array_types import library_of
 from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
+from .transposed import ConvTranspose2dSpec, make_transposed_problem
 
 __all__ = ["check_out", "described", "executed", "forget_plans", "info_of", "packed", "plan_for", "plan_of", "prepared"]
 
@@ -110,10 +111,13 @@ def plan_of(
     """The plan for arrays like these, by the engine or the strategy that the user asked for, after every check."""
     dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
     traced = any(info is not None and info.traced for info in (x, weight, bias, residual))
-    problem = make_problem(
-        spec, x.shape, weight.shape, None if bias is None else bias.shape, dtypes, x.device, traced,
-        None if residual is None else (residual.shape, residual.dtype),
-    )  # fmt: skip
+    sizes = x.shape, weight.shape, None if bias is None else bias.shape
+    added = None if residual is None else (residual.shape, residual.dtype)
+    problem = (
+        make_transposed_problem(spec, *sizes, dtypes, x.device, traced, added)
+        if isinstance(spec, ConvTranspose2dSpec)
+        else make_problem(spec, *sizes, dtypes, x.device, traced, added)
+    )
     if spec.strategy == "measure":
         from . import measurement  # only who measures needs it
 
