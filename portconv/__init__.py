@@ -10,9 +10,11 @@ from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
+from .transposed_module import ConvTranspose2d
 
 __all__ = [
     "Conv2d",
+    "ConvTranspose2d",
     "UnsupportedError",
     "array_namespace",
     "available_backends",

@@ -40,6 +40,7 @@ TESTED_ELSEWHERE = {
     "engines.overlap_save": "engines/test_fft.py",
     "engines.phases": "test_transposed.py",
     "dispatch.transposed": "test_transposed.py",
+    "transposed_module": "test_transposed.py",
     "cpu.compiled.direct": "cpu/compiled/test_plans.py",
 }
 

@@ -266,3 +266,76 @@ def test_packed_phases_are_kept_for_an_array_that_cannot_change(monkeypatch):
     for _ in range(2):
         portconv.conv_transpose2d(x, weight, stride=2)
         assert len(packing.packs) == 1
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
+def layer_of(case, layout="NCHW", **more):
+    """A module with the parameters of a case, its image, and what the functional form makes of them."""
+    x, weight, bias, options = arrays_of(case, layout)
+    groups, channels = options.get("groups", 1), x.shape[1 if layout == "NCHW" else 3]
+    layer = portconv.ConvTranspose2d(channels, bias.size, weight.shape[-2:], **options, **more)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    assert layer.weight.ndim == (4 if groups == 1 else 5)
+    return layer, x, portconv.conv_transpose2d(x, weight, bias, **options)
+
+
+@pytest.mark.every_device
+@few_cases
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_module(backend, case, layout):
+    layer, x, expected = layer_of(case, layout)
+    assert layer.output_shape(x.shape) == expected.shape
+    for _ in range(2):
+        np.testing.assert_allclose(backend.numpy(layer(backend.array(x))), expected, rtol=1e-4, atol=1e-4)
+    assert "phases" in layer.explain(x)
+
+
+def test_module_sees_new_weights():
+    layer, x, expected = layer_of(CASES["a decoder's"], activation="relu")
+    np.testing.assert_allclose(layer(x), np.maximum(expected, 0), rtol=1e-5, atol=1e-5)
+    layer.weight = np.zeros(layer.weight.shape)
+    layer.bias = np.full(8, 2.0)
+    assert (layer(x) == 2).all()
+
+
+def test_module_is_megengines():
+    layer = portconv.ConvTranspose2d(6, 8, 3, 2, 1, 1, 1, 2, False, dtype="float64", rng=0)
+    assert repr(layer) == (
+        "ConvTranspose2d(6, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1), groups=2, "
+        "bias=False)"
+    )
+    assert layer.weight.shape == (2, 3, 4, 3, 3) and layer.weight_layout == "GIOHW"
+    assert list(layer.state_dict()) == ["weight"]
+    drawn = portconv.ConvTranspose2d(100, 400, 3, rng=1).weight
+    assert abs(drawn.std() / np.sqrt(1 / (9 * 400)) - 1) < 0.01
+    layer.weight = np.ones((6, 4, 3, 3))
+    assert layer.weight.shape == (2, 3, 4, 3, 3)
+    refused(
+        ValueError, ["`weight`", "(2, 3, 4, 3, 3)", "(8, 3, 3, 3)"], setattr, layer, "weight", np.ones((8, 3, 3, 3))
+    )
+
+
+@few_cases
+def test_gradients_of_the_module(case):
+    layer, x, expected = layer_of(case)
+    y, vjp = layer.vjp(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    options = {**case[2], "layout": "NCHW"}
+    by_hand = portconv.conv_transpose2d_vjp(x, layer.weight, layer.bias, **options)[1](y)
+    for got, wanted, like in zip(vjp(y), by_hand, (x, layer.weight, layer.bias), strict=True):
+        assert got.shape == like.shape
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_module_in_other_places(tmp_path):
+    import copy
+    import pickle
+
+    layer, x, expected = layer_of(CASES["groups, 5-D weight"])
+    for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), layer.to("numpy")):
+        assert type(other) is portconv.ConvTranspose2d
+        np.testing.assert_array_equal(other(x), layer(x))
+    assert layer.astype("float64")(x).dtype == "float64"
+    assert portconv.warmup(layer, x.shape).output_shape == expected.shape

@@ -172,6 +172,10 @@ class Conv2dSpec:
             activation_of(activation),
         )
 
+    def out_channels(self, weight_shape: tuple[int, ...]) -> int:
+        """Those of a result for a weight of this shape; 0 for one that has none."""
+        return math.prod(weight_shape[:-3]) if len(weight_shape) in (4, 5) else 0
+
     def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:
         """Padding as (top, bottom, left, right) for an image of this size."""
         if self.padding == "same":

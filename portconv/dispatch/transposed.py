@@ -26,6 +26,9 @@ class ConvTranspose2dSpec(Conv2dSpec):
 
     output_padding: Pair = (0, 0)
 
+    def out_channels(self, weight_shape: tuple[int, ...]) -> int:
+        return weight_shape[-3] * self.groups if len(weight_shape) in (4, 5) else 0
+
 
 def normalised_transposed(
     stride: object, padding: object, output_padding: object, dilation: object, *arguments: Any, **options: Any
