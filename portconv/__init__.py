@@ -9,6 +9,7 @@ from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
 from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
+from .one_dimensional import conv1d, conv_transpose1d
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
 from .transposed_module import ConvTranspose2d
 
@@ -18,9 +19,11 @@ __all__ = [
     "UnsupportedError",
     "array_namespace",
     "available_backends",
+    "conv1d",
     "conv2d",
     "conv2d_output_shape",
     "conv2d_vjp",
+    "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose2d_vjp",
     "device",
