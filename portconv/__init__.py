@@ -12,6 +12,7 @@ from .module import Conv2d
 from .one_dimensional import conv1d, conv_transpose1d
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
 from .transposed_module import ConvTranspose2d
+from .volumes import conv3d
 
 __all__ = [
     "Conv2d",
@@ -23,6 +24,7 @@ __all__ = [
     "conv2d",
     "conv2d_output_shape",
     "conv2d_vjp",
+    "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose2d_vjp",
