@@ -2,19 +2,31 @@
 
 A back end is an object with the members of `Backend`. One whose arrays NumPy can see without a copy gets portconv's own
 engines from `host_candidates` and `host_plan`. Gradients are NumPy's, unless it is `Differentiable`, too; so are
-activations and residuals, unless it is `Finishing`, and pooling and interpolation, unless it is `Windowing`.
+activations and residuals, unless it is `Finishing`, and pooling and interpolation, unless it is `Windowing`. Transposed
+convolutions need one that is `Assembling`.
 `portconv.register_backend`, or an entry point of the group ``portconv.backends``, makes it serve the arrays of its
 library; `portconv.testing.check_backend` verifies it.
 `examples/plugin` is a whole one.
 """
 
-from .core.backend import ArrayInfo, Backend, Candidate, Differentiable, Finishing, PackedWeight, Plan, Windowing
+from .core.backend import (
+    ArrayInfo,
+    Assembling,
+    Backend,
+    Candidate,
+    Differentiable,
+    Finishing,
+    PackedWeight,
+    Plan,
+    Windowing,
+)
 from .core.problem import Problem
 from .cpu.bridge import host_candidates, host_plan
 from .cpu.machine import host_environment
 
 __all__ = [
     "ArrayInfo",
+    "Assembling",
     "Backend",
     "Candidate",
     "Differentiable",

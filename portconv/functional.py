@@ -15,7 +15,7 @@ from .dispatch import path, planner, registry
 from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem, normalised
 from .dispatch.path import described, prepared
 
-__all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "tune", "warmup"]
+__all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "plan_like", "tune", "warmup"]
 
 
 def conv2d(
@@ -216,7 +216,21 @@ def plan_conv2d(
         padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
         out_dtype=out_dtype, activation=activation,
     )  # fmt: skip
-    library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
+    return plan_like(spec, x_or_shape, weight_or_shape, bias, residual, dtype, backend, device)
+
+
+def plan_like(
+    spec: Conv2dSpec,
+    x_or_shape: Any,
+    weight_or_shape: Any,
+    bias: Any,
+    residual: Any,
+    dtype: str | None = None,
+    backend: Any = None,
+    device: str | None = None,
+) -> Plan:
+    """`plan_conv2d` for arguments in normal form, those of a transposed convolution among them."""
+    library, infos = _described(spec, x_or_shape, weight_or_shape, bias, dtype, backend, device)
     return path.plan_of(spec, library, *infos, residual=_described_residual(spec, library, infos, residual))
 
 
@@ -276,7 +290,7 @@ def tune(
         stride, padding, dilation, groups, conv_mode, compute_mode,
         padding_mode=padding_mode, layout=layout, accuracy=accuracy, out_dtype=out_dtype, activation=activation,
     )  # fmt: skip
-    library, infos = _described(x_or_shape, weight_or_shape, bias, dtype, backend, device)
+    library, infos = _described(spec, x_or_shape, weight_or_shape, bias, dtype, backend, device)
     added = _described_residual(spec, library, infos, residual)
     problem = path.plan_of(spec, library, *infos, residual=added).problem
     plan = planner.plan(library, problem, choose=partial(measurement.measure, remember=flag("remember", remember)))
@@ -325,7 +339,13 @@ def warmup(layer_or_x: Any, /, *arguments: Any, **options: Any) -> Plan:
 
 
 def _described(
-    x_or_shape: Any, weight_or_shape: Any, bias: Any, dtype: str | None, backend: Any, device: str | None
+    spec: Conv2dSpec,
+    x_or_shape: Any,
+    weight_or_shape: Any,
+    bias: Any,
+    dtype: str | None,
+    backend: Any,
+    device: str | None,
 ) -> tuple[Backend, list[ArrayInfo]]:
     """The backend, and what it would say of the arrays: x, the weight, and the bias if there is one."""
     library = registry.resolve(_first_array(x_or_shape, weight_or_shape), backend)
@@ -343,7 +363,7 @@ def _described(
     if "bias" in known:
         infos.append(known["bias"])
     elif flag("bias", bias):
-        infos.append(ArrayInfo((1, _out_channels(infos[1].shape), 1, 1), infos[1].dtype, place))
+        infos.append(ArrayInfo((1, spec.out_channels(infos[1].shape), 1, 1), infos[1].dtype, place))
     return library, infos
 
 
@@ -353,9 +373,7 @@ def _described_residual(spec: Conv2dSpec, library: Backend, infos: list[ArrayInf
         return described(library, [("residual", residual)])[0]
     if not flag("residual", residual):
         return None
-    x, weight = infos[:2]
-    shape = make_problem(spec, x.shape, weight.shape, None, (x.dtype, weight.dtype, None), x.device).out_shape
-    return ArrayInfo(shape, weight.dtype, x.device)
+    return path.result_like(spec, *infos[:2])
 
 
 def _first_array(*values: Any) -> Any:
@@ -366,10 +384,6 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"`{name}` must be an array or a shape (a tuple of ints), but got {type(value).__name__}.")
     return tuple(integer(f"{name}[{axis}]", size, 0) for axis, size in enumerate(value))
-
-
-def _out_channels(weight_shape: tuple[int, ...]) -> int:
-    return weight_shape[0] * weight_shape[1] if len(weight_shape) == 5 else weight_shape[0] if weight_shape else 0
 
 
 def conv2d_output_shape(

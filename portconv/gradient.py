@@ -7,12 +7,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .core.backend import Backend, PackedWeight, Plan
+from .core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
 from .core.dtypes import FLOATING
 from .core.epilogue import Epilogue
-from .dispatch import path
+from .dispatch import path, planner
 from .dispatch.arguments import normalised
 from .engines.finished import FinishedPlan
+from .engines.gradients import bias_gradient
+from .engines.phases import TransposedPlan
 
 __all__ = ["checked_wrt", "conv2d_vjp", "value_and_gradients"]
 
@@ -124,14 +126,13 @@ def value_and_gradients(
     x, weight, bias, residual = arrays
     *factors, of_residual = _wanted(plan, bias, residual, names)
     wanted = (factors[0], factors[1], factors[2])
-    differentiate: Any = getattr(library, "vjp", None)
-    if differentiate is None:
-        from .cpu.gradient import host_vjp  # not before it is needed: it imports NumPy's engines
-
-        differentiate = partial(host_vjp, library)
     finished = plan if isinstance(plan, FinishedPlan) else None
     inner = plan if finished is None else finished.inner
-    sums, pullback = differentiate(inner, x, weight, bias, wanted, pack)
+    arguments = x, weight, bias, wanted, pack
+    if isinstance(inner, TransposedPlan):
+        sums, pullback = _transposed_vjp(library, inner, *arguments)
+    else:
+        sums, pullback = _vjp(library, inner, *arguments)
     y = sums if finished is None else finished.finisher.finished(sums, plan.problem, residual)
     info = library.describe(y)
     known = None if residual is None else library.describe(residual)
@@ -153,6 +154,57 @@ def value_and_gradients(
         return *found, finished.finisher.finished(dy, cast) if of_residual else None
 
     return y, vjp
+
+
+def _vjp(
+    library: Backend, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight]
+) -> tuple[Any, Pullback]:
+    """See `portconv.extending.Differentiable`: the back end's, or NumPy's."""
+    own: Any = getattr(library, "vjp", None)
+    if own is None:
+        from .cpu.gradient import host_vjp  # not before it is needed: it imports NumPy's engines
+
+        own = partial(host_vjp, library)
+    found: tuple[Any, Pullback] = own(plan, x, weight, bias, wanted, pack)
+    return found
+
+
+def _transposed_vjp(
+    library: Backend,
+    plan: TransposedPlan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    wanted: Wanted,
+    pack: Callable[[], PackedWeight],
+) -> tuple[Any, Pullback]:
+    """The same of a transposed convolution.
+
+    With ``x = F(y, weight)`` the convolution whose gradient it is, the gradient of the image is ``F(dy, weight)``. That
+    of the weight is the one that `F` has, with `dy` as its image and `x` as its cotangent.
+    """
+    p, steps = plan.problem, plan.steps
+
+    def pullback(dy: Any) -> tuple[Any, Any, Any]:
+        given = library.describe(dy).dtype
+        dx = dweight = dbias = None
+        if wanted[0] or wanted[1]:
+            dtype = p.dtype if given == p.dtype else p.compute_dtype
+            to = p.x_dtype if p.x_dtype in FLOATING else p.dtype
+            problem = replace(p.convolution, x_dtype=given, dtype=dtype, out_dtype=None if to == dtype else to)
+            back = planner.plan(library, problem)
+            packed = partial(path.packed, library, back, weight)
+            if wanted[1]:
+                dx, of_factors = _vjp(library, back, dy, weight, None, (False, True, False), packed)
+                dweight = of_factors(steps.cast(x, to))[1]
+            else:
+                dx = back.execute(dy, packed())
+        if wanted[2]:
+            found = steps.xp.reshape(bias_gradient(p, dy, steps), tuple(bias.shape))
+            dbias = steps.cast(found, library.describe(bias).dtype)
+        return dx if wanted[0] else None, dweight, dbias
+
+    return plan.execute(x, pack(), bias), pullback
 
 
 def _wanted(plan: Plan, bias: Any, residual: Any, names: tuple[str, ...] | None) -> tuple[bool, bool, bool, bool]:

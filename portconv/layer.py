@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .core.array_types import library_of
 from .core.backend import Plan
+from .core.dtypes import result_name
 from .core.epilogue import SLOPE
 from .core.integers import Pair, integer, pair
 from .dispatch.arguments import Conv2dSpec, Padding, flag
-from .functional import plan_conv2d
+from .functional import plan_like
 
 __all__ = ["Layer", "LayerArguments", "checked_name"]
 
@@ -40,12 +42,19 @@ class LayerArguments:
 
     @classmethod
     def normalise(
-        cls, in_channels: object, out_channels: object, kernel_size: object, bias: object, *args: object, **kwargs: Any
+        cls,
+        in_channels: object,
+        out_channels: object,
+        kernel_size: object,
+        bias: object,
+        *args: object,
+        spec_of: Callable[..., Conv2dSpec] = Conv2dSpec.normalise,
+        **kwargs: Any,
     ) -> LayerArguments:
-        """Check every argument; those not named here are `Conv2dSpec.normalise`'s."""
+        """Check every argument; those not named here are those of `spec_of`, which brings them into normal form."""
         inputs, outputs = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
         kernel = pair("kernel_size", kernel_size, 1)
-        spec = Conv2dSpec.normalise(*args, **kwargs)
+        spec = spec_of(*args, **kwargs)
         for what, channels in (("in_channels", inputs), ("out_channels", outputs)):
             if channels % spec.groups:
                 raise ValueError(f"`groups` must divide `{what}`, but {channels} is no multiple of {spec.groups}.")
@@ -56,6 +65,9 @@ class Layer:
     """The attributes of a layer, read from its arguments; subclasses hold the parameters."""
 
     _arguments: LayerArguments
+    _kind = "Conv2d"  # as it is shown
+    # What is shown where it is not the default.
+    _shown: tuple[tuple[str, Any], ...] = (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1))
 
     @property
     def in_channels(self) -> int:
@@ -135,14 +147,14 @@ class Layer:
 
     def __repr__(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
-        for what, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
+        for what, default in self._shown:
             if (value := getattr(self, what)) != default:
                 parts.append(f"{what}={value!r}")
         if not self._arguments.has_bias:
             parts.append("bias=False")
         if self.activation is not None:
             parts.append(f"activation={self.activation!r}")
-        return f"Conv2d({', '.join(parts)})"
+        return f"{self._kind}({', '.join(parts)})"
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -154,6 +166,11 @@ class Layer:
         """The shapes that a weight may have: its own, and with groups that of PyTorch and ONNX."""
         o, i, g = self.out_channels, self.in_channels, self.groups
         return [self._weight_shape] if g == 1 else [self._weight_shape, (o, i // g, *self.kernel_size)]
+
+    @property
+    def _fan_in(self) -> int:
+        """The channels that initial weights are scaled by."""
+        return self.in_channels
 
     @property
     def weight_layout(self) -> str:
@@ -173,7 +190,7 @@ class Layer:
                 f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}"
             ) from None
         kh, kw = self.kernel_size
-        weight = generator.standard_normal(self._weight_shape) * math.sqrt(1 / (kh * kw * self.in_channels))
+        weight = generator.standard_normal(self._weight_shape) * math.sqrt(1 / (kh * kw * self._fan_in))
         return weight, np.zeros((1, self.out_channels, 1, 1)) if self._arguments.has_bias else None
 
     def _place(self) -> dict[str, Any]:
@@ -189,12 +206,8 @@ class Layer:
         place = self._place()
         if library_of(x_or_shape) is not None:  # the image says where it is
             place = {"dtype": place["dtype"]}
-        return plan_conv2d(
-            x_or_shape, self._weight_shape, self._arguments.has_bias, self.stride, self.padding, self.dilation,
-            self.groups, self.conv_mode, self.compute_mode, padding_mode=self.padding_mode, layout=self.layout,
-            engine=self.engine, accuracy=self.accuracy, strategy=self.strategy,
-            out_dtype=out_dtype, activation=self.activation, residual=residual, **place,
-        )  # fmt: skip
+        spec = replace(self._arguments.spec, out_dtype=None if out_dtype is None else result_name(out_dtype))
+        return plan_like(spec, x_or_shape, self._weight_shape, self._arguments.has_bias, residual, **place)
 
     def explain(self, x_or_shape: Any) -> str:
         """A table of the engines for an image, or one of this shape: their costs, and why the losers lost."""

@@ -1,10 +1,10 @@
-"""`Conv2d`: a convolution with its parameters."""
+"""`Conv2d`: a convolution with its parameters; and what all modules of them share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from .dispatch.path import info_of
 from .gradient import checked_wrt, value_and_gradients
 from .layer import Layer, LayerArguments, checked_name
 
-__all__ = ["Conv2d"]
+__all__ = ["Conv2d", "Module"]
+
+M = TypeVar("M", bound="Module")
 
 MAX_BOUND = 64  # problems (sizes, libraries, devices) that a module remembers
 COPIES = ("_copies", "_bound", "_packs")  # what a module makes of its parameters, and can make again
@@ -35,109 +37,14 @@ class _Bound(NamedTuple):
     token: Any  # of `source` when it was packed
 
 
-class Conv2d(Layer):
-    """Two-dimensional convolution layer with MegEngine's semantics, for arrays of any library.
+class Module(Layer):
+    """What `Conv2d` and `ConvTranspose2d` share: the parameters, what is made of them for each image, the calls."""
 
-    The result follows the image: its library, its device, its layout. The module holds one master copy of its
-    parameters; for an image of another library it converts them once and keeps the converted and packed copy until they
-    change.
-
-    Parameters
-    ----------
-    in_channels, out_channels
-        Channels of the image and of the result.
-    kernel_size
-        An int, or a pair (height, width).
-    stride, padding, dilation, groups
-        As in `portconv.conv2d`.
-    bias
-        Whether there is a bias (a truth value).
-    activation
-        What is applied to the sums; as in `portconv.conv2d`.
-    conv_mode, compute_mode, padding_mode
-        As in `portconv.conv2d`.
-    name
-        Any string, for the user's own use.
-    dtype
-        Dtype of the parameters, by name: ``"float32"``, ``"float16"``, ``"bfloat16"`` (where the library has it) or
-        ``"float64"``.
-    backend, device
-        Library and device of the master parameters; images may come from any other.
-    layout, engine, accuracy, strategy
-        As in `portconv.conv2d`.
-    rng
-        Seed or `numpy.random.Generator` for the initial weights.
-
-    Attributes
-    ----------
-    weight
-        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any
-        library, to change it; grouped ones also in PyTorch's and ONNX's form ``(O, I/G, kh, kw)``. The module keeps its
-        dtype. NumPy parameters are handed out read-only. Of other libraries' arrays only PyTorch's
-        can be changed in place, by what its version counter sees (not through ``.data``); assign to be sure.
-    bias
-        ``(1, O, 1, 1)`` or None.
-
-    Raises
-    ------
-    TypeError
-        For the wrong kind of argument.
-    ValueError
-        For values that are not allowed.
-
-    Notes
-    -----
-    Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when
-    grouped, and the bias is zero: MegEngine's ``Conv2d.reset_parameters``.
-
-    In JAX a module is a pytree. Its leaves are its parameters, bias and weight; all else that it has, its `name` and
-    attributes of the user's too, is static, and must be hashable. So it can be an argument of functions that are
-    transformed (`jax.jit`, `jax.grad`, `jax.vmap`), and its gradient is a `Conv2d`, too. Leaves that JAX puts into one
-    are not checked before it is called. JAX knows the class from the first module on that is made after JAX was
-    imported, or called.
-
-    Examples
-    --------
-    >>> import numpy as np, portconv
-    >>> conv = portconv.Conv2d(3, 8, 3, stride=2, padding=1, rng=0)
-    >>> conv
-    Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
-    >>> conv.weight.shape, conv.bias.shape
-    ((8, 3, 3, 3), (1, 8, 1, 1))
-    >>> conv(np.ones((1, 3, 32, 32), np.float32)).shape
-    (1, 8, 16, 16)
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: Any = True,
-        conv_mode: str = "cross_correlation",
-        compute_mode: str = "default",
-        padding_mode: str = "zeros",
-        *,
-        name: str | None = None,
-        dtype: Any = "float32",
-        backend: Any = "numpy",
-        device: str | None = None,
-        layout: str = "NCHW",
-        engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
-        activation: Any = None,
-        rng: Any = None,
+    def _start(
+        self, arguments: LayerArguments, name: str | None, dtype: Any, backend: Any, device: str | None, rng: Any
     ) -> None:
-        self._arguments = LayerArguments.normalise(
-            in_channels, out_channels, kernel_size, bias, stride, padding, dilation, groups, conv_mode, compute_mode,
-            padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
-            activation=activation,
-        )  # fmt: skip
+        """Check what the arguments in normal form have not, and draw the first weights."""
+        self._arguments = arguments
         self.name = checked_name(name)
         self._dtype = dtype_name(dtype)
         self._home: Backend = registry.get_backend(backend)
@@ -267,15 +174,15 @@ class Conv2d(Layer):
     def _take(self, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> None:
         self.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
 
-    def to(self, backend: Any, device: str | None = None) -> Conv2d:
+    def to(self: M, backend: Any, device: str | None = None) -> M:
         """Move the master parameters to another library or device; returns the module."""
         return self._move(registry.get_backend(backend), device_name(device), self._dtype)
 
-    def astype(self, dtype: Any) -> Conv2d:
+    def astype(self: M, dtype: Any) -> M:
         """Convert the master parameters to another floating dtype; returns the module."""
         return self._move(self._home, self._device, dtype_name(dtype))
 
-    def _move(self, home: Backend, device: str | None, dtype: str) -> Conv2d:
+    def _move(self: M, home: Backend, device: str | None, dtype: str) -> M:
         before = self._home, self._device, self._dtype
         weight, bias = self._numpy("weight", self._weight), self._numpy("bias", self._bias)
         self._home, self._device, self._dtype = home, device, dtype
@@ -318,7 +225,7 @@ class Conv2d(Layer):
         return (self._bias, self._weight), tuple(sorted(rest.items()))
 
     @classmethod
-    def _unflatten(cls, rest: tuple[tuple[str, Any], ...], leaves: tuple[Any, Any]) -> Conv2d:
+    def _unflatten(cls: type[M], rest: tuple[tuple[str, Any], ...], leaves: tuple[Any, Any]) -> M:
         module = cls.__new__(cls)
         module.__dict__.update(rest)
         module._bias, module._weight = leaves
@@ -438,6 +345,112 @@ class Conv2d(Layer):
 
     def _place(self) -> dict[str, Any]:
         return {"dtype": self._dtype, "backend": self._home, "device": self._device}
+
+
+class Conv2d(Module):
+    """Two-dimensional convolution layer with MegEngine's semantics, for arrays of any library.
+
+    The result follows the image: its library, its device, its layout. The module holds one master copy of its
+    parameters; for an image of another library it converts them once and keeps the converted and packed copy until they
+    change.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the image and of the result.
+    kernel_size
+        An int, or a pair (height, width).
+    stride, padding, dilation, groups
+        As in `portconv.conv2d`.
+    bias
+        Whether there is a bias (a truth value).
+    activation
+        What is applied to the sums; as in `portconv.conv2d`.
+    conv_mode, compute_mode, padding_mode
+        As in `portconv.conv2d`.
+    name
+        Any string, for the user's own use.
+    dtype
+        Dtype of the parameters, by name: ``"float32"``, ``"float16"``, ``"bfloat16"`` (where the library has it) or
+        ``"float64"``.
+    backend, device
+        Library and device of the master parameters; images may come from any other.
+    layout, engine, accuracy, strategy
+        As in `portconv.conv2d`.
+    rng
+        Seed or `numpy.random.Generator` for the initial weights.
+
+    Attributes
+    ----------
+    weight
+        ``(O, I, kh, kw)``; with more than one group ``(G, O/G, I/G, kh, kw)``. Assign an array of this shape, of any
+        library, to change it; grouped ones also in PyTorch's and ONNX's form ``(O, I/G, kh, kw)``. The module keeps its
+        dtype. NumPy parameters are handed out read-only. Of other libraries' arrays only PyTorch's
+        can be changed in place, by what its version counter sees (not through ``.data``); assign to be sure.
+    bias
+        ``(1, O, 1, 1)`` or None.
+
+    Raises
+    ------
+    TypeError
+        For the wrong kind of argument.
+    ValueError
+        For values that are not allowed.
+
+    Notes
+    -----
+    Initial weights are normal with mean 0 and standard deviation ``sqrt(1 / (kh * kw * in_channels))``, also when
+    grouped, and the bias is zero: MegEngine's ``Conv2d.reset_parameters``.
+
+    In JAX a module is a pytree. Its leaves are its parameters, bias and weight; all else that it has, its `name` and
+    attributes of the user's too, is static, and must be hashable. So it can be an argument of functions that are
+    transformed (`jax.jit`, `jax.grad`, `jax.vmap`), and its gradient is a `Conv2d`, too. Leaves that JAX puts into one
+    are not checked before it is called. JAX knows the class from the first module on that is made after JAX was
+    imported, or called.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> conv = portconv.Conv2d(3, 8, 3, stride=2, padding=1, rng=0)
+    >>> conv
+    Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+    >>> conv.weight.shape, conv.bias.shape
+    ((8, 3, 3, 3), (1, 8, 1, 1))
+    >>> conv(np.ones((1, 3, 32, 32), np.float32)).shape
+    (1, 8, 16, 16)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: Any = True,
+        conv_mode: str = "cross_correlation",
+        compute_mode: str = "default",
+        padding_mode: str = "zeros",
+        *,
+        name: str | None = None,
+        dtype: Any = "float32",
+        backend: Any = "numpy",
+        device: str | None = None,
+        layout: str = "NCHW",
+        engine: str = "auto",
+        accuracy: str = "normwise",
+        strategy: str = "heuristic",
+        activation: Any = None,
+        rng: Any = None,
+    ) -> None:
+        arguments = LayerArguments.normalise(
+            in_channels, out_channels, kernel_size, bias, stride, padding, dilation, groups, conv_mode, compute_mode,
+            padding_mode=padding_mode, layout=layout, engine=engine, accuracy=accuracy, strategy=strategy,
+            activation=activation,
+        )  # fmt: skip
+        self._start(arguments, name, dtype, backend, device, rng)
 
 
 def _check_shape(name: str, info: ArrayInfo, shapes: list[tuple[int, ...]]) -> None:

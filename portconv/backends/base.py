@@ -149,6 +149,10 @@ class ArrayApiBackend:
         shaped = self._xp.reshape(gradient, tuple(argument.shape))
         return shaped if shaped.dtype == argument.dtype else self._xp.astype(shaped, argument.dtype)
 
+    def steps(self, problem: Problem, /) -> Steps:
+        """See `portconv.extending.Assembling`."""
+        return self._steps_on(problem.device)
+
     def finisher(self, problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""
         return self._steps_on(problem.device)

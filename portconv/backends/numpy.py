@@ -17,6 +17,7 @@ from ..cpu.bridge import host_candidates, numpy_plan, numpy_steps
 from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment
 from ..engines.finished import Finisher
+from ..engines.steps import Steps
 
 __all__ = ["NumpyBackend", "backend"]
 
@@ -57,6 +58,10 @@ class NumpyBackend:
     def fuses(self, _problem: Problem, _engine: str, /) -> bool:
         """See `portconv.extending.Finishing`."""
         return True
+
+    def steps(self, _problem: Problem, /) -> Steps:
+        """See `portconv.extending.Assembling`."""
+        return numpy_steps()
 
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""

@@ -12,6 +12,7 @@ from .windows import WindowOperation
 
 __all__ = [
     "ArrayInfo",
+    "Assembling",
     "Backend",
     "Candidate",
     "Differentiable",
@@ -224,6 +225,16 @@ class Differentiable(Protocol):
         The cotangent has the shape, dtype and device of the result, each gradient those of its argument; what is not
         wanted is to be None, and to cost nothing. `pack` gives the packed weight, which may be kept from earlier calls.
         """
+
+
+class Assembling(Protocol):
+    """What a back end may have besides the members of `Backend`: transposed convolutions.
+
+    These are convolutions, planned like any other, whose results are put together in the operations of the library.
+    """
+
+    def steps(self, problem: Problem, /) -> Any:
+        """The `Steps` (`portconv.engines.steps`) of the library's arrays on the device of a problem."""
 
 
 class Finishing(Protocol):

@@ -9,9 +9,9 @@ from . import layout as layouts
 from .dtypes import compute_dtype
 from .epilogue import Epilogue
 from .integers import Pair
-from .shapes import output_size
+from .shapes import dilated, output_size
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "TransposedProblem"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,42 @@ class Problem:
         oh, ow = self.out_size
         kh, kw = self.kernel
         return 2.0 * self.batch * self.out_channels * oh * ow * (self.in_channels // self.groups) * kh * kw
+
+
+@dataclass(frozen=True)
+class TransposedProblem(Problem):
+    """Sizes, dtypes and modes of one transposed convolution: what takes a cotangent to the gradient of an image.
+
+    The fields mean what they mean in `Problem`, for the image that is given and the result that is wanted. `padding` is
+    that of the convolution whose gradient it is: so much is missing at the sides of the result. `output_padding`
+    rows and columns at the bottom and right, fewer than the stride, are those that the convolution leaves out.
+    """
+
+    output_padding: Pair = (0, 0)
+
+    @cached_property
+    def out_size(self) -> Pair:
+        """Height and width of the result."""
+        top, bottom, left, right = self.padding
+        rows = (self.height - 1) * self.stride[0] + dilated(self.kernel[0], self.dilation[0]) - top - bottom
+        cols = (self.width - 1) * self.stride[1] + dilated(self.kernel[1], self.dilation[1]) - left - right
+        return rows + self.output_padding[0], cols + self.output_padding[1]
+
+    @cached_property
+    def weight_shape(self) -> tuple[int, int, int, int, int]:
+        """`(G, I/G, O/G, kh, kw)`."""
+        return (self.groups, self.in_channels // self.groups, self.out_channels // self.groups, *self.kernel)
+
+    @cached_property
+    def flops(self) -> float:
+        """Multiplications and additions of the direct sum."""
+        return self.convolution.flops
+
+    @cached_property
+    def convolution(self) -> Problem:
+        """The convolution that takes an array like the result to one like the image, by the same weight."""
+        return Problem(
+            self.batch, self.out_channels, *self.out_size, self.in_channels, self.kernel, self.stride, self.padding,
+            self.dilation, self.groups, "zeros", Epilogue(), self.dtype, self.dtype, self.layout, self.accuracy,
+            self.device, self.traced,
+        )  # fmt: skip

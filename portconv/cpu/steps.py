@@ -31,6 +31,7 @@ class NumpySteps(Steps):
     tier = "plain"
     pack_dtype = "float64"
     banded = True
+    writes = True
 
     def __init__(self) -> None:
         super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=8 << 20)

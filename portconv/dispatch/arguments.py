@@ -170,6 +170,10 @@ class Conv2dSpec:
             activation_of(activation),
         )
 
+    def out_channels(self, weight_shape: tuple[int, ...]) -> int:
+        """Those of a result for a weight of this shape; 0 for one that has none."""
+        return math.prod(weight_shape[:-3]) if len(weight_shape) in (4, 5) else 0
+
     def sides(self, height: int, width: int, kernel: Pair) -> tuple[int, int, int, int]:
         """Padding as (top, bottom, left, right) for an image of this size."""
         return sides_of(self.padding, (height, width), kernel, self.stride, self.dilation)
@@ -229,7 +233,8 @@ def _weight_sizes(
     return weight_shape
 
 
-def _check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
+def check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
+    """Whether a bias has a number for each output channel."""
     if bias_shape is not None and bias_shape not in ((1, out_channels, 1, 1), (out_channels,)):
         raise ValueError(
             f"`bias` must have shape (1, {out_channels}, 1, 1) or ({out_channels},), one value for each of the "
@@ -291,7 +296,7 @@ def make_problem(
             f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
             f"{spec.groups}, so {in_channels // spec.groups} are expected.\n{shapes}"
         )
-    _check_bias(bias_shape, out_channels)
+    check_bias(bias_shape, out_channels)
     sides = spec.sides(height, width, (kh, kw))
     _check_padding(spec, sides, height, width, shapes)
     dtype = promote(*dtypes, None if residual is None else residual[1])
@@ -302,12 +307,17 @@ def make_problem(
         spec.accuracy, device, traced, None if spec.out_dtype == dtype else spec.out_dtype,
     )  # fmt: skip
     _check_sizes(problem, shapes)
+    check_residual(residual, problem, shapes)
+    return problem
+
+
+def check_residual(residual: tuple[tuple[int, ...], str] | None, problem: Problem, shapes: str) -> None:
+    """Whether a residual of this shape and dtype is like the result."""
     if residual is not None and residual[0] != problem.out_shape:
         raise ValueError(
-            f"`residual` must have the shape of the result, {problem.out_shape} {spec.layout}, but got {residual[0]}."
-            f"\n{shapes}"
+            f"`residual` must have the shape of the result, {problem.out_shape} {problem.layout}, but got "
+            f"{residual[0]}.\n{shapes}"
         )
-    return problem
 
 
 def _check_sizes(problem: Problem, shapes: str) -> None:
@@ -325,9 +335,16 @@ def _check_sizes(problem: Problem, shapes: str) -> None:
         ("result", oh, ow, problem.out_channels),
         ("padded image", *padded, problem.in_channels),
     ):
-        if max(rows, cols, problem.batch, channels) > MAX_SIZE or problem.batch * channels * rows * cols > MAX_ELEMENTS:
-            raise ValueError(
-                f"The {what} would be {problem.batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
-                f"elements or 2**31 - 1 along one axis. Check `padding` {problem.padding} (top, bottom, left, right).\n"
-                f"{shapes}"
-            )
+        check_elements(what, problem.batch, channels, rows, cols, problem.padding, shapes)
+
+
+def check_elements(
+    what: str, batch: int, channels: int, rows: int, cols: int, padding: tuple[int, int, int, int], shapes: str
+) -> None:
+    """Whether an array of these sizes can be meant."""
+    if max(rows, cols, batch, channels) > MAX_SIZE or batch * channels * rows * cols > MAX_ELEMENTS:
+        raise ValueError(
+            f"The {what} would be {batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
+            f"elements or 2**31 - 1 along one axis. Check `padding` {padding} (top, bottom, left, right).\n"
+            f"{shapes}"
+        )

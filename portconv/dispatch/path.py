@@ -8,10 +8,23 @@ from typing import Any
 
 from ..core.array_types import library_of
 from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
+from ..core.problem import Problem
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
+from .transposed import ConvTranspose2dSpec, make_transposed_problem
 
-__all__ = ["check_out", "described", "executed", "forget_plans", "info_of", "packed", "plan_for", "plan_of", "prepared"]
+__all__ = [
+    "check_out",
+    "described",
+    "executed",
+    "forget_plans",
+    "info_of",
+    "packed",
+    "plan_for",
+    "plan_of",
+    "prepared",
+    "result_like",
+]
 
 
 def prepared(
@@ -110,15 +123,27 @@ def plan_of(
     """The plan for arrays like these, by the engine or the strategy that the user asked for, after every check."""
     dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
     traced = any(info is not None and info.traced for info in (x, weight, bias, residual))
-    problem = make_problem(
-        spec, x.shape, weight.shape, None if bias is None else bias.shape, dtypes, x.device, traced,
-        None if residual is None else (residual.shape, residual.dtype),
-    )  # fmt: skip
+    sizes = x.shape, weight.shape, None if bias is None else bias.shape
+    added = None if residual is None else (residual.shape, residual.dtype)
+    problem = _problem(spec, *sizes, dtypes, x.device, traced, added)
     if spec.strategy == "measure":
         from . import measurement  # only who measures needs it
 
         return planner.plan(library, problem, spec.engine, measurement.fastest)
     return planner.plan(library, problem, spec.engine)
+
+
+def _problem(spec: Conv2dSpec, *sizes: Any) -> Problem:
+    """`make_problem`, or that of transposed convolutions."""
+    if isinstance(spec, ConvTranspose2dSpec):
+        return make_transposed_problem(spec, *sizes)
+    return make_problem(spec, *sizes)
+
+
+def result_like(spec: Conv2dSpec, x: ArrayInfo, weight: ArrayInfo) -> ArrayInfo:
+    """What an array like the result would be, of the dtype of the weight."""
+    problem = _problem(spec, x.shape, weight.shape, None, (x.dtype, weight.dtype, None), x.device)
+    return ArrayInfo(problem.out_shape, weight.dtype, x.device)
 
 
 def check_out(

@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 
 from ..core.backend import Backend, Candidate, Plan
 from ..core.errors import UnsupportedError
-from ..core.problem import Problem
+from ..core.problem import Problem, TransposedProblem
 from ..engines import separable
 from ..engines.cropped import CroppedPlan, cropped
 from ..engines.finished import FinishedPlan, sums_of
+from ..engines.phases import TransposedPlan
 
 __all__ = ["Choice", "able", "cheapest", "least", "plan"]
 
@@ -38,8 +39,17 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", choose: Choic
 
         inner = plan(backend, sums, engine, choose)
         fuses: Any = getattr(backend, "fuses", None)
-        build = backend.build if fuses is not None and fuses(problem, inner.engine) else None
+        build = (
+            backend.build
+            if fuses is not None and all(fuses(problem, name) for name in inner.engine.split("+"))
+            else None
+        )
         return FinishedPlan.of(problem, inner, finisher_of(backend, problem), build)
+    if isinstance(problem, TransposedProblem):
+        steps: Any = getattr(backend, "steps", None)
+        if steps is None:
+            raise UnsupportedError(f"The backend {backend.name!r} has no transposed convolutions: it lacks `steps`.")
+        return TransposedPlan.of(problem, lambda phase: plan(backend, phase, engine, choose), steps(problem))
     crop = cropped(problem)
     if crop is not None and (engine == "auto" or _offered(backend, crop.problem, engine)):
         inner = _planned(backend, crop.problem, engine, choose)

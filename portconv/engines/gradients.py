@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from ..core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..core.problem import Problem
 from ..core.shapes import axis_source, ranges
 from .accuracy import TERMS, accumulate, in_pairs
+from .phases import assembled, packed, part
 from .steps import Steps
-from .transposed import Phase, gradient_size, image_gradient_phases
+from .transposed import gradient_size, image_gradient_phases
 
 __all__ = ["bias_gradient", "image_gradient", "weight_gradient"]
 
@@ -48,12 +49,13 @@ def image_gradient(
     whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype, out_dtype=None)
     dy = dy if p.layout == "NCHW" else xp.permute_dims(dy, NCHW_FROM_NHWC)
     weight = xp.reshape(weight, p.weight_shape)
-    phases = [
-        (phase, _of_phase(phase, weight, dy, steps, plan))
-        for phase in image_gradient_phases(whole, dy_dtype or p.dtype, folded)
-    ]
+    parts = []
+    for phase in image_gradient_phases(whole, dy_dtype or p.dtype, folded):
+        chosen = plan(phase.problem)
+        value = chosen.execute(part(phase, dy), packed(phase, chosen, weight, steps))
+        parts.append((phase, value))
     shape = (p.batch, p.in_channels, *gradient_size(p, folded))
-    dx = _assembled(phases, shape, whole.dtype, steps)
+    dx = assembled(parts, shape, whole.dtype, steps)
     if folded:
         top, bottom, left, right = p.padding
         with steps.quiet():
@@ -61,48 +63,6 @@ def image_gradient(
             dx = _folded(dx, p.width, left, right, p.padding_mode, 3, steps)
         dx = steps.cast(dx, p.dtype)
     return dx if p.layout == "NCHW" else xp.permute_dims(dx, NHWC_FROM_NCHW)
-
-
-def _of_phase(phase: Phase, weight: Any, dy: Any, steps: Steps, plan: Callable[[Problem], Plan]) -> Any:
-    """The part of the image's gradient that a phase fills; all in NCHW."""
-    chosen = plan(phase.problem)
-    taps = steps.xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
-    taps = steps.xp.permute_dims(taps, (0, 2, 1, 3, 4))
-    return chosen.execute(dy[:, :, phase.rows.source, phase.cols.source], chosen.pack(taps))
-
-
-def _assembled(phases: Sequence[tuple[Phase, Any]], shape: tuple[int, ...], dtype: str, steps: Steps) -> Any:
-    """The gradient out of the parts that the phases fill; what none of them fills is zero."""
-    if len(phases) == 1 and phases[0][1].shape == shape:
-        return phases[0][1]
-    if steps.writable or not phases:
-        dx = steps.zeros(shape, steps.dtype(dtype))
-        for phase, value in phases:
-            dx[:, :, phase.rows.target, phase.cols.target] = value
-        return dx
-    lines: dict[int, list[tuple[slice, Any]]] = {}  # of the rows of one phase, by the first of them
-    targets = {phase.rows.target.start: phase.rows.target for phase, _ in phases}
-    for phase, value in phases:
-        lines.setdefault(phase.rows.target.start, []).append((phase.cols.target, value))
-    rows = [(targets[start], _interleaved(parts, shape[3], 3, steps)) for start, parts in lines.items()]
-    return _interleaved(rows, shape[2], 2, steps)
-
-
-def _interleaved(parts: Sequence[tuple[slice, Any]], size: int, axis: int, steps: Steps) -> Any:
-    """Parts, each with its places along an axis of this size, as one array; zeros where there is none."""
-    values, count = [value for _, value in parts], sum(value.shape[axis] for _, value in parts)
-    sources, first = [count] * size, 0
-    for target, value in parts:
-        for n, place in enumerate(range(size)[target]):
-            sources[place] = first + n
-        first += value.shape[axis]
-    if count in sources:
-        like = values[0]
-        shape = tuple(1 if a == axis else n for a, n in enumerate(like.shape))
-        values.append(steps.zeros(shape, like.dtype))
-    xp = steps.xp
-    whole = steps.contiguous(xp.concat(values, axis=axis)) if len(values) > 1 else values[0]
-    return whole if sources == list(range(size)) else xp.take(whole, xp.asarray(sources, **steps.device), axis=axis)
 
 
 def _folded(dx: Any, size: int, before: int, after: int, mode: str, axis: int, steps: Steps) -> Any:

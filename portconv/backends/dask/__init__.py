@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
+import array_api_compat.dask.array
 import dask.array
 import numpy as np
 
@@ -19,6 +20,7 @@ from ...core.problem import Problem
 from ...core.windows import WindowOperation
 from ...cpu.machine import version
 from ...engines.finished import Finisher
+from ...engines.steps import Steps
 from .derivatives import value_and_pullback
 from .finisher import ChunkFinisher
 from .graph import DaskPlan, typical
@@ -77,6 +79,10 @@ class DaskBackend:
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /
     ) -> tuple[Any, Pullback]:
         return value_and_pullback(self._inner, plan, x, weight, bias, wanted, pack())
+
+    def steps(self, _problem: Problem, /) -> Steps:
+        """See `portconv.extending.Assembling`."""
+        return Steps(array_api_compat.dask.array, writable=False)
 
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""

@@ -23,6 +23,7 @@ from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
 from ...engines import windows
 from ...engines.finished import Finisher
+from ...engines.steps import Steps
 from ..base import by_argument, function_of
 from .arrays import STEPS, default_device, dtype_named, name_of, remembered, view
 from .host import host_plan_with_derivatives
@@ -74,6 +75,10 @@ class MlxBackend:
     def fuses(self, problem: Problem, engine: str, /) -> bool:
         """See `portconv.extending.Finishing`."""
         return problem.device == "cpu" and engine != "native"
+
+    def steps(self, _problem: Problem, /) -> Steps:
+        """See `portconv.extending.Assembling`."""
+        return STEPS
 
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""

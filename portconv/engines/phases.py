@@ -1,0 +1,196 @@
+"""Transposed convolutions: convolutions, one for each phase of the strides, and the result out of their results.
+
+No zeros are put between the pixels of the image; `transposed` says which convolutions they are, which are planned like
+any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ..core.backend import Candidate, PackedWeight, Plan
+from ..core.problem import Problem, TransposedProblem
+from .steps import Steps
+from .transposed import Phase, image_gradient_phases
+
+__all__ = ["TransposedPlan", "assembled", "packed", "part"]
+
+AXES = {"NCHW": (2, 3), "NHWC": (1, 2)}  # of rows and columns
+
+
+def _index(rows: slice, cols: slice, layout: str) -> tuple[slice, ...]:
+    every = slice(None)
+    return (every, rows, cols, every) if layout == "NHWC" else (every, every, rows, cols)
+
+
+def part(phase: Phase, dy: Any) -> Any:
+    """What a phase reads of the cotangent, in the layout of its problem."""
+    return dy[_index(phase.rows.source, phase.cols.source, phase.problem.layout)]
+
+
+def packed(phase: Phase, plan: Plan, weight: Any, steps: Steps) -> PackedWeight:
+    """A weight (G, O/G, I/G, kh, kw), of the convolution whose gradient it is, packed for a plan of the phase."""
+    taps = steps.xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
+    return plan.pack(steps.xp.permute_dims(taps, (0, 2, 1, 3, 4)))
+
+
+def assembled(
+    parts: Sequence[tuple[Phase, Any]],
+    shape: tuple[int, ...],
+    dtype: str,
+    steps: Steps,
+    layout: str = "NCHW",
+    elsewhere: Any = None,
+) -> Any:
+    """The whole out of the parts that the phases fill; what none of them fills is `elsewhere`, or zero.
+
+    `elsewhere` is an array of this dtype that can be broadcast to any shape of these channels.
+    """
+    if len(parts) == 1 and tuple(parts[0][1].shape) == shape:
+        return parts[0][1]
+
+    def blank(size: tuple[int, ...]) -> Any:
+        zeros = steps.zeros(size, steps.dtype(dtype))
+        return zeros if elsewhere is None else zeros + elsewhere
+
+    if not parts:
+        return blank(shape)
+    if steps.writable:
+        whole = blank(shape)
+        for phase, value in parts:
+            whole[_index(phase.rows.target, phase.cols.target, layout)] = value
+        return whole
+    vertical, horizontal = AXES[layout]
+    lines: dict[int, list[tuple[slice, Any]]] = {}  # of the rows of one phase, by the first of them
+    targets = {phase.rows.target.start: phase.rows.target for phase, _ in parts}
+    for phase, value in parts:
+        lines.setdefault(phase.rows.target.start, []).append((phase.cols.target, value))
+    rows = [
+        (targets[start], _interleaved(found, shape[horizontal], horizontal, steps, blank))
+        for start, found in lines.items()
+    ]
+    return _interleaved(rows, shape[vertical], vertical, steps, blank)
+
+
+def _interleaved(
+    parts: Sequence[tuple[slice, Any]], size: int, axis: int, steps: Steps, blank: Callable[[tuple[int, ...]], Any]
+) -> Any:
+    """Parts, each with its places along an axis of this size, as one array, blank where there is none."""
+    values, count = [value for _, value in parts], sum(value.shape[axis] for _, value in parts)
+    sources, first = [count] * size, 0
+    for target, value in parts:
+        for n, place in enumerate(range(size)[target]):
+            sources[place] = first + n
+        first += value.shape[axis]
+    if count in sources:
+        values.append(blank(tuple(1 if a == axis else n for a, n in enumerate(values[0].shape))))
+    xp = steps.xp
+    whole = steps.contiguous(xp.concat(values, axis=axis)) if len(values) > 1 else values[0]
+    return whole if sources == list(range(size)) else xp.take(whole, xp.asarray(sources, **steps.device), axis=axis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransposedPlan(Plan):
+    """The plan of a transposed convolution: the phases of its strides, each with the plan of its convolution."""
+
+    problem: TransposedProblem
+    phases: tuple[tuple[Phase, Plan], ...]
+    steps: Steps
+
+    @classmethod
+    def of(cls, problem: TransposedProblem, plan: Callable[[Problem], Plan], steps: Steps) -> TransposedPlan:
+        """The plan of a problem whose epilogue has a bias at most; `plan` gives those of the convolutions."""
+        changes: dict[str, Any] = {"epilogue": problem.epilogue, "out_dtype": problem.out_dtype}
+        phases = tuple(
+            (phase, plan(replace(phase.problem, **changes)))
+            for phase in image_gradient_phases(problem.convolution, problem.x_dtype)
+        )
+        plans = sorted((plan for _, plan in phases), key=lambda plan: -plan.problem.flops)
+        engines = dict.fromkeys(plan.engine for plan in plans)
+        first = plans[0] if plans else None
+        candidates: tuple[Candidate, ...] = first.candidates if first else ()
+        return cls(
+            problem=problem, engine="+".join(engines) or "none",
+            workspace_bytes=max((plan.workspace_bytes for plan in plans), default=0), candidates=candidates,
+            chosen_by=first.chosen_by if first else "", phases=phases, steps=steps,
+        )  # fmt: skip
+
+    @cached_property
+    def stamp(self) -> Hashable:
+        taps = ((str(phase.rows.taps), str(phase.cols.taps), plan.stamp) for phase, plan in self.phases)
+        return ("transposed", self.problem.weight_shape, *taps)
+
+    @property
+    def tier(self) -> str:
+        return self.phases[0][1].tier if self.phases else ""
+
+    @cached_property
+    def _filled(self) -> bool:
+        """Whether every element of the result is one of some phase."""
+        oh, ow = self.problem.out_size
+        count = sum(len(range(oh)[phase.rows.target]) * len(range(ow)[phase.cols.target]) for phase, _ in self.phases)
+        return count == oh * ow
+
+    def warmup(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for _, plan in self.phases for name in plan.warmup()))
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        weight = self.steps.xp.reshape(weight, self.problem.weight_shape)
+        packs = tuple(packed(phase, plan, weight, self.steps) for phase, plan in self.phases)
+        return PackedWeight(self.stamp, packs, sum(pack.nbytes for pack in packs))
+
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        if not self._filled:
+            return False
+        calls = zip(self.phases, weight.data, strict=True)
+        return all(
+            plan.fuses(part(phase, x), pack, bias, self._target(phase, residual)) for (phase, plan), pack in calls
+        )
+
+    def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
+        phases = tuple((phase, plan.rebuilt(change, build)) for phase, plan in self.phases)
+        changed: Any = change(self.problem)
+        return replace(self, problem=changed, phases=phases)
+
+    def execute(
+        self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
+    ) -> Any:
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
+        p, steps = self.problem, self.steps
+        written = out
+        if written is None and steps.writes and len(self.phases) > 1 and p.result_dtype != "bfloat16":
+            written = steps.xp.empty(p.out_shape, dtype=steps.dtype(p.result_dtype), **steps.device)
+        into = written is not None and steps.writes
+        elsewhere = None if bias is None or self._filled else self._bias(bias)
+        if into and not self._filled:
+            written[...] = 0 if elsewhere is None else elsewhere
+        parts = []
+        for (phase, plan), pack in zip(self.phases, weight.data, strict=True):
+            options = {"residual": self._target(phase, residual), "out": self._target(phase, written) if into else None}
+            execute: Any = plan.execute
+            given = {name: array for name, array in options.items() if array is not None}
+            parts.append((phase, execute(part(phase, x), pack, bias, **given)))
+        if into:
+            return written
+        y = assembled(parts, p.out_shape, p.result_dtype, steps, p.layout, elsewhere)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def _target(self, phase: Phase, y: Any) -> Any:
+        """The part of the result, or of an array like it, that a phase fills."""
+        return None if y is None else y[_index(phase.rows.target, phase.cols.target, self.problem.layout)]
+
+    def _bias(self, bias: Any) -> Any:
+        """The result where no tap meets the image, as the bias leaves it."""
+        shape = (1, 1, 1, -1) if self.problem.layout == "NHWC" else (1, -1, 1, 1)
+        wide = self.steps.cast(self.steps.xp.reshape(bias, shape), self.problem.compute_dtype)
+        return self.steps.rounded(wide, self.problem.result_dtype)
+
+    def explain(self) -> str:
+        return "\n".join([f"{len(self.phases)} phases of the strides", *(plan.explain() for _, plan in self.phases)])

@@ -1,0 +1,184 @@
+"""Convolutions along one axis, `conv1d` and `conv_transpose1d`: those of images that are one pixel high."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .core.array_types import library_of
+from .core.errors import choices
+from .core.integers import integer, pair, sequence_of_two
+from .functional import conv2d
+from .transposed import conv_transpose2d
+
+__all__ = ["conv1d", "conv_transpose1d"]
+
+LAYOUTS = {"NCW": "NCHW", "NWC": "NHWC"}
+
+
+def conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    compute_mode: str = "default",
+    *,
+    layout: str = "NCW",
+    out: Any = None,
+    residual: Any = None,
+    **options: Any,
+) -> Any:
+    """One-dimensional convolution (cross-correlation) of an array of any library: `conv2d` with a height of 1.
+
+    The order of the arguments is that of ``megengine.functional.conv1d``.
+
+    Parameters
+    ----------
+    x
+        ``(N, C, W)``, or ``(N, W, C)`` with ``layout="NWC"``; see `conv2d` for its dtypes.
+    weight
+        ``(O, C/groups, k)`` in either layout, or ``(groups, O/groups, C/groups, k)``.
+    bias
+        ``(1, O, 1)`` or ``(O,)``, or None.
+    stride, dilation, groups
+        Ints.
+    padding
+        An int, a pair (left, right), ``"valid"`` or ``"same"``.
+    layout
+        ``"NCW"`` or ``"NWC"``, of `x` and of the result.
+    out, residual
+        As in `conv2d`, of the shape of the result.
+    conv_mode, compute_mode, options
+        As in `conv2d`: `padding_mode`, `engine`, `accuracy`, `strategy`, `backend`, `out_dtype`, `activation`.
+
+    Returns
+    -------
+    array
+        ``(N, O, ow)``, or ``(N, ow, O)`` with ``layout="NWC"``.
+
+    Raises
+    ------
+    TypeError, ValueError, UnsupportedError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> x = np.array([[[1, 2, 4, 8, 16]]], np.float32)
+    >>> portconv.conv1d(x, np.array([[[-1, 0, 1]]], np.float32), padding=1)
+    array([[[  2.,   3.,   6.,  12.,  -8.]]], dtype=float32)
+    """
+    image, kernel, shift, added, target = _widened(x, weight, bias, residual, out, layout)
+    y = conv2d(
+        image, kernel, shift, (1, integer("stride", stride, 1)), _padding(padding),
+        (1, integer("dilation", dilation, 1)), groups, conv_mode, compute_mode, layout=LAYOUTS[layout],
+        residual=added, out=target, **options,
+    )  # fmt: skip
+    return _narrowed(y, layout) if out is None else out
+
+
+def conv_transpose1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    compute_mode: str = "default",
+    *,
+    layout: str = "NCW",
+    out: Any = None,
+    residual: Any = None,
+    **options: Any,
+) -> Any:
+    """Transposed one-dimensional convolution of an array of any library: `conv_transpose2d` with a height of 1.
+
+    Parameters
+    ----------
+    x
+        ``(N, I, W)``, or ``(N, W, I)`` with ``layout="NWC"``.
+    weight
+        ``(I, O/groups, k)`` in either layout, or ``(groups, I/groups, O/groups, k)``.
+    bias
+        ``(1, O, 1)`` or ``(O,)``, or None.
+    stride, output_padding, dilation, groups
+        Ints.
+    padding
+        An int, or a pair (left, right): what is cut off at the sides of the result.
+    layout
+        ``"NCW"`` or ``"NWC"``, of `x` and of the result.
+    out, residual
+        As in `conv2d`, of the shape of the result.
+    conv_mode, compute_mode, options
+        As in `conv_transpose2d`: `engine`, `accuracy`, `strategy`, `backend`, `out_dtype`, `activation`.
+
+    Returns
+    -------
+    array
+        ``(N, O, ow)``, or ``(N, ow, O)`` with ``layout="NWC"``.
+
+    Raises
+    ------
+    TypeError, ValueError, UnsupportedError
+        As `conv_transpose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> portconv.conv_transpose1d(np.array([[[1, 2]]], np.float32), np.ones((1, 1, 3), np.float32), stride=3)
+    array([[[1., 1., 1., 2., 2., 2.]]], dtype=float32)
+    """
+    image, kernel, shift, added, target = _widened(x, weight, bias, residual, out, layout)
+    y = conv_transpose2d(
+        image, kernel, shift, (1, integer("stride", stride, 1)), _padding(padding),
+        (0, integer("output_padding", output_padding, 0)), (1, integer("dilation", dilation, 1)), groups, conv_mode,
+        compute_mode, layout=LAYOUTS[layout], residual=added, out=target, **options,
+    )  # fmt: skip
+    return _narrowed(y, layout) if out is None else out
+
+
+def _padding(padding: Any) -> Any:
+    """As that of an image."""
+    if isinstance(padding, str):
+        return padding
+    if sequence_of_two(padding) is None:
+        return 0, integer("padding", padding, 0)
+    return (0, 0), pair("padding", padding, 0)
+
+
+def _widened(x: Any, weight: Any, bias: Any, residual: Any, out: Any, layout: str) -> tuple[Any, ...]:
+    """The arrays of a call as those of images one pixel high: views, without a copy."""
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        kind = ValueError if isinstance(layout, str) else TypeError
+        raise kind(f"`layout` must be {choices(tuple(LAYOUTS))}, but got {layout!r}.")
+    every = slice(None)
+    image = (every, every, None, every) if layout == "NCW" else (every, None, every, every)
+    forms: tuple[tuple[str, Any, tuple[int, ...], str, tuple[Any, ...]], ...] = (
+        ("x", x, (3,), layout, image),
+        ("weight", weight, (3, 4), "kernels of one axis, or grouped", (..., None, every)),
+        ("bias", bias, (1, 3), "(O,) or (1, O, 1)", (..., None)),
+        ("residual", residual, (3,), layout, image),
+        ("out", out, (3,), layout, image),
+    )
+    found: list[Any] = []
+    for name, array, axes, form, index in forms:
+        if array is None:
+            found.append(None)
+            continue
+        if library_of(array) is None:
+            raise TypeError(f"`{name}` must be an array, but got {type(array).__name__}.")
+        if len(array.shape) not in axes:
+            allowed = " or ".join(str(n) for n in axes)
+            raise ValueError(f"`{name}` must have {allowed} axes, {form}, but got shape {tuple(array.shape)}.")
+        found.append(array if len(array.shape) == 1 else array[index])
+    return tuple(found)
+
+
+def _narrowed(y: Any, layout: str) -> Any:
+    return y[:, :, 0, :] if layout == "NCW" else y[:, 0, :, :]
