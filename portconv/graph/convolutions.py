@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..arrays import array_namespace
+from ..core.epilogue import Activation
 from ..core.errors import ModelError
-from ..functional import conv2d
+from ..engines.activations import activated
+from ..functional import conv2d, conv2d_output_shape
 from ..module import Conv2d
-from .model import Node
+from .model import Node, check_size
 
-__all__ = ["Convolution", "pads_of"]
+__all__ = ["Convolution", "Product", "pads_of"]
 
 
 def pads_of(
@@ -44,7 +48,7 @@ class Convolution:
 
     def __init__(self, node: Node, weight: np.ndarray[Any, Any] | None, bias: np.ndarray[Any, Any] | None) -> None:
         self._node, self._constant = node, weight is not None and (bias is not None or not node.has(2))
-        self._layers: dict[Any, Conv2d] = {}  # by padding, which "same" leaves to the size of the image
+        self._layers: dict[Any, Conv2d] = {}  # by padding, which may depend on the size of the image, and activation
         self._weight = weight
         self._bias = bias
 
@@ -66,14 +70,34 @@ class Convolution:
             "stride": strides, "padding": pads, "dilation": dilations, "groups": node.attributes.get("group", 1),
             "activation": node.attributes.get("activation"),
         }  # fmt: skip
-        if self._constant:
-            layer = self._layers.get(pads) or self._layer(pads, options)
-            y = layer(x) if residual is None else layer(x, residual=residual)
+        if residual is not None:
+            sizes = conv2d_output_shape(
+                x.shape,
+                shape if rank == 2 else (*shape[:2], 1, *shape[2:]),
+                strides,
+                pads,
+                dilations,
+                options["groups"],
+            )
+            if tuple(residual.shape) == sizes:
+                y = self._convolved(x, weight, bias, residual, options)
+            else:  # one of the two is broadcast
+                check_size(np.broadcast_shapes(tuple(residual.shape), sizes))
+                y = self._convolved(x, weight, bias, None, {**options, "activation": None}) + residual
+                if (activation := _activation(options["activation"])) is not None:
+                    y = activated(array_namespace(y), y, activation)
         else:
-            y = conv2d(x, weight, bias, residual=residual, **options)
+            y = self._convolved(x, weight, bias, None, options)
         return y[:, :, 0, :] if rank == 1 else y
 
-    def _layer(self, pads: Any, options: dict[str, Any]) -> Conv2d:
+    def _convolved(self, x: Any, weight: Any, bias: Any, residual: Any, options: dict[str, Any]) -> Any:
+        if not self._constant:
+            return conv2d(x, weight, bias, residual=residual, **options)
+        key = options["padding"], options["activation"]
+        layer = self._layers.get(key) or self._layer(key, options)
+        return layer(x) if residual is None else layer(x, residual=residual)
+
+    def _layer(self, key: Any, options: dict[str, Any]) -> Conv2d:
         weight: Any = self._weight
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
         o, per_group, *kernel = weight.shape
@@ -83,5 +107,59 @@ class Convolution:
         layer.weight = weight
         if self._bias is not None:
             layer.bias = self._bias
-        self._layers[pads] = layer
+        self._layers[key] = layer
         return layer
+
+
+def _activation(given: Any) -> Activation | None:
+    return None if given is None else Activation(*given) if isinstance(given, tuple) else Activation(given)
+
+
+class Product:
+    """A node `MatMul` or `Gemm` with a constant matrix: on a CPU a convolution with a kernel of one pixel.
+
+    So the matrix is packed once, for compiled code.
+    """
+
+    def __init__(self, node: Node, matrix: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> None:
+        matrix = matrix.T if node.attributes.get("transB", 0) else matrix
+        alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+        self._matrix = np.asarray(matrix * alpha if alpha != 1 else matrix, matrix.dtype)
+        self._bias = None if bias is None else np.asarray(bias.reshape(-1) * beta, matrix.dtype)
+        self._turned = bool(node.attributes.get("transA", 0))
+        inputs, outputs = matrix.shape
+        self._layer = Conv2d(
+            inputs, outputs, 1, bias=bias is not None, dtype=matrix.dtype.name, layout="NHWC",
+            activation=node.attributes.get("activation"),
+        )  # fmt: skip
+        self._layer.weight = np.ascontiguousarray(self._matrix.T)[:, :, None, None]
+        if self._bias is not None:
+            self._layer.bias = self._bias
+
+    @staticmethod
+    def suits(node: Node, matrix: Any, bias: Any) -> bool:
+        """Whether there is such a matrix, and a bias for each of its columns or none."""
+        if (
+            node.operator not in ("MatMul", "Gemm")
+            or matrix is None
+            or matrix.ndim != 2
+            or str(matrix.dtype) != "float32"
+        ):
+            return False
+        columns = matrix.shape[0 if node.attributes.get("transB", 0) else 1]
+        fits = bias is not None and bias.size == columns and bias.ndim and bias.shape[-1] == columns
+        return matrix.size > 0 and (not node.has(2) or bool(fits))
+
+    def __call__(self, x: Any, _matrix: Any = None, _bias: Any = None) -> Any:
+        """`x` times the matrix, and the bias; these two are constant."""
+        xp = array_namespace(x)
+        x = xp.matrix_transpose(x) if self._turned else x
+        *lead, inputs = x.shape
+        if inputs != self._matrix.shape[0] or not lead:
+            raise ModelError(f"an array of shape {tuple(x.shape)} and a matrix of {self._matrix.shape} do not fit.")
+        rows = math.prod(lead)
+        check_size((rows, self._matrix.shape[1]))
+        if rows == 0:
+            return xp.zeros((*lead, self._matrix.shape[1]), dtype=x.dtype)
+        y = self._layer(xp.reshape(x, (1, 1, rows, inputs)))
+        return xp.reshape(y, (*lead, self._matrix.shape[1]))

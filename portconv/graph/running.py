@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays import array_namespace
 from ..core.errors import ModelError
 from ..dispatch.registry import get_backend
-from .convolutions import Convolution
+from .convolutions import Convolution, Product
 from .model import Constants, Graph, Node
 from .operators import OPERATORS
 
@@ -28,11 +28,15 @@ class _Step:
         self.host: frozenset[int] = frozenset()
         self.function: Callable[..., Any]
         self.convolves = node.operator == "Conv"
+        weight, bias = (constants.get(name) for name in (*node.inputs, "", "", "")[1:3])
         if self.convolves:
-            weight, bias = (constants.get(name) for name in (*node.inputs, "")[1:3])
             self.function = Convolution(node, weight, bias)
             # a layer holds its own
             self.names = tuple("" if k in (1, 2) and name in constants else name for k, name in enumerate(node.inputs))
+        elif weight is not None and Product.suits(node, weight, bias):
+            self.convolves = True
+            self.function = Product(node, weight, bias)
+            self.names = (node.inputs[0],)
         else:
             operator = OPERATORS[node.operator]
             self.function, self.host, self.names = operator.function, operator.host, node.inputs
