@@ -39,6 +39,9 @@ def pads_of(
     return tuple(zip(flat[:rank], flat[rank:], strict=True))
 
 
+PIECE = 1 << 15  # elements that are still near the core when they are read again
+
+
 class Convolution:
     """A node `Conv`; images of one axis, ``(N, C, W)``, are those of height 1.
 
@@ -51,9 +54,13 @@ class Convolution:
         self._layers: dict[Any, Conv2d] = {}  # by padding, which may depend on the size of the image, and activation
         self._weight = weight
         self._bias = bias
+        self._ready: Conv2d | None = None  # the layer, where there is but one
+        self._affine = node.attributes.get("affine")
 
     def __call__(self, x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
         """`weight` and `bias` are passed over where they are constant."""
+        if self._ready is not None and residual is None and x.ndim == 4:
+            return self._finished(self._ready(x))
         node = self._node
         shape = weight.shape if self._weight is None else self._weight.shape
         rank = len(shape) - 2
@@ -88,7 +95,21 @@ class Convolution:
                     y = activated(array_namespace(y), y, activation)
         else:
             y = self._convolved(x, weight, bias, None, options)
-        return y[:, :, 0, :] if rank == 1 else y
+        return self._finished(y[:, :, 0, :] if rank == 1 else y)
+
+    def _finished(self, y: Any) -> Any:
+        """With the factor and the term that follow the activation; of NumPy's result in place, piece by piece."""
+        if self._affine is None:
+            return y
+        factor, term = self._affine
+        if type(y) is not np.ndarray or not y.flags.c_contiguous:
+            return y * factor + term
+        flat = y.reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            piece = flat[start : start + PIECE]
+            piece *= factor
+            piece += term
+        return y
 
     def _convolved(self, x: Any, weight: Any, bias: Any, residual: Any, options: dict[str, Any]) -> Any:
         if not self._constant:
@@ -98,6 +119,7 @@ class Convolution:
         return layer(x) if residual is None else layer(x, residual=residual)
 
     def _layer(self, key: Any, options: dict[str, Any]) -> Conv2d:
+        assert self._weight is not None
         weight: Any = self._weight
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
         o, per_group, *kernel = weight.shape
@@ -108,6 +130,10 @@ class Convolution:
         if self._bias is not None:
             layer.bias = self._bias
         self._layers[key] = layer
+        if self._node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and (
+            weight.ndim == self._weight.ndim and options["activation"] == self._node.attributes.get("activation")
+        ):
+            self._ready = layer
         return layer
 
 

@@ -48,7 +48,15 @@ class _Fusing:
         return Graph(self._graph.inputs, self._graph.outputs, constants, nodes)
 
     def _add(self, node: Node) -> None:
-        for rewriting in (self._silu, self._hard_swish, self._relu6, self._linear, self._activation, self._residual):
+        for rewriting in (
+            self._silu,
+            self._hard_swish,
+            self._relu6,
+            self._linear,
+            self._affine,
+            self._activation,
+            self._residual,
+        ):
             node = rewriting(node) or node
         self._maker |= dict.fromkeys(node.outputs, len(self._nodes))
         self._nodes.append(node)
@@ -175,6 +183,17 @@ class _Fusing:
             if found is not None:
                 return self._scaled(convolution, node, weight, bias, *found)
         return None
+
+    def _affine(self, node: Node) -> Node | None:
+        """A factor or term that is a number, after the activation of a convolution: applied where the result is."""
+        scaled = self._with_number(node, "Mul") or self._with_number(node, "Add")
+        convolution = None if scaled is None else self._made(scaled[0], "Conv")
+        if scaled is None or convolution is None or "activation" not in convolution.attributes:
+            return None
+        factor, term = convolution.attributes.get("affine", (1.0, 0.0))
+        number = scaled[1]
+        affine = (factor * number, term * number) if node.operator == "Mul" else (factor, term + number)
+        return self._replaced(convolution, node, affine=affine)
 
     def _factor_and_term(self, node: Node, x: str, channels: int) -> tuple[Any, Any] | None:
         """A factor and a term for each channel, in float64."""

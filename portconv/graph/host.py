@@ -9,9 +9,10 @@ from typing import Any
 import array_api_compat.numpy as np_namespace
 
 from ..core.array_types import library_of
+from ..cpu.blas import limited
 from ..dispatch.registry import get_backend
 
-__all__ = ["on_cpu", "product"]
+__all__ = ["alone", "on_cpu", "product"]
 
 # Libraries whose arrays have values at once on a CPU, and take longer there for a small step than NumPy does.
 SLOW_STEPS = ("mlx", "jax")
@@ -38,6 +39,16 @@ def on_cpu(xp: ModuleType, function: Callable[..., tuple[Any, ...]], *arrays: An
     except ValueError:  # a library differentiates, or traces unseen: there are no values yet
         return function(xp, *arrays)
     return tuple(backend.from_numpy(y, device=infos[0].device) for y in function(np_namespace, *values))
+
+
+def alone(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """The function, with one thread of NumPy's BLAS: to wake another one takes longer than a small product."""
+
+    def compute(xp: ModuleType, *arrays: Any) -> tuple[Any, ...]:
+        with limited(1):
+            return function(xp, *arrays)
+
+    return compute
 
 
 def _cpu(device: str) -> bool:

@@ -21,7 +21,7 @@ from ..core.errors import ModelError
 from ..engines.activations import activated, erf
 from . import recurrent, windows
 from .convolutions import pads_of
-from .host import on_cpu, product
+from .host import alone, on_cpu, product
 from .model import LARGEST, Node, check_size
 
 __all__ = ["OPERATORS", "Operator", "act"]
@@ -640,7 +640,7 @@ def _resize(xp: ModuleType, node: Node, x: Array, roi: Any = None, scales: Any =
     for axis, count in zip(axes, counts, strict=True):
         shape[axis] = count
     check_size(shape)
-    for axis, count, scale in zip(axes, counts, scales, strict=True):
+    for axis, count, scale in reversed(list(zip(axes, counts, scales, strict=True))):  # rows are copied whole at last
         if count != x.shape[axis] or scale != 1:
             taps = _taps(x.shape[axis], count, float(scale), mode, transform, options)
             x = windows.resampled(xp, x, axis, taps)
@@ -733,7 +733,7 @@ def _lstm(
             xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), lambda left, right: xp.matmul(left, right)
         )
 
-    y, last, cell = on_cpu(xp, compute, x, w, r, b, h, c, p)
+    y, last, cell = on_cpu(xp, alone(compute), x, w, r, b, h, c, p)
     if swapped:
         y = xp.permute_dims(y, (2, 0, 1, 3))
         last, cell = xp.permute_dims(last, (1, 0, 2)), xp.permute_dims(cell, (1, 0, 2))

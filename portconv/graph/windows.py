@@ -104,6 +104,8 @@ def conv_transpose2d(
     columns more at the bottom and right.
     """
     c, per_group, *kernel = weight.shape
+    if tuple(kernel) == tuple(strides) and not any(map(any, (*pads, extra))) and set(dilations) == {1} and groups == 1:
+        return _without_overlaps(xp, x, weight, bias)
     turned = xp.reshape(xp.flip(weight, axis=(2, 3)), (groups, c // groups, per_group, *kernel))
     turned = xp.reshape(xp.permute_dims(turned, (0, 2, 1, 3, 4)), (groups * per_group, c // groups, *kernel))
     around = []
@@ -111,6 +113,15 @@ def conv_transpose2d(
         reach = d * (k - 1)
         around.append((reach - before, reach - after + more))
     return conv2d(padded(xp, x, around, 0.0, strides), turned, bias, dilation=tuple(dilations), groups=groups)
+
+
+def _without_overlaps(xp: ModuleType, x: Any, weight: Any, bias: Any) -> Any:
+    """Windows side by side: one output of a convolution with a kernel of one pixel for each pixel of a window."""
+    (n, c, h, w), (_, o, kh, kw) = x.shape, weight.shape
+    check_size((n, o, h * kh, w * kw))
+    matrix = xp.reshape(xp.permute_dims(weight, (2, 3, 1, 0)), (kh * kw * o, c, 1, 1))
+    y = xp.reshape(conv2d(x, matrix, None if bias is None else xp.tile(bias, (kh * kw,))), (n, kh, kw, o, h, w))
+    return xp.reshape(xp.permute_dims(y, (0, 3, 4, 1, 5, 2)), (n, o, h * kh, w * kw))
 
 
 def resampled(xp: ModuleType, x: Any, axis: int, taps: Sequence[tuple[Any, Any]]) -> Any:
@@ -133,6 +144,5 @@ def _taken(xp: ModuleType, x: Any, indices: np.ndarray[Any, Any], axis: int) -> 
     times, rest = divmod(len(indices), max(x.shape[axis], 1))
     check_size((*x.shape[:axis], len(indices), *x.shape[axis + 1 :]))
     if not rest and times and np.array_equal(indices, np.repeat(np.arange(x.shape[axis]), times)):
-        spread = xp.broadcast_to(xp.expand_dims(x, axis=axis + 1), (*x.shape[: axis + 1], times, *x.shape[axis + 1 :]))
-        return xp.reshape(spread, (*x.shape[:axis], len(indices), *x.shape[axis + 1 :]))
+        return xp.repeat(x, times, axis=axis)
     return xp.take(x, xp.asarray(indices, device=place(x)), axis=axis)

@@ -69,6 +69,10 @@ CASES = {
     "terms of rows and channels": ([CONV, node("Add", ["c", "row"], ["y"])], ["Conv", "Add"]),
     "terms of pixels": ([CONV, node("Add", ["c", "image"], ["y"])], ["Conv", "Add"]),
     "a number that is divided": ([CONV, node("Div", ["three", "c"], ["y"])], ["Conv", "Div"]),
+    "numbers after an activation": (
+        [CONV, node("Relu", ["c"], ["r"]), node("Mul", ["r", "three"], ["d"]), node("Add", ["six", "d"], ["e"]),
+         node("Add", ["e", "x"], ["y"])], ["Conv", "Add"],
+    ),
     "an activation comes first": (
         [CONV, node("Relu", ["c"], ["r"]), node("Mul", ["r", "channels"], ["y"])], ["Conv", "Mul"],
     ),
