@@ -44,18 +44,9 @@ class _Step:
     def __call__(self, values: dict[str, Any], home: _Home) -> None:
         node = self.node
         inputs = [values[name] if name else None for name in self.names]
-        everything = -1 in self.host
-        own = home.library is not None and not everything and any(
-            i not in self.host and value is not None and not isinstance(value, np.ndarray)
-            for i, value in enumerate(inputs)
-        )  # fmt: skip
-        for i, value in enumerate(inputs):
-            if value is None:
-                continue
-            if everything or i in self.host:
-                inputs[i] = home.to_numpy(value)
-            elif own and isinstance(value, np.ndarray):
-                inputs[i] = home.constant(self.names[i], value)
+        own = False
+        if home.library is not None:
+            own = self._moved(inputs, home)
         try:
             if self.convolves:
                 found = self.function(*inputs)
@@ -73,6 +64,22 @@ class _Step:
                 values[name] = np.asarray(value) if isinstance(value, np.generic) else value
         for name in self.done:
             values.pop(name, None)
+
+    def _moved(self, inputs: list[Any], home: _Home) -> bool:
+        """Bring the inputs to where the node computes, in their list; whether that is the library of the images."""
+        everything = -1 in self.host
+        own = not everything and any(
+            i not in self.host and value is not None and not isinstance(value, np.ndarray)
+            for i, value in enumerate(inputs)
+        )
+        for i, value in enumerate(inputs):
+            if value is None:
+                continue
+            if everything or i in self.host:
+                inputs[i] = home.to_numpy(value)
+            elif own and isinstance(value, np.ndarray):
+                inputs[i] = home.constant(self.names[i], value)
+        return own
 
 
 class _Home:
