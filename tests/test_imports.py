@@ -18,7 +18,7 @@ import portconv
 PACKAGE = Path(portconv.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "array_api_strict", "tensorflow"}
+OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "array_api_strict", "tensorflow", "onnx"}
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
@@ -26,9 +26,10 @@ LIBRARIES = {
     "mlx": {"mlx"},
     "torch": {"torch"},
     "torch_library": {"torch"},
+    "graph.reading": {"onnx"},
     "processes.devices": {"mlx", "torch", "jax"},
     "testing.calls": {"mlx", "torch", "jax"},
-    "bench.peers": {"mlx", "torch", "jax"},  # in processes of their own
+    "bench.peers": {"mlx", "torch", "jax", "onnx"},  # in processes of their own
 }
 
 TESTS = Path(__file__).parent

@@ -13,6 +13,7 @@ from .bench import bench
 from .check import check
 from .info import info
 from .matrix import matrix
+from .run import run as run_network
 from .tune import tune
 from .warmup import warmup
 
@@ -33,6 +34,7 @@ app.add_command(bench)
 app.add_command(check)
 app.add_command(info)
 app.add_command(matrix)
+app.add_command(run_network)
 app.add_command(tune)
 app.add_command(warmup)
 

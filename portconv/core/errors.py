@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["UnsupportedError", "WeightsError", "choices", "describe_shapes", "missing_library"]
+__all__ = ["ModelError", "UnsupportedError", "WeightsError", "choices", "describe_shapes", "missing_library"]
 
 
 class UnsupportedError(ValueError):
     """An engine or backend that the user named cannot run this problem; the message says why."""
+
+
+class ModelError(ValueError):
+    """A file of a network is damaged, makes no sense or needs what there is not here; the message says what."""
 
 
 class WeightsError(ValueError):

@@ -1,0 +1,1 @@
+"""Networks from files of the format ONNX: read, made simpler, and run on the arrays of any library."""

@@ -1,0 +1,191 @@
+"""Convolutions of a network, by `portconv.Conv2d` where the weight is constant, so that it is packed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import array_namespace
+from ..core.epilogue import Activation
+from ..core.errors import ModelError
+from ..engines.activations import activated
+from ..functional import conv2d, conv2d_output_shape
+from ..module import Conv2d
+from .model import Node, check_size
+
+__all__ = ["Convolution", "Product", "pads_of"]
+
+
+def pads_of(
+    node: Node, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """The padding before and after each axis of an image of these sizes."""
+    rank = len(kernel)
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = []
+        for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
+            total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            small, large = total // 2, total - total // 2
+            pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
+        return tuple(pads)
+    given = node.attributes.get("pads") if auto == "NOTSET" else None
+    flat = [0] * (2 * rank) if given is None else [int(p) for p in given]
+    if len(flat) != 2 * rank:
+        raise ModelError(f"`pads` must have {2 * rank} numbers, but has {len(flat)}.")
+    return tuple(zip(flat[:rank], flat[rank:], strict=True))
+
+
+PIECE = 1 << 15  # elements that are still near the core when they are read again
+
+
+class Convolution:
+    """A node `Conv`; images of one axis, ``(N, C, W)``, are those of height 1.
+
+    What `fusing` has added is in the attributes: `activation`, as `portconv.conv2d` takes it, and in a fourth input:
+    an array that is added before.
+    """
+
+    def __init__(self, node: Node, weight: np.ndarray[Any, Any] | None, bias: np.ndarray[Any, Any] | None) -> None:
+        self._node, self._constant = node, weight is not None and (bias is not None or not node.has(2))
+        self._layers: dict[Any, Conv2d] = {}  # by padding, which may depend on the size of the image, and activation
+        self._weight = weight
+        self._bias = bias
+        self._ready: Conv2d | None = None  # the layer, where there is but one
+        self._affine = node.attributes.get("affine")
+
+    def __call__(self, x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
+        """`weight` and `bias` are passed over where they are constant."""
+        if self._ready is not None and residual is None and x.ndim == 4:
+            return self._finished(self._ready(x))
+        node = self._node
+        shape = weight.shape if self._weight is None else self._weight.shape
+        rank = len(shape) - 2
+        if rank not in (1, 2) or x.ndim != rank + 2:
+            raise ModelError(f"images of {x.ndim - 2} axes with kernels of {rank} are not supported.")
+        strides, dilations = (tuple(node.attributes.get(name) or (1,) * rank) for name in ("strides", "dilations"))
+        pads = pads_of(node, x.shape[2:], shape[2:], strides, dilations)
+        if rank == 1:
+            strides, dilations, pads = (1, *strides), (1, *dilations), ((0, 0), *pads)
+            x = x[:, :, None, :]
+            weight = None if weight is None else weight[:, :, None, :]
+            residual = None if residual is None else residual[:, :, None, :]
+        options: dict[str, Any] = {
+            "stride": strides, "padding": pads, "dilation": dilations, "groups": node.attributes.get("group", 1),
+            "activation": node.attributes.get("activation"),
+        }  # fmt: skip
+        if residual is not None:
+            sizes = conv2d_output_shape(
+                x.shape,
+                shape if rank == 2 else (*shape[:2], 1, *shape[2:]),
+                strides,
+                pads,
+                dilations,
+                options["groups"],
+            )
+            if tuple(residual.shape) == sizes:
+                y = self._convolved(x, weight, bias, residual, options)
+            else:  # one of the two is broadcast
+                check_size(np.broadcast_shapes(tuple(residual.shape), sizes))
+                y = self._convolved(x, weight, bias, None, {**options, "activation": None}) + residual
+                if (activation := _activation(options["activation"])) is not None:
+                    y = activated(array_namespace(y), y, activation)
+        else:
+            y = self._convolved(x, weight, bias, None, options)
+        return self._finished(y[:, :, 0, :] if rank == 1 else y)
+
+    def _finished(self, y: Any) -> Any:
+        """With the factor and the term that follow the activation; of NumPy's result in place, piece by piece."""
+        if self._affine is None:
+            return y
+        factor, term = self._affine
+        if type(y) is not np.ndarray or not y.flags.c_contiguous:
+            return y * factor + term
+        flat = y.reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            piece = flat[start : start + PIECE]
+            piece *= factor
+            piece += term
+        return y
+
+    def _convolved(self, x: Any, weight: Any, bias: Any, residual: Any, options: dict[str, Any]) -> Any:
+        if not self._constant:
+            return conv2d(x, weight, bias, residual=residual, **options)
+        key = options["padding"], options["activation"]
+        layer = self._layers.get(key) or self._layer(key, options)
+        return layer(x) if residual is None else layer(x, residual=residual)
+
+    def _layer(self, key: Any, options: dict[str, Any]) -> Conv2d:
+        assert self._weight is not None
+        weight: Any = self._weight
+        weight = weight[:, :, None, :] if weight.ndim == 3 else weight
+        o, per_group, *kernel = weight.shape
+        layer = Conv2d(
+            per_group * options["groups"], o, kernel, bias=self._bias is not None, dtype=weight.dtype.name, **options
+        )
+        layer.weight = weight
+        if self._bias is not None:
+            layer.bias = self._bias
+        self._layers[key] = layer
+        if self._node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and (
+            weight.ndim == self._weight.ndim and options["activation"] == self._node.attributes.get("activation")
+        ):
+            self._ready = layer
+        return layer
+
+
+def _activation(given: Any) -> Activation | None:
+    return None if given is None else Activation(*given) if isinstance(given, tuple) else Activation(given)
+
+
+class Product:
+    """A node `MatMul` or `Gemm` with a constant matrix: on a CPU a convolution with a kernel of one pixel.
+
+    So the matrix is packed once, for compiled code.
+    """
+
+    def __init__(self, node: Node, matrix: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> None:
+        matrix = matrix.T if node.attributes.get("transB", 0) else matrix
+        alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+        self._matrix = np.asarray(matrix * alpha if alpha != 1 else matrix, matrix.dtype)
+        self._bias = None if bias is None else np.asarray(bias.reshape(-1) * beta, matrix.dtype)
+        self._turned = bool(node.attributes.get("transA", 0))
+        inputs, outputs = matrix.shape
+        self._layer = Conv2d(
+            inputs, outputs, 1, bias=bias is not None, dtype=matrix.dtype.name, layout="NHWC",
+            activation=node.attributes.get("activation"),
+        )  # fmt: skip
+        self._layer.weight = np.ascontiguousarray(self._matrix.T)[:, :, None, None]
+        if self._bias is not None:
+            self._layer.bias = self._bias
+
+    @staticmethod
+    def suits(node: Node, matrix: Any, bias: Any) -> bool:
+        """Whether there is such a matrix, and a bias for each of its columns or none."""
+        if (
+            node.operator not in ("MatMul", "Gemm")
+            or matrix is None
+            or matrix.ndim != 2
+            or str(matrix.dtype) != "float32"
+        ):
+            return False
+        columns = matrix.shape[0 if node.attributes.get("transB", 0) else 1]
+        fits = bias is not None and bias.size == columns and bias.ndim and bias.shape[-1] == columns
+        return matrix.size > 0 and (not node.has(2) or bool(fits))
+
+    def __call__(self, x: Any, _matrix: Any = None, _bias: Any = None) -> Any:
+        """`x` times the matrix, and the bias; these two are constant."""
+        xp = array_namespace(x)
+        x = xp.matrix_transpose(x) if self._turned else x
+        *lead, inputs = x.shape
+        if inputs != self._matrix.shape[0] or not lead:
+            raise ModelError(f"an array of shape {tuple(x.shape)} and a matrix of {self._matrix.shape} do not fit.")
+        rows = math.prod(lead)
+        check_size((rows, self._matrix.shape[1]))
+        if rows == 0:
+            return xp.zeros((*lead, self._matrix.shape[1]), dtype=x.dtype)
+        y = self._layer(xp.reshape(x, (1, 1, rows, inputs)))
+        return xp.reshape(y, (*lead, self._matrix.shape[1]))
