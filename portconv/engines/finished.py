@@ -30,7 +30,7 @@ class Finisher(Protocol):
 
 def sums_of(p: Problem) -> Problem | None:
     """The problem of the sums alone, or None where nothing follows them."""
-    if p.epilogue == p.epilogue.linear:
+    if p.epilogue.activation is None and not p.epilogue.residual:
         return None
     wide = p.compute_dtype if p.compute_dtype != p.dtype else None
     return replace(p, epilogue=p.epilogue.linear, out_dtype=wide)

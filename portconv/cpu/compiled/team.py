@@ -105,8 +105,11 @@ def launch(job: Any, parts: int, *arguments: Any) -> None:
     global _team
     others = openmp = None
     if parts > 1:
-        others, openmp = threads.others_threads(), threads.others_openmp()
-        parts = min(parts, threads.get_num_threads() if others is None else threads.allowed_threads())
+        others = threads.others_threads()
+        if others is None:
+            parts = min(parts, threads.get_num_threads())
+        else:
+            parts, openmp = min(parts, threads.allowed_threads()), threads.others_openmp()
     if parts < 2 or threads.within_task() or not _lock.acquire(blocking=False):
         job(_own.block, 1, 0, *arguments)
         return
