@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import dask.array
+import numpy as np
 from dask import delayed
 
 from ...core.backend import PackedWeight, Plan, Pullback, Wanted
@@ -43,11 +44,23 @@ def value_and_pullback(
                 if wanted[i]:
                     lazy = partial(dask.array.from_delayed, task[i], meta=argument._meta)
                     parts[i].append(lazy(argument.shape, dtype=p.compute_dtype))
-        dx = dask.array.concatenate(parts[0]).astype(x.dtype) if wanted[0] else None
-        dweight = accumulate(parts[1]).astype(weight.dtype) if wanted[1] else None
-        return dx, dweight, accumulate(parts[2]).astype(bias.dtype) if wanted[2] else None
+        dx = _rounded(dask.array.concatenate(parts[0]), x) if wanted[0] else None
+        dweight = _rounded(accumulate(parts[1]), weight) if wanted[1] else None
+        return dx, dweight, _rounded(accumulate(parts[2]), bias) if wanted[2] else None
 
     return plan.execute(x, packed, bias), pullback
+
+
+def _rounded(gradient: Any, argument: Any) -> Any:
+    """A gradient in the dtype of its argument, which need not have room for it."""
+    if gradient.dtype == argument.dtype:
+        return gradient
+    return gradient.map_blocks(partial(_cast, dtype=argument.dtype), dtype=argument.dtype, meta=argument._meta)
+
+
+def _cast(block: Any, dtype: Any) -> Any:
+    with np.errstate(all="ignore"):  # what is too large is infinite, of which NumPy would warn
+        return block.astype(dtype)
 
 
 def _gradients(inner: Inner, problem: Problem, wanted: Wanted, x: Any, weight: Any, bias: Any, dy: Any) -> Gradients:

@@ -53,3 +53,12 @@ def test_no_image():
     dx, dweight, _ = vjp(da.zeros(y.shape, dtype="f4", chunks=y.chunks))
     assert dx.compute().shape == x.shape
     np.testing.assert_array_equal(dweight.compute(), 0)
+
+
+def test_a_gradient_that_its_dtype_has_no_room_for_is_infinite_without_a_warning():
+    x, weight = da.from_array(np.ones((1, 1, 2, 2), "f4")), da.from_array(np.full((1, 1, 1, 1), 1e300))
+    y, vjp = portconv.conv2d_vjp(x, weight, wrt="x")
+    assert y.dtype == np.float64
+    with np.errstate(all="raise"):
+        dx = vjp(da.ones_like(y))[0].compute(scheduler="synchronous")
+    assert dx.dtype == np.float32 and np.isinf(dx).all()
