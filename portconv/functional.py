@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .core.array_types import library_of
-from .core.backend import ArrayInfo, Backend, Plan
+from .core.backend import ArrayInfo, Backend, Plan, executed
 from .core.dtypes import dtype_name
 from .core.integers import integer
 from .dispatch import path, planner, registry
@@ -154,7 +154,7 @@ def conv2d(
     plan, packed = prepared(spec, x, weight, bias, backend, out, residual)
     if out is None and residual is None:
         return plan.execute(x, packed, bias)
-    return path.executed(plan, x, packed, bias, residual, out)
+    return executed(plan, x, packed, bias, residual, out)
 
 
 def plan_conv2d(

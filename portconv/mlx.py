@@ -15,12 +15,12 @@ except ImportError as error:
         f"portconv.mlx needs MLX, which cannot be imported ({error}). Install it with: pip install 'portconv[mlx]'"
     ) from error
 
-from .core.backend import PackedWeight, Plan
+from .core.backend import PackedWeight, Plan, executed
 from .core.dtypes import dtype_name
 from .core.errors import choices
 from .core.layout import OIHW_FROM
 from .dispatch.packing import PackCache
-from .dispatch.path import executed, plan_for
+from .dispatch.path import plan_for
 from .dispatch.registry import get_backend
 from .formats import layers
 from .formats.layouts import convert_layout, is_ambiguous

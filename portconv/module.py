@@ -10,7 +10,7 @@ import numpy as np
 
 from . import pytree
 from .core.array_types import library_of
-from .core.backend import ArrayInfo, Backend, PackedWeight, Plan
+from .core.backend import ArrayInfo, Backend, PackedWeight, Plan, executed
 from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
@@ -247,7 +247,7 @@ class Module(Layer):
             return bound.plan.execute(x, bound.weight, bound.bias)
         if out is not None:
             path.check_out(library, bound.plan, out, x, bound.source, bound.bias, residual)
-        return path.executed(bound.plan, x, bound.weight, bound.bias, residual, out)
+        return executed(bound.plan, x, bound.weight, bound.bias, residual, out)
 
     forward = __call__
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from .core.backend import executed
 from .dispatch import path
 from .dispatch.transposed import normalised_transposed
 from .gradient import checked_wrt, value_and_gradients
@@ -106,7 +107,7 @@ def conv_transpose2d(
         layout=layout, engine=engine, accuracy=accuracy, strategy=strategy, out_dtype=out_dtype, activation=activation,
     )  # fmt: skip
     plan, packed = path.prepared(spec, x, weight, bias, backend, out, residual)
-    return path.executed(plan, x, packed, bias, residual, out)
+    return executed(plan, x, packed, bias, residual, out)
 
 
 def conv_transpose2d_vjp(

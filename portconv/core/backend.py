@@ -24,6 +24,7 @@ __all__ = [
     "Wanted",
     "Windowing",
     "check_result",
+    "executed",
     "lacking",
 ]
 
@@ -150,6 +151,13 @@ class Plan:
     def explain(self) -> str:
         """A table of every candidate: its cost, its workspace, and why the losers lost."""
         return table(self)
+
+
+def executed(plan: Plan, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, out: Any = None) -> Any:
+    """What a plan makes of arrays, with those that not every plan takes."""
+    options = {"residual": residual, "out": out}
+    execute: Any = plan.execute
+    return execute(x, weight, bias, **{name: array for name, array in options.items() if array is not None})
 
 
 @dataclass(frozen=True)

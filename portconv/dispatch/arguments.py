@@ -20,7 +20,8 @@ from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 
 __all__ = [
-    "MAX_ELEMENTS", "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "make_problem",
+    "MAX_ELEMENTS", "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "image_sizes",
+    "make_problem",
     "normalised", "padding_of", "sides_of",
 ]  # fmt: skip
 
@@ -257,6 +258,14 @@ def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: i
         )
 
 
+def image_sizes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
+    """(N, C, H, W) of an image, which has four axes."""
+    if len(shape) != 4:
+        hint = " Add a batch axis of size 1." if len(shape) == 3 else ""
+        raise ValueError(f"`x` must have 4 axes, {layout}, but got {len(shape)}: x.shape = {shape}.{hint}")
+    return layouts.sizes(shape, layout)
+
+
 def make_problem(
     spec: Conv2dSpec,
     x_shape: tuple[int, ...],
@@ -271,10 +280,7 @@ def make_problem(
 
     `dtypes` are those of x, weight and bias; `residual` are the shape and the dtype of one.
     """
-    if len(x_shape) != 4:
-        hint = " Add a batch axis of size 1." if len(x_shape) == 3 else ""
-        raise ValueError(f"`x` must have 4 axes, {spec.layout}, but got {len(x_shape)}: x.shape = {x_shape}.{hint}")
-    n, in_channels, height, width = layouts.sizes(x_shape, spec.layout)
+    n, in_channels, height, width = image_sizes(x_shape, spec.layout)
     shapes = describe_shapes(x_shape, weight_shape, spec.layout)
     if height < 1 or width < 1:
         raise ValueError(f"`x` must have a height and a width of at least 1, but got {height} x {width}.\n{shapes}")
@@ -307,13 +313,14 @@ def make_problem(
         spec.accuracy, device, traced, None if spec.out_dtype == dtype else spec.out_dtype,
     )  # fmt: skip
     _check_sizes(problem, shapes)
-    check_residual(residual, problem, shapes)
+    if residual is not None:
+        check_residual(residual, problem, shapes)
     return problem
 
 
-def check_residual(residual: tuple[tuple[int, ...], str] | None, problem: Problem, shapes: str) -> None:
+def check_residual(residual: tuple[tuple[int, ...], str], problem: Problem, shapes: str) -> None:
     """Whether a residual of this shape and dtype is like the result."""
-    if residual is not None and residual[0] != problem.out_shape:
+    if residual[0] != problem.out_shape:
         raise ValueError(
             f"`residual` must have the shape of the result, {problem.out_shape} {problem.layout}, but got "
             f"{residual[0]}.\n{shapes}"

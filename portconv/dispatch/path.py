@@ -16,7 +16,6 @@ from .transposed import ConvTranspose2dSpec, make_transposed_problem
 __all__ = [
     "check_out",
     "described",
-    "executed",
     "forget_plans",
     "info_of",
     "packed",
@@ -35,13 +34,6 @@ def prepared(
     if out is not None:
         check_out(library, plan, out, x, weight, bias, residual)
     return plan, packed(library, plan, weight)
-
-
-def executed(plan: Plan, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, out: Any = None) -> Any:
-    """What a plan makes of arrays, with those that not every plan takes."""
-    options = {"residual": residual, "out": out}
-    execute: Any = plan.execute
-    return execute(x, weight, bias, **{name: array for name, array in options.items() if array is not None})
 
 
 def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
-from ..core import layout as layouts
 from ..core.dtypes import promote
 from ..core.epilogue import Epilogue
 from ..core.integers import Pair, pair
 from ..core.problem import TransposedProblem
-from .arguments import Conv2dSpec, check_bias, check_elements, check_residual, normalised
+from .arguments import Conv2dSpec, check_bias, check_elements, check_residual, image_sizes, normalised
 
 __all__ = ["ConvTranspose2dSpec", "make_transposed_problem", "normalised_transposed"]
 
@@ -66,10 +65,7 @@ def make_transposed_problem(
     residual: tuple[tuple[int, ...], str] | None = None,
 ) -> TransposedProblem:
     """Check the sizes against each other and put the problem together; see `make_problem`."""
-    if len(x_shape) != 4:
-        hint = " Add a batch axis of size 1." if len(x_shape) == 3 else ""
-        raise ValueError(f"`x` must have 4 axes, {spec.layout}, but got {len(x_shape)}: x.shape = {x_shape}.{hint}")
-    n, in_channels, height, width = layouts.sizes(x_shape, spec.layout)
+    n, in_channels, height, width = image_sizes(x_shape, spec.layout)
     form = "GIOHW" if len(weight_shape) == 5 else "IOHW"
     shapes = f"x.shape = {x_shape} {spec.layout}, weight.shape = {weight_shape} {form}."
     if len(weight_shape) not in (4, 5):
@@ -111,5 +107,6 @@ def make_transposed_problem(
     top, bottom, left, right = problem.padding
     oh, ow = problem.out_size
     check_elements("result", n, out_channels, oh + top + bottom, ow + left + right, problem.padding, shapes)
-    check_residual(residual, problem, shapes)
+    if residual is not None:
+        check_residual(residual, problem, shapes)
     return problem

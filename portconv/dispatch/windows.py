@@ -11,7 +11,7 @@ from ..core.dtypes import FLOATING, INTEGERS
 from ..core.integers import MAX_SIZE, Pair, pair, sequence_of_two
 from ..core.shapes import dilated, output_size
 from ..core.windows import Pooling, Resizing, Samples, Taps
-from .arguments import MAX_ELEMENTS, chosen, flag, padding_of, sides_of
+from .arguments import MAX_ELEMENTS, chosen, flag, image_sizes, padding_of, sides_of
 
 __all__ = ["AVERAGES", "pooling", "resizing", "whole"]
 
@@ -138,10 +138,7 @@ def _samples(size: int, outputs: int, step: Pair, nearest: bool, corners: bool) 
 
 
 def _sizes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
-    if len(shape) != 4:
-        hint = " Add a batch axis of size 1." if len(shape) == 3 else ""
-        raise ValueError(f"`x` must have 4 axes, {layout}, but got {len(shape)}: x.shape = {shape}.{hint}")
-    n, c, h, w = layouts.sizes(shape, layout)
+    n, c, h, w = image_sizes(shape, layout)
     if h < 1 or w < 1:
         raise ValueError(f"`x` must have a height and a width of at least 1, but got {h} x {w}: x.shape = {shape}.")
     return n, c, h, w

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from ..core.backend import PackedWeight, Plan
+from ..core.backend import PackedWeight, Plan, executed
 from ..core.problem import Problem
 
 __all__ = ["FinishedPlan", "Finisher", "sums_of"]
@@ -75,9 +75,7 @@ class FinishedPlan(Plan):
         self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
     ) -> Any:
         if self.fused is not None and self.fused.fuses(x, weight, bias, residual):
-            options = {"residual": residual, "out": out}
-            execute: Any = self.fused.execute
-            return execute(x, weight, bias, **{name: a for name, a in options.items() if a is not None})
+            return executed(self.fused, x, weight, bias, residual, out)
         y = self.finisher.finished(self.inner.execute(x, weight, bias), self.problem, residual)
         if out is None:
             return y

@@ -445,7 +445,7 @@ def _pad(xp: ModuleType, node: Node, x: Array, pads: Any = None, value: Any = No
         raise ModelError(f"Pad with mode {mode!r} and pads {amounts} is not supported.")
     for axis, pair in enumerate(around):
         if pair != (0, 0):
-            places_of = np.pad(np.arange(x.shape[axis]), pair, mode=numpy_mode)  # type: ignore[call-overload]
+            places_of = np.pad(np.arange(x.shape[axis]), pair, mode=numpy_mode)  # type: ignore[call-overload]  # a word of its table
             x = windows.resampled(xp, x, axis, [(places_of, None)])
     return x
 

@@ -95,7 +95,7 @@ class _Home:
         self._constants, self._copies = constants, copies
 
     def to_numpy(self, value: Any) -> Any:
-        return value if isinstance(value, np.ndarray) else self.library.to_numpy(value)  # type: ignore[union-attr]
+        return value if isinstance(value, np.ndarray) else self.library.to_numpy(value)  # type: ignore[union-attr]  # of arrays
 
     def constant(self, name: str, value: Any) -> Any:
         """A NumPy array in the library; those of the file are kept."""

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...core.backend import PackedWeight, Plan
+from ...core.backend import PackedWeight, Plan, executed
 from ...core.layout import NHWC_FROM_NCHW
 from ...core.problem import Problem
 from ...cpu import gradient, threads
@@ -110,9 +110,7 @@ class _DifferentiablePlan(EitherPlan):
             raise self.packed_for_another(weight)
         packed, original = weight.data
         if packed is not None and not remembered(x, original, *(() if bias is None else (bias,))):
-            more = {} if residual is None else {"residual": residual}
-            execute: Any = self.inner.execute
-            return execute(x, packed, bias, **more)
+            return executed(self.inner, x, packed, bias, residual)
         convolve = mx.custom_function(partial(self._convolved, packed))
         convolve.vjp(self._vjp)
         convolve.jvp(self._jvp)

@@ -34,7 +34,7 @@ def _find() -> OpenMP | None:
 
 
 def _address(function: object) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]  # a function is cast, too
 
 
 found = _find()

@@ -48,7 +48,7 @@ _NEEDLESS = {
 }
 
 
-class _Compiler(CompilerBase):  # type: ignore[misc]
+class _Compiler(CompilerBase):  # type: ignore[misc]  # Numba is not typed here
     """Numba's compiler, without the passes that kernels do not need: these took a tenth of the time."""
 
     def define_pipelines(self) -> list[Any]:
