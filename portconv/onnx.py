@@ -42,11 +42,14 @@ class Network:
     inputs, outputs
         The `Value` of each, with its `dtype` and `shape`, by its name, in order. A size is an int, or any size will do:
         then it is a name, or None.
+    metadata
+        What the file says of itself, texts by name: the classes that a network tells apart, say.
     """
 
-    def __init__(self, graph: Graph, nodes: int) -> None:
+    def __init__(self, graph: Graph, nodes: int, metadata: Mapping[str, str]) -> None:
         self.inputs: Mapping[str, Value] = dict(graph.inputs)
         self.outputs: Mapping[str, Value] = dict(graph.outputs)
+        self.metadata: Mapping[str, str] = dict(metadata)
         self._nodes = nodes
         self._run = Runner(graph)
 
@@ -123,7 +126,7 @@ def load(path: str | os.PathLike[str]) -> Network:
         raise TypeError(f"`path` must be a path, but got {type(path).__name__}.") from None
     graph = read(file, SUPPORTED)
     try:
-        return Network(fused(folded(graph)), len(graph.nodes))
+        return Network(fused(folded(graph)), len(graph.nodes), graph.metadata)
     except (TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise ModelError(f"{file}: {error}") from error
 

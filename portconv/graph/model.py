@@ -54,12 +54,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes in an order in which they can run."""
+    """Nodes in an order in which they can run. `metadata` is what the file says of itself, and no part of the work."""
 
     inputs: Mapping[str, Value]
     outputs: Mapping[str, Value]
     constants: Constants
     nodes: tuple[Node, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_size(shape: Any) -> tuple[int, ...]:

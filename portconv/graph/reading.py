@@ -79,7 +79,8 @@ class _Reader:
         outputs = {value.name: self._value(value) for value in proto.graph.output}
         if not inputs:
             raise ModelError("it has no inputs.")
-        return Graph(inputs, outputs, constants, tuple(nodes))
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        return Graph(inputs, outputs, constants, tuple(nodes), metadata)
 
     def _check_package(self, proto: Any) -> None:
         """What the package finds: missing inputs, attributes that no operator has or that are of the wrong type."""

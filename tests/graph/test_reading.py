@@ -123,6 +123,13 @@ def test_external_data(tmp_path):
         refused(tmp_path, adding(external("below/data", **place)), "constant 'c'|no number")
 
 
+def test_what_a_file_says_of_itself(tmp_path):
+    proto = network([helper.make_node("Relu", ["x"], ["y"])])
+    helper.set_model_props(proto, {"character": "a\nb\n", "author": ""})
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    assert load(tmp_path / "model.onnx").metadata == {"character": "a\nb\n", "author": ""}
+
+
 def test_inputs_are_checked(tmp_path):
     file = tmp_path / "model.onnx"
     file.write_bytes(network([helper.make_node("Relu", ["x"], ["y"])]).SerializeToString())
