@@ -1,11 +1,13 @@
 """Edges, blur and sharpening of a photograph with portconv.Conv2d, on every array library that is installed.
 
-    python examples/demo.py [IMAGE] [--output portconv-demo.png]
+    pip install 'portconv[mlx,demo]'
+    python examples/demo.py [IMAGE] [--library numpy mlx] [--output portconv-demo.png]
 
 Each filter is one Conv2d, made once with NumPy weights; it then takes the arrays of every library. The table shows
 where each filter ran, with which engine, and how long it took; then the error against a direct sum in float64 and the
 bound that portconv promises, at the output that comes closest to its bound. The pictures are written as one PNG file.
-Exit status: 0; 1 if a filter fails or is less accurate than promised; 2 if a file is no good.
+Exit status: 0; 1 if a filter fails or is less accurate than promised; 2 if a file is no good, or a package or library
+is missing.
 """
 
 import argparse
@@ -27,7 +29,8 @@ try:
     from rich.table import Table
     from sklearn.datasets import load_sample_image
 except ImportError as error:
-    sys.exit(f"demo.py: {error}. The demo needs pillow, rich and scikit-learn: pip install 'portconv[demo]'")
+    print(f"demo.py: {error}. It needs pillow, rich and scikit-learn: pip install 'portconv[demo]'", file=sys.stderr)
+    sys.exit(2)
 
 import portconv
 from portconv.testing import error_bound, reference_conv2d
@@ -38,8 +41,8 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601: how mu
 Image.MAX_IMAGE_PIXELS = 200_000_000  # cameras do that today; Pillow warns above and refuses twice as many
 
 
-class FileProblem(Exception):
-    """A file that cannot be read or written; the message is meant for the user."""
+class Problem(Exception):
+    """What the user has to mend; the message says so."""
 
 
 # The filters
@@ -99,13 +102,15 @@ class Row:
     within_bound: bool = False
 
 
-def usable_backends(x):
-    """Return the names of the backends that can hold `x`; say why another one cannot."""
+def usable_backends(x, asked):
+    """Return the names of the backends that can hold `x`, of those asked for or of all; say why another one cannot."""
     names = []
-    for name in portconv.available_backends():
+    for name in asked or portconv.available_backends():
         try:
             portconv.get_backend(name).from_numpy(x)
-        except Exception as error:  # noqa: BLE001 - each library has its own for a missing GPU
+        except Exception as error:  # each library has its own for a missing GPU
+            if asked:
+                raise Problem(f"--library {name}: {error}") from error
             print(f"demo.py: {name} is installed, but not usable here: {one_line(error)}", file=sys.stderr)
         else:
             names.append(name)
@@ -178,11 +183,11 @@ def load_photo(path, max_side):
         with Image.open(path) as file:
             image = to_rgb(ImageOps.exif_transpose(file))  # upright, as the camera was held
     except UnidentifiedImageError:
-        raise FileProblem(f"{path}: not an image, or of a kind that Pillow does not know") from None
+        raise Problem(f"{path}: not an image, or of a kind that Pillow does not know") from None
     except OSError as error:
-        raise FileProblem(f"{path}: {error.strerror or error}") from error
+        raise Problem(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # on a broken file Pillow lets through whatever the decoder raised
-        raise FileProblem(f"{path}: not readable as an image ({error})") from error
+        raise Problem(f"{path}: not readable as an image ({error})") from error
     image.thumbnail((max_side, max_side))  # leaves smaller ones alone
     return image
 
@@ -202,13 +207,13 @@ def check_output(path):
     try:
         replaceable = path.is_file() or not path.exists()
     except OSError as error:
-        raise FileProblem(f"{path}: {error.strerror}") from error
+        raise Problem(f"{path}: {error.strerror}") from error
     if not replaceable:
-        raise FileProblem(f"{path}: exists and is not a file")
+        raise Problem(f"{path}: exists and is not a file")
     if not path.parent.is_dir():
-        raise FileProblem(f"{path}: no folder {path.parent}")
+        raise Problem(f"{path}: no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise FileProblem(f"{path}: no permission to write in {path.parent}")
+        raise Problem(f"{path}: no permission to write in {path.parent}")
 
 
 def save_png(image, path):
@@ -218,7 +223,7 @@ def save_png(image, path):
         image.save(temporary, format="PNG")
         temporary.replace(path)
     except OSError as error:
-        raise FileProblem(f"{path}: {error.strerror or error}") from error
+        raise Problem(f"{path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -285,6 +290,9 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description="Filter a photograph with portconv on every installed array library.")
     parser.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="an image file (default: a photograph)")
     parser.add_argument(
+        "--library", nargs="+", default=(), metavar="NAME", help="numpy, mlx, torch, jax, ... (default: all installed)"
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("portconv-demo.png"), help="the PNG file to write (default: %(default)s)"
     )
     parser.add_argument(
@@ -307,7 +315,7 @@ def run(arguments):
     # uint8 goes in as it is: portconv converts an image of integers to the dtype of the weight.
     x = np.asarray(photo).transpose(2, 0, 1)[None]  # (1, 3, height, width)
     filters = make_filters(height, width)
-    names = usable_backends(x)
+    names = usable_backends(x, arguments.library)
     if not names:
         print("demo.py: no back end is usable here", file=sys.stderr)
         return False
@@ -345,7 +353,7 @@ def run(arguments):
 def main():
     try:
         good = run(parse_arguments())
-    except FileProblem as problem:
+    except Problem as problem:
         print(f"demo.py: {one_line(problem)}", file=sys.stderr)
         return 2
     if not good:

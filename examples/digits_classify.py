@@ -1,11 +1,12 @@
 """Read handwritten digits with the network that examples/digits_train.py trained, on every installed array library.
 
-    python examples/digits_classify.py digits.safetensors
+    pip install 'portconv[demo]'
+    python examples/digits_classify.py digits.safetensors [--library numpy torch]
 
 The network is made once, with NumPy weights; it then takes the arrays of every library. MLX is not needed. The table
 shows for each back end how many of the held-out digits it reads correctly, how many it reads as the first back end
 does, and its speed.
-Exit status: 0; 1 if back ends disagree or one fails; 2 if the file is no good.
+Exit status: 0; 1 if back ends disagree or one fails; 2 if the file is no good, or a package or library is missing.
 """
 
 import argparse
@@ -24,13 +25,15 @@ try:
     from safetensors import SafetensorError, safe_open
     from sklearn.datasets import load_digits
 except ImportError as error:
-    sys.exit(f"digits_classify.py: {error}. It needs rich, safetensors and scikit-learn: pip install 'portconv[demo]'")
+    needed = "rich, safetensors and scikit-learn: pip install 'portconv[demo]'"
+    print(f"digits_classify.py: {error}. It needs {needed}", file=sys.stderr)
+    sys.exit(2)
 
 import portconv
 
 
-class FileProblem(Exception):
-    """A file that cannot be read; the message is meant for the user."""
+class Problem(Exception):
+    """What the user has to mend; the message says so."""
 
 
 class Digits:
@@ -66,7 +69,7 @@ def part(weights, prefix):
 def load(path):
     """Return the network, and the images and digits that it was not trained on."""
     if path.is_dir():  # the library says "No such device"
-        raise FileProblem(f"{path}: is a directory")
+        raise Problem(f"{path}: is a directory")
     digits = load_digits()
     try:
         with safe_open(path, framework="numpy") as file:
@@ -80,23 +83,25 @@ def load(path):
         if images.ndim != 3 or not len(images):
             raise ValueError(f"`held_out` must be a list of indices, but got {about['held_out'][:40]}")
     except FileNotFoundError:
-        raise FileProblem(f"{path}: no such file; examples/digits_train.py writes one") from None
+        raise Problem(f"{path}: no such file; examples/digits_train.py writes one") from None
     except OSError as error:
-        raise FileProblem(f"{path}: {error.strerror or error}") from error
+        raise Problem(f"{path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise FileProblem(f"{path}: not a safetensors file ({error})") from error
+        raise Problem(f"{path}: not a safetensors file ({error})") from error
     except (ValueError, TypeError, LookupError) as error:
-        raise FileProblem(f"{path}: not written by examples/digits_train.py ({error})") from error
+        raise Problem(f"{path}: not written by examples/digits_train.py ({error})") from error
     return network, (images[:, None] / 16).astype(np.float32), targets
 
 
-def usable_backends(x):
-    """Return the names of the backends that can hold `x`; say why another one cannot."""
+def usable_backends(x, asked):
+    """Return the names of the backends that can hold `x`, of those asked for or of all; say why another one cannot."""
     names = []
-    for name in portconv.available_backends():
+    for name in asked or portconv.available_backends():
         try:
             portconv.get_backend(name).from_numpy(x)
-        except Exception as error:  # noqa: BLE001 - each library has its own for a missing GPU
+        except Exception as error:  # each library has its own for a missing GPU
+            if asked:
+                raise Problem(f"--library {name}: {error}") from error
             print(f"digits_classify.py: {name} is installed, but not usable here: {one_line(error)}", file=sys.stderr)
         else:
             names.append(name)
@@ -135,11 +140,11 @@ def one_line(error):
     return " ".join(str(error).split())
 
 
-def run(path):
+def run(path, libraries):
     """Return whether every back end reads every digit alike."""
     network, images, targets = load(path)
     rows, failures, first = [], [], None
-    for name in usable_backends(images):
+    for name in usable_backends(images, libraries):
         try:
             found, speed = classify(network, images, name)
         except Exception as error:  # noqa: BLE001 - one library's failure must not hide the others' results
@@ -158,9 +163,13 @@ def run(path):
 def main():
     parser = argparse.ArgumentParser(description="Read handwritten digits on every installed array library.")
     parser.add_argument("file", type=Path, metavar="FILE", help="what digits_train.py wrote")
+    parser.add_argument(
+        "--library", nargs="+", default=(), metavar="NAME", help="numpy, mlx, torch, jax, ... (default: all installed)"
+    )
+    arguments = parser.parse_args()
     try:
-        good = run(parser.parse_args().file.expanduser())
-    except FileProblem as problem:
+        good = run(arguments.file.expanduser(), arguments.library)
+    except Problem as problem:
         print(f"digits_classify.py: {one_line(problem)}", file=sys.stderr)
         return 2
     if not good:

@@ -1,12 +1,14 @@
-"""Train a small network of portconv layers to read handwritten digits: with MLX, or in NumPy alone.
+"""Train a small network of portconv layers to read handwritten digits: with MLX, NumPy, PyTorch or JAX.
 
+    pip install 'portconv[mlx,demo]'
     python examples/digits_train.py digits.safetensors [--library numpy] [--seed 0] [--epochs 15]
 
-With MLX the layers are portconv.mlx's, and MLX differentiates. In NumPy they are `portconv.Conv2d`, whose `vjp` gives
-the gradients; the rest of the network is written out here. The digits are scikit-learn's, 1797 images of 8x8 pixels; a
+With MLX the layers are portconv.mlx's, and MLX differentiates. With NumPy, PyTorch, JAX and the like they are
+`portconv.Conv2d`, whose `vjp` gives the gradients; the rest of the network is written out here, in the functions of the
+array API. The digits are scikit-learn's, 1797 images of 8x8 pixels; a
 fifth of them is held out to measure the accuracy. The file keeps the weights and which digits were held out;
 examples/digits_classify.py reads it, with any library.
-Exit status: 0; 2 if an argument or the file is no good.
+Exit status: 0; 2 if an argument or the file is no good, or a library is missing.
 """
 
 import argparse
@@ -26,7 +28,9 @@ try:
     from safetensors.numpy import save_file
     from sklearn.datasets import load_digits
 except ImportError as error:
-    sys.exit(f"digits_train.py: {error}. It needs rich, safetensors and scikit-learn: pip install 'portconv[demo]'")
+    needed = "rich, safetensors and scikit-learn: pip install 'portconv[demo]'"
+    print(f"digits_train.py: {error}. It needs {needed}", file=sys.stderr)
+    sys.exit(2)
 
 import portconv
 
@@ -35,66 +39,83 @@ RATE = 3e-3  # of learning, at first; it falls to nothing along half a cosine
 MAX_SEED = 2**63 - 1
 
 
-class FileProblem(Exception):
-    """A file that cannot be written; the message is meant for the user."""
+class Problem(Exception):
+    """What the user has to mend; the message says so."""
 
 
-# --- the network in NumPy ---------------------------------------------------------------------------------------------
+# --- the network in any library ---------------------------------------------------------------------------------------
 
 
-class NumpyDigits:
-    """Two convolutions, each with ReLU and pooling, and a linear layer: (N, 1, 8, 8) to a score for each digit."""
+class Digits:
+    """Two convolutions, each with ReLU and pooling, and a linear layer: (N, 1, 8, 8) to a score for each digit.
 
-    def __init__(self, seed, steps):
+    It is of the functions of the array API alone, on the arrays of one library.
+    """
+
+    def __init__(self, backend, seed, steps):
         rng = np.random.default_rng(seed)
         self.convs = [
             portconv.Conv2d(1, 16, 3, padding=1, activation="relu", rng=rng),
             portconv.Conv2d(16, 32, 3, padding=1, activation="relu", rng=rng),
         ]
-        self.weight = rng.uniform(-1, 1, (10, 128)).astype(np.float32) / np.float32(math.sqrt(128))
-        self.bias = np.zeros(10, np.float32)
+        for conv in self.convs:
+            conv.to(backend)
+        weight = rng.uniform(-1, 1, (10, 128)).astype(np.float32) / np.float32(math.sqrt(128))
+        self.weight, self.bias = backend.from_numpy(weight), backend.from_numpy(np.zeros(10, np.float32))
+        self.backend, self.xp = backend, portconv.array_namespace(self.bias)
         self.adam, self.steps = Adam(), steps
 
     def scores(self, x):
+        """Of NumPy's images, as NumPy's array."""
+        x = self.backend.from_numpy(x)
         for conv in self.convs:
             x = portconv.max_pool2d(conv(x), 2)
-        return x.reshape(len(x), -1) @ self.weight.T + self.bias
+        return self.backend.to_numpy(self.linear(self.xp.reshape(x, (x.shape[0], -1))))
+
+    def linear(self, features):
+        return features @ self.xp.matrix_transpose(self.weight) + self.bias
 
     def step(self, x, targets):
-        """Learn from a batch; returns its mean loss."""
-        backward = []
+        """Learn from a batch of NumPy's; returns its mean loss."""
+        xp, count, backward = self.xp, len(x), []
+        x, wanted = self.backend.from_numpy(x), self.backend.from_numpy(np.eye(10, dtype=np.float32)[targets])
         for i, conv in enumerate(self.convs):
             # nobody asks for the gradient of the first image
             y, vjp = conv.vjp(x, wrt=("weight", "bias") if i == 0 else None)
             x = portconv.max_pool2d(y, 2)
             backward.append((y, x, vjp))
-        features = x.reshape(len(x), -1)
-        scores = features @ self.weight.T + self.bias
-        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        loss = -np.log(shares[np.arange(len(x)), targets]).mean()
+        features = xp.reshape(x, (count, -1))
+        scores = self.linear(features)
+        shares = xp.exp(scores - xp.max(scores, axis=1, keepdims=True))
+        shares = shares / xp.sum(shares, axis=1, keepdims=True)
+        loss = -xp.sum(xp.log(xp.sum(shares * wanted, axis=1))) / count
 
-        d_scores = shares
-        d_scores[np.arange(len(x)), targets] -= 1
-        d_scores /= len(x)
-        found = {"linear.weight": d_scores.T @ features, "linear.bias": d_scores.sum(axis=0)}
-        dx = (d_scores @ self.weight).reshape(x.shape)
+        d_scores = (shares - wanted) / count
+        found = {
+            "linear.weight": xp.matrix_transpose(d_scores) @ features,
+            "linear.bias": xp.sum(d_scores, axis=0),
+        }
+        dx = xp.reshape(d_scores @ self.weight, x.shape)
         for i, (y, pooled, vjp) in reversed(list(enumerate(backward, start=1))):
             dx, found[f"conv{i}.weight"], found[f"conv{i}.bias"] = vjp(max_pool_gradient(y, pooled, dx))
         rate = RATE * (1 + math.cos(math.pi * self.adam.count / self.steps)) / 2
-        self.take({name: value + self.adam.change(name, found[name], rate) for name, value in self.weights().items()})
+        self.take({name: a + self.adam.change(xp, name, found[name], rate) for name, a in self.parameters().items()})
         self.adam.count += 1
-        return loss
+        return float(loss)
 
-    def weights(self):
-        """By name, as NumPy arrays."""
+    def parameters(self):
+        """By name."""
         layers = {f"conv{i}.{name}": a for i, conv in enumerate(self.convs, 1) for name, a in conv.named_parameters()}
         return {**layers, "linear.weight": self.weight, "linear.bias": self.bias}
 
-    def take(self, weights):
+    def weights(self):
+        """By name, as NumPy arrays."""
+        return {name: self.backend.to_numpy(value) for name, value in self.parameters().items()}
+
+    def take(self, parameters):
         for i, conv in enumerate(self.convs, start=1):
-            conv.weight, conv.bias = weights[f"conv{i}.weight"], weights[f"conv{i}.bias"]
-        self.weight, self.bias = weights["linear.weight"], weights["linear.bias"]
+            conv.weight, conv.bias = parameters[f"conv{i}.weight"], parameters[f"conv{i}.bias"]
+        self.weight, self.bias = parameters["linear.weight"], parameters["linear.bias"]
 
 
 class Adam:
@@ -103,26 +124,24 @@ class Adam:
     def __init__(self, decay=(0.9, 0.999), small=1e-8):
         self.decay, self.small, self.means, self.count = decay, small, {}, 0
 
-    def change(self, name, gradient, rate):
+    def change(self, xp, name, gradient, rate):
         """What to add to a parameter."""
         one, two = self.decay
         mean, square = self.means.get(name, (0, 0))
         mean, square = one * mean + (1 - one) * gradient, two * square + (1 - two) * gradient**2
         self.means[name] = mean, square
         first, second = mean / (1 - one ** (self.count + 1)), square / (1 - two ** (self.count + 1))
-        return (-rate * first / (np.sqrt(second) + self.small)).astype(np.float32)
-
-
-def squares(x):
-    """Images cut into squares of 2x2 pixels: (N, C, H/2, 2, W/2, 2)."""
-    n, channels, height, width = x.shape
-    return x.reshape(n, channels, height // 2, 2, width // 2, 2)
+        return -rate * first / (xp.sqrt(second) + self.small)
 
 
 def max_pool_gradient(y, pooled, dx):
     """The gradient of `y` before pooling: that of a square goes to its largest pixels."""
-    largest = squares(y) == pooled[:, :, :, None, :, None]
-    return (largest * dx[:, :, :, None, :, None]).reshape(y.shape)
+    xp = portconv.array_namespace(y)
+    n, channels, height, width = y.shape
+    squares = xp.reshape(y, (n, channels, height // 2, 2, width // 2, 2))
+    largest = squares == pooled[:, :, :, None, :, None]
+    spread = xp.where(largest, dx[:, :, :, None, :, None], xp.zeros_like(squares))
+    return xp.reshape(spread, y.shape)
 
 
 # --- the network in MLX -----------------------------------------------------------------------------------------------
@@ -136,7 +155,7 @@ def mlx_digits(seed, steps):
         import mlx.optimizers as optim
         from mlx.utils import tree_flatten
     except ImportError as error:
-        sys.exit(f"digits_train.py: {error}. Install MLX: pip install 'portconv[mlx,demo]', or use --library numpy")
+        raise Problem(f"{error}. Install MLX: pip install 'portconv[mlx,demo]', or use --library numpy") from error
     import portconv.mlx
 
     class Network(nn.Module):
@@ -186,7 +205,19 @@ def mlx_digits(seed, steps):
     return MlxDigits()
 
 
-NETWORKS = {"mlx": mlx_digits, "numpy": NumpyDigits}
+def made(library, seed, steps):
+    """The network in a library that can be used here, for so many steps of training."""
+    if library == "mlx":
+        return mlx_digits(seed, steps)
+    if library == "dask":
+        raise Problem(
+            "--library dask: its arrays are computed at the end, and a step of training needs those before it"
+        )
+    try:
+        return Digits(portconv.get_backend(library), seed, steps)
+    except Exception as error:  # each library has its own for a missing GPU
+        raise Problem(f"--library {library}: {' '.join(str(error).split())}") from error
+
 
 # --- the training -----------------------------------------------------------------------------------------------------
 
@@ -217,13 +248,13 @@ def train(network, images, targets, epochs, rng, after_epoch):
 def check_output(path):
     """Find out before the work starts, rather than after it."""
     if path.suffix != ".safetensors":
-        raise FileProblem(f"{path}: the name must end with .safetensors")
+        raise Problem(f"{path}: the name must end with .safetensors")
     if path.exists() and not path.is_file():
-        raise FileProblem(f"{path}: exists and is not a file")
+        raise Problem(f"{path}: exists and is not a file")
     if not path.parent.is_dir():
-        raise FileProblem(f"{path}: no folder {path.parent}")
+        raise Problem(f"{path}: no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise FileProblem(f"{path}: no permission to write in {path.parent}")
+        raise Problem(f"{path}: no permission to write in {path.parent}")
 
 
 def save(weights, held_out, path):
@@ -233,7 +264,7 @@ def save(weights, held_out, path):
         save_file(weights, temporary, {"held_out": json.dumps(held_out.tolist())})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise FileProblem(f"{path}: {error}") from error
+        raise Problem(f"{path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -241,7 +272,7 @@ def save(weights, held_out, path):
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Train a small network on handwritten digits.")
     parser.add_argument("file", type=Path, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--library", choices=tuple(NETWORKS), default="mlx", help="default: %(default)s")
+    parser.add_argument("--library", default="mlx", metavar="NAME", help="an installed one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and split (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=15, help="passes over the digits (default: %(default)s)")
     arguments = parser.parse_args()
@@ -257,7 +288,7 @@ def run(arguments):
     check_output(path)
     rng = np.random.default_rng(arguments.seed)
     images, targets, seen, held_out = load(rng)
-    network = NETWORKS[arguments.library](arguments.seed, arguments.epochs * batches(len(seen)))
+    network = made(arguments.library, arguments.seed, arguments.epochs * batches(len(seen)))
     started = time.perf_counter()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -276,7 +307,7 @@ def run(arguments):
 def main():
     try:
         run(parse_arguments())
-    except FileProblem as problem:
+    except Problem as problem:
         print(f"digits_train.py: {problem}", file=sys.stderr)
         return 2
     return 0

@@ -1,10 +1,12 @@
 """Blur an image that is larger than memory, from a Zarr array to another one, with Dask.
 
+    pip install 'portconv[zarr,jit]'
     python examples/gigapixel.py blurred.zarr [--source image.zarr] [--size 4096] [--sigma 5] [--chunk 2048]
 
-The source is an array (height, width) of 8 bits; without one, an image of size x size pixels is made. What is written
-has the name that was asked for when it is complete, not before: whatever goes wrong, nothing half-written is left.
-Exit status: 0; 2 if an argument is no good, or the disk is full.
+It is Dask's, and has no --library: the image is a Dask array of NumPy chunks, as Zarr reads and writes them. The source
+is an array (height, width) of 8 bits; without one, an image of size x size pixels is made. What is written has the name
+that was asked for when it is complete, not before: whatever goes wrong, nothing half-written is left.
+Exit status: 0; 2 if an argument is no good, a package is missing, or the disk is full.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import contextlib
 import math
 import shutil
 import sys
+import time
 from pathlib import Path
 
 try:
@@ -20,7 +23,8 @@ try:
     import zarr
     from dask.diagnostics import ProgressBar
 except ImportError as error:
-    sys.exit(f"gigapixel.py: {error}. It needs Dask and Zarr: pip install 'portconv[zarr]'")
+    print(f"gigapixel.py: {error}. It needs Dask and Zarr: pip install 'portconv[zarr]'", file=sys.stderr)
+    sys.exit(2)
 
 import portconv
 
@@ -79,10 +83,13 @@ def write(array, target, what):
     needed, free = array.nbytes + RESERVE, shutil.disk_usage(folder).free
     if free < needed:
         raise Problem(f"{target} may take {needed >> 20} MiB, but {folder} has {free >> 20} MiB free.")
+    begin = time.perf_counter()
     with complete_or_nothing(target) as temporary, ProgressBar():
         print(f"{what}: {array.shape[1]} x {array.shape[0]} pixels, {math.prod(array.numblocks)} chunks", flush=True)
         # Without this Dask adds a task that waits for all others, and orders those so that more chunks are in memory.
         array.to_zarr(str(temporary), return_stored=True)
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.2f} s, {1e9 * seconds / array.size:.1f} ns a pixel")
 
 
 def opened(source):
@@ -107,7 +114,9 @@ def positive(number):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Blur an image that is larger than memory, from Zarr to Zarr.")
+    parser = argparse.ArgumentParser(
+        description="Blur an image that is larger than memory, from Zarr to Zarr, with Dask."
+    )
     parser.add_argument("target", type=Path, help="the Zarr array to write")
     parser.add_argument("--source", type=Path, help="the Zarr array to read, (height, width) uint8")
     parser.add_argument("--size", type=positive(int), default=4096, help="pixels of a side of the image that is made")

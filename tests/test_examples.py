@@ -64,7 +64,10 @@ def trained(mx, safetensors, tmp_path_factory):
 
 @pytest.fixture
 def script(safetensors, monkeypatch, capsys):
-    """Runs a script in this process: gives its exit status and its stderr; `change` is given its module before."""
+    """Runs a script in this process: gives its exit status and its stderr; `change` is given its module before.
+
+    What it prints is kept as the attribute `out`.
+    """
 
     def call(name, *arguments, change=lambda module: None):
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -73,7 +76,8 @@ def script(safetensors, monkeypatch, capsys):
         change(module)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         status = module.main()
-        return status, capsys.readouterr().err
+        call.out, err = capsys.readouterr()
+        return status, err
 
     return call
 
@@ -137,7 +141,7 @@ def test_demo_fails_where_no_back_end_is_usable(demo):
     """A table without rows proves nothing."""
 
     def change(module):
-        module.usable_backends = lambda x: []
+        module.usable_backends = lambda x, asked: []
 
     status, err = demo("numpy", change=change)
     assert status == 1 and "no back end" in err
@@ -265,21 +269,76 @@ def test_training_refuses_a_bad_file_before_it_begins(mx, script, tmp_path):
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("name", ["digits_train", "digits_classify"])
-def test_help(mx, script, capsys, name):
+SCRIPTS = {
+    "demo": (), "digits_classify": ("digits.safetensors",), "digits_train": ("digits.safetensors",),
+    "gigapixel": ("blurred.zarr",), "ocr": (), "portable": (),
+}  # fmt: skip
+
+
+@pytest.fixture
+def onnx():
+    """What examples/ocr.py needs."""
+    pytest.importorskip("PIL.Image")
+    return pytest.importorskip("onnx")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(onnx, zarr, script, capsys, name):
     with pytest.raises(SystemExit) as stop:
         script(name, "--help")
     assert stop.value.code == 0
-    assert "FILE" in capsys.readouterr().out
+    assert f"usage: {name}.py" in (out := capsys.readouterr().out) and ("--library" in out) == (name != "gigapixel")
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS.keys() - {"gigapixel"}))
+def test_a_library_that_is_not_there(onnx, script, trained, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained[0], "digits.safetensors")
+    status, err = script(name, *SCRIPTS[name], "--library", "nowhere")
+    assert status == 2 and f"{name}.py: --library nowhere: " in err and err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["digits.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("digits_train", "mlx"), ("digits_classify", "safetensors"), ("gigapixel", "zarr")]
+    ("name", "package"),
+    [
+        ("digits_train", "mlx"),
+        ("digits_classify", "safetensors"),
+        ("gigapixel", "zarr"),
+        ("ocr", "onnx"),
+        ("demo", "rich"),
+    ],
 )
 def test_a_missing_package_is_named_with_its_extra(name, package):
-    done = run(f"{name}.py", "x.safetensors", without=(package,))
-    assert done.returncode == 1
-    assert re.search(r"pip install 'portconv\[((mlx,)?demo|zarr)\]'", done.stderr) and "Traceback" not in done.stderr
+    done = run(f"{name}.py", *SCRIPTS[name], without=(package,))
+    assert done.returncode == 2
+    assert (
+        re.search(r"pip install 'portconv\[((mlx,|onnx,)?demo|zarr)\]'", done.stderr) and done.stderr.count("\n") == 1
+    )
+
+
+def test_the_pipeline_runs_on_a_library(script):
+    assert script("portable", "--library", "array_api_strict") == (0, "")
+    assert "bright pixels" in script.out and re.search(r"second run, ms +[\d.]+\n$", script.out)
+
+
+@pytest.mark.parametrize("library", ["torch", "array_api_strict"])
+def test_digits_are_learnt_alike_by_libraries(script, tmp_path, library):
+    """In the first steps: later ones magnify what is rounded."""
+    if library not in portconv.available_backends():
+        pytest.skip("it is not installed")
+    losses = {}
+
+    def learn(module):
+        rng = np.random.default_rng(0)
+        images, targets = rng.random((module.BATCH, 1, 8, 8), np.float32), rng.integers(0, 10, module.BATCH)
+        for name in ("numpy", library):
+            network = module.made(name, 0, 100)
+            losses[name] = [network.step(images, targets) for _ in range(4)]
+
+    script("digits_train", tmp_path / "no.npz", change=learn)
+    np.testing.assert_allclose(losses[library], losses["numpy"], rtol=1e-4)
+    assert losses["numpy"][3] < losses["numpy"][0]
 
 
 # --- gigapixel --------------------------------------------------------------------------------------------------------
@@ -362,3 +421,118 @@ def test_gigapixel_starts_anew_after_it_was_killed(zarr, tmp_path):
     assert run("gigapixel.py", "out.zarr", "--size", "200", folder=tmp_path).returncode == 0
     assert values(zarr, tmp_path / "out.zarr").shape == (200, 200)
     assert not (tmp_path / "out.zarr.incomplete").exists()
+
+
+# --- ocr --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ocr(onnx):
+    spec = importlib.util.spec_from_file_location("ocr", EXAMPLES / "ocr.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("degrees", [0, 20, -35, 90])
+def test_a_line_is_framed_and_cut_upright(ocr, degrees):
+    """A strip of 200x20 text pixels in a map of half the size of the picture, red on its left, blue on its right."""
+    angle = np.radians(degrees)
+    right, down = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+
+    def corners(centre, width, height):
+        signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        return [tuple(centre + i * width / 2 * right + j * height / 2 * down) for i, j in signs]
+
+    rows, cols = np.mgrid[:300, :320] + 0.5
+    along, across = ((cols - 160) * axis[0] + (rows - 150) * axis[1] for axis in (right, down))
+    probability = np.where((abs(along) <= 100) & (abs(across) <= 10), 0.9, 0.1)
+    probability[3:10, 3:20] = 0.4  # not sure enough
+    picture = ocr.Image.new("RGB", (640, 600), "white")
+    draw = ocr.ImageDraw.Draw(picture)
+    draw.polygon(corners(np.array([320, 300]) - 100 * right, 200, 40), fill="red")
+    draw.polygon(corners(np.array([320, 300]) + 100 * right, 200, 40), fill="blue")
+
+    (frame,) = ocr.frames_of(probability, picture.size)
+    margin = 2 * 1.6 * 400 * 40 / (2 * 440)
+    np.testing.assert_allclose(frame, corners(np.array([320, 300]), 400 + margin, 40 + margin), atol=3.5)
+    cut = np.asarray(ocr.strip(picture, frame)).astype(int)
+    assert cut.shape[0] == ocr.HEIGHT and 4 < cut.shape[1] / cut.shape[0] < 6
+    middle = cut[ocr.HEIGHT // 2, [cut.shape[1] // 4, 3 * cut.shape[1] // 4]]
+    np.testing.assert_allclose(middle, [[255, 0, 0], [0, 0, 255]], atol=3)
+
+
+def test_frames_are_in_the_order_of_reading(ocr):
+    def frame(left, top):
+        return np.array([(left, top), (left + 50, top), (left + 50, top + 20), (left, top + 20)], float)
+
+    places = [(10, 12), (90, 9), (170, 11), (20, 40), (5, 70), (80, 73)]
+    found = ocr.in_order([frame(*places[i]) for i in (5, 2, 3, 0, 4, 1)])
+    assert [tuple(f[0]) for f in found] == places
+
+
+def test_repetitions_and_blanks_are_no_characters(ocr):
+    best, sure = [0, 1, 1, 0, 1, 2, 2, 0, 3], [0.9, 0.8, 0.6, 0.9, 0.7, 0.5, 0.5, 0.9, 1.0]
+    scores = np.zeros((9, 4))
+    scores[np.arange(9), best] = sure
+    text, confidence = ocr.decoded(scores, ["", "l", "o", " "])
+    assert text == "llo " and confidence == pytest.approx((0.8 + 0.7 + 0.5 + 1.0) / 4)
+    assert ocr.decoded(scores[:1], ["", "l", "o", " "]) == ("", 0.0)
+
+
+def colour_networks(onnx, folder):
+    """A finder of what is not green, a turner that turns everything, and a reader of r for red and b for blue."""
+    node, pixels = onnx.helper.make_node, ["x"]
+
+    def write(name, nodes, weight, bias, **metadata):
+        constants = {"w": np.array(weight, np.float32)[:, :, None, None], "b": np.array(bias, np.float32)}
+        graph = onnx.helper.make_graph(
+            [node("Conv", [*pixels, "w", "b"], ["c"]), *nodes],
+            name,
+            [onnx.helper.make_tensor_value_info("x", 1, ["n", 3, "h", "w"])],
+            [onnx.helper.make_tensor_value_info("y", 1, None)],
+            [onnx.numpy_helper.from_array(value, key) for key, value in constants.items()],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=8)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, folder / name)
+
+    write("a_det_infer.onnx", [node("Sigmoid", ["c"], ["y"])], [[0, -9, 0]], [0])
+    write(
+        "a_cls_infer.onnx",
+        [node("GlobalAveragePool", ["c"], ["g"]), node("Flatten", ["g"], ["y"])],
+        [[0, 0, 0]] * 2,
+        [0, 1],
+    )
+    columns = [
+        node("AveragePool", ["c"], ["p"], kernel_shape=[48, 8], strides=[48, 8]),
+        node("Squeeze", ["p"], ["s"], axes=[2]),
+        node("Transpose", ["s"], ["t"], perm=[0, 2, 1]),
+        node("Softmax", ["t"], ["y"], axis=2),
+    ]
+    weight = [[0, 0, 0], [-4, 0, 4], [4, 0, -4], [0, 0, 0]]  # of B, G, R
+    write("a_rec_infer.onnx", columns, weight, [2, 0, 0, -9], character="r\nb")
+
+
+def test_a_picture_is_read(onnx, script, tmp_path):
+    image = importlib.import_module("PIL.Image").new("RGB", (320, 200), "white")
+    image.paste("red", (40, 30, 240, 60))
+    image.paste("red", (60, 120, 160, 150))
+    image.paste("blue", (160, 120, 260, 150))
+    image.save(tmp_path / "photograph.png")
+    options = ["--image", tmp_path / "photograph.png", "--models", tmp_path, "--output", tmp_path / "out.png"]
+    status, err = script("ocr", *options)
+    assert status == 2 and "no file *_det_infer.onnx" in err and err.count("\n") == 1
+    colour_networks(onnx, tmp_path)
+    assert script("ocr", *options, "--library", "numpy", "array_api_strict", "--repeat", 1) == (0, "")
+    text = script.out
+    assert re.search(r"^  1 +\d\d\.\d\d%  r\n  2 +\d\d\.\d\d%  br$", text, re.MULTILINE), text
+    assert "array_api_strict reads the same" in text and re.search(r"^numpy, best of 1( +\d+){5}$", text, re.MULTILINE)
+    written = importlib.import_module("PIL.Image").open(tmp_path / "out.png")
+    assert written.size == (320, 200) and written.tobytes() != image.tobytes()
+
+
+def test_networks_that_are_not_installed(ocr, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ocr.Problem, match="pip install --no-deps rapidocr-onnxruntime"):
+        ocr.find_models()

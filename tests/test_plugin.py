@@ -48,3 +48,11 @@ def test_plugin_passes_the_check_of_back_ends(site):
         "print(sorted({r.engine for r in check_backend('tinyarray', dtypes=('float32', 'float64'))}))",
     )
     assert out.strip() == "['direct', 'fft', 'gemm', 'native', 'winograd']"
+
+
+def test_plugin_times_its_engines(site):
+    out = run(
+        site, "import runpy, sys; sys.argv[1:] = ['--size', '6']\nrunpy.run_module('tinyarray', run_name='__main__')"
+    )
+    assert {line.split()[0] for line in out.splitlines()} == {"native", "gemm", "winograd", "fft", "direct"}
+    assert out.count(" ms\n") >= 3

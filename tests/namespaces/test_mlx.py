@@ -545,6 +545,8 @@ def test_portable_example_agrees():
         )
         rows = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
         results[library] = {name: float(value) for name, value in rows}
+    for figures in results.values():
+        assert figures.pop("first run, ms") > 0 and figures.pop("second run, ms") > 0
     assert len(results["numpy"]) == 6
     assert results["mlx"] == pytest.approx(results["numpy"], rel=1e-3)
     assert results["numpy"]["contrast after"] > 2 * results["numpy"]["contrast before"]
