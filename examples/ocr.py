@@ -6,7 +6,8 @@
 The package rapidocr-onnxruntime brings the networks of PP-OCR, some megabytes; none of its code is run. Another folder
 with such networks is named by --models. Without --image the script draws a picture, and knows what it says. It prints
 the lines that it reads with their confidence, then the times of each library, and writes the picture with the lines
-framed. With several libraries, each must read the same as the first.
+framed. With several libraries, each must read the same as the first. The first run of a library takes longer, JAX's by
+minutes: it compiles each operation for each size.
 Exit status: 0; 1 if libraries read differently or one fails; 2 if an argument or a file is no good, or a package or
 library is missing.
 
