@@ -45,6 +45,7 @@ FILES = {"finder": "*_det_infer.onnx", "turner": "*_cls_infer.onnx", "reader": "
 TEXT = 0.3  # a pixel is text from this probability on
 LINE = 0.5  # and its neighbours are a line of text, if their mean is so much
 GROWTH = 1.6  # the finder marks the middle of a line; its frame is wider all around by this times area over outline
+SURE = 0.5  # what is read with less confidence is no text
 UPSIDE_DOWN = 0.9  # a line is turned if the turner is so sure
 HEIGHT = 48  # of a line, in pixels, as the turner and the reader take it
 TURNER_WIDTH = 192
@@ -108,7 +109,7 @@ def read(picture, networks, characters, backend, side):
     def lap():
         clock.append(time.perf_counter())
 
-    zoom = min(1.0, side / max(picture.size))
+    zoom = side / max(picture.size)
     size = [max(32, round(zoom * n / 32) * 32) for n in picture.size]  # the finder halves it five times
     text = computed(networks["finder"], backend, as_input([picture.resize(size, Image.Resampling.BILINEAR)]))[0, 0]
     lap()
@@ -122,7 +123,8 @@ def read(picture, networks, characters, backend, side):
     lap()
     found = texts(strips, networks["reader"], characters, backend)
     lap()
-    lines = [Line(frame, *words) for frame, words in zip(frames, found, strict=True) if words[0].strip()]
+    lines = [Line(frame, *words) for frame, words in zip(frames, found, strict=True)]
+    lines = [line for line in lines if line.text.strip() and line.confidence >= SURE]
     return lines, dict(zip(("find", "cut", "turn", "read"), np.diff(clock), strict=True))
 
 
@@ -329,7 +331,7 @@ def parse_arguments():
         "--output", type=Path, default=Path("portconv-ocr.png"), help="the PNG file to write (default: %(default)s)"
     )
     parser.add_argument(
-        "--side", type=int, default=960, help="the picture, for finding text, has no more pixels (default: %(default)s)"
+        "--side", type=int, default=960, help="pixels of the longer side, for finding text (default: %(default)s)"
     )
     parser.add_argument("--repeat", type=int, default=3, help="runs after the first (default: %(default)s)")
     arguments = parser.parse_args()
