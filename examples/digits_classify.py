@@ -94,11 +94,11 @@ def load(path):
 
 
 def usable_backends(x, asked):
-    """Return the names of the backends that can hold `x`, of those asked for or of all; say why another one cannot."""
+    """Return the names of the backends that can compute with `x`, of those asked for or all; say why another cannot."""
     names = []
     for name in asked or portconv.available_backends():
         try:
-            portconv.get_backend(name).from_numpy(x)
+            portconv.array_namespace(portconv.get_backend(name).from_numpy(x))  # a plug-in's arrays may have none
         except Exception as error:  # each library has its own for a missing GPU
             if asked:
                 raise Problem(f"--library {name}: {error}") from error

@@ -84,6 +84,7 @@ def main():
     library = parser.parse_args().library
     try:
         like = portconv.get_backend(library).from_numpy(np.ones(1, np.float32))
+        portconv.array_namespace(like)  # a plug-in's arrays may have none
     except Exception as error:  # noqa: BLE001 - each library has its own for a missing GPU
         print(f"portable.py: --library {library}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
