@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from . import pytree
+from .core import hints
 from .core.array_types import library_of
 from .core.backend import ArrayInfo, Backend, PackedWeight, Plan, executed
 from .core.dtypes import FLOATING, INTEGRAL, dtype_name, result_name
+from .core.errors import no_array
 from .dispatch import path, registry
 from .dispatch.arguments import device_name
 from .dispatch.packing import PackCache
@@ -54,6 +56,18 @@ class Module(Layer):
         self._forget_copies()
         self.reset_parameters(rng)
         self._tell_jax()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what is fixed, and slips of what is not; a user may keep attributes of other names."""
+        found = getattr(type(self), name, None)
+        if isinstance(found, property):
+            if found.fset is None:
+                raise AttributeError(f"`{name}` of a {self._kind} cannot be changed: make a new one.")
+        elif not name.startswith("_") and name not in (*self.__dict__, "name"):
+            known = ["name", *(each for each in dir(type(self)) if not each.startswith("_"))]
+            if (near := hints.attribute(name, known)) is not None:
+                raise AttributeError(f"A {self._kind} has no attribute {name!r}. Did you mean {near!r}?")
+        super().__setattr__(name, value)
 
     # --- parameters -------------------------------------------------------------------------------------------------
 
@@ -100,7 +114,7 @@ class Module(Layer):
     def _reader(self, name: str, value: Any) -> Backend:
         """The backend that reads a parameter: JAX may put arrays of another library than the module's into it."""
         if library_of(value) is None:
-            raise TypeError(f"`{name}` must be an array, but got {type(value).__name__}.")
+            raise no_array(name, value)
         return self._home if library_of(value) == self._home.name else registry.get_backend(value)
 
     def _numpy(self, name: str, value: Any) -> Any:
@@ -455,4 +469,7 @@ class Conv2d(Module):
 
 def _check_shape(name: str, info: ArrayInfo, shapes: list[tuple[int, ...]]) -> None:
     if info.shape not in shapes:
-        raise ValueError(f"`{name}` must have shape {' or '.join(str(s) for s in shapes)}, but got {info.shape}.")
+        raise ValueError(
+            f"`{name}` must have shape {' or '.join(str(s) for s in shapes)}, but got {info.shape}."
+            f"{hints.weight(info.shape, shapes[-1])}"
+        )

@@ -15,7 +15,7 @@ from ..processes.machine import machine
 from ..processes.session import THREAD_VARIABLES
 from .runner import Checks, libraries
 
-__all__ = ["installation"]
+__all__ = ["installation", "library_lines", "lines"]
 
 START_LIMIT = 120.0  # seconds for the devices of a library
 
@@ -67,3 +67,42 @@ def installation() -> dict[str, Any]:
         "wisdom": _wisdom(),
         "libraries": found,
     }
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `installation` found beside the libraries, as a reader wants it: names and texts."""
+    where = found["machine"]
+    bits = f", vectors of {where['vector_bits']} bits" if where["vector_bits"] else ""
+    memory = f", {where['memory_gib']} GiB" if where["memory_gib"] else ""
+    threads = found["threads"] if found["threads"] is not None else found["error"]
+    variables = " ".join(f"{name}={value}" for name, value in found["environment"].items())
+    told = [
+        ("portconv", f"{found['portconv']}, {found['folder']}"),
+        ("Python", found["python"]),
+        ("platform", f"{where['os']}, {where['architecture']}"),
+        ("CPU", f"{where['cpu']}, {where['usable_cores']} of {where['cores']} cores{bits}{memory}"),
+        ("NumPy's BLAS", found["blas"] or "unknown"),
+        ("compiled tier", _tier(found["compiled_tier"])),
+        ("threads", f"{threads}" + (f" ({variables})" if variables else "")),
+    ]
+    kept = found["wisdom"]
+    told.append(("wisdom", kept.get("error") or kept["path"] + ("" if kept["exists"] else " (not written yet)")))
+    return told
+
+
+def _tier(tier: dict[str, Any]) -> str:
+    if tier["state"] != "on":
+        return f"{tier['state']}: {tier['why']}" if "why" in tier else tier["state"]
+    kept = f"{tier['files']} kernels, {tier['mib']} MiB in {tier['cache']}" if tier["cache"] else "its code is not kept"
+    return f"on, Numba {tier['numba']}; {kept}"
+
+
+def library_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The libraries that `installation` found, in the same form."""
+    told = []
+    for name, library in found["libraries"].items():
+        for device, here in library["devices"].items():
+            told.append((name, f"{library['version']}, {device}: {', '.join(here['able'])}"))
+        if library["missing"]:
+            told.append((name, library["missing"]))
+    return told

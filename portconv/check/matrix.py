@@ -10,6 +10,7 @@ import portconv
 
 from ..processes.devices import absent
 from .cells import DTYPES, Cell, cells, modes
+from .markdown import table, text
 from .runner import Checks, Library, Message
 
 __all__ = ["Matrix", "page"]
@@ -78,16 +79,7 @@ class _Notes:
         return f"{word} [{number}](#note-{number})"
 
     def lines(self) -> list[str]:
-        return [f'{n}. <a id="note-{n}"></a>{_text(reason)}' for reason, n in self.numbers.items()]
-
-
-def _text(words: str) -> str:
-    """Words in which Markdown sees no table and no HTML."""
-    return words.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+        return [f'{n}. <a id="note-{n}"></a>{text(reason)}' for reason, n in self.numbers.items()]
 
 
 def page(matrix: Matrix, command: str, where: dict[str, Any]) -> str:
@@ -103,11 +95,11 @@ def page(matrix: Matrix, command: str, where: dict[str, Any]) -> str:
         _LEGEND,
         f"portconv {portconv.__version__}, Python {where['python']}; {where['cpu']}, {where['usable_cores']} cores, "
         f"{where['os']}; " + ", ".join(f"{name} {version}" for name, version in versions.items() if name != "portconv"),
-        "\n".join(_table(("back end", "device", "hardware", "cells", "verdict"), _summary(matrix, notes))),
+        "\n".join(table(("back end", "device", "hardware", "cells", "verdict"), _summary(matrix, notes))),
     ]
     for library in libraries:
         for device in library.devices:
-            blocks += [f"## {library.label}, {_text(device)}", "\n".join(_part(matrix, library, device, notes))]
+            blocks += [f"## {library.label}, {text(device)}", "\n".join(_part(matrix, library, device, notes))]
     blocks += ["## Notes", "\n".join(notes.lines())]
     return "\n\n".join(blocks) + "\n"
 
@@ -120,7 +112,7 @@ def _summary(matrix: Matrix, notes: _Notes) -> Iterable[Sequence[str]]:
             words = {"share": "passed", "refused": "refused", "failed": "FAILED", "": "not run"}
             said = ", ".join(f"{count} {words[word]}" for word, count in counts.items() if count)
             verdict = "FAILED" if counts["failed"] or library.error or not counts["share"] else "passed"
-            yield library.label, _text(device), there["hardware"] or "the processor", said, verdict
+            yield library.label, text(device), there["hardware"] or "the processor", said, verdict
         if library.error and not library.devices:
             yield library.label, "-", "-", "-", notes.mark("FAILED", library.error)
         elif library.missing:
@@ -147,7 +139,7 @@ def _part(matrix: Matrix, library: Library, device: str, notes: _Notes) -> list[
             return f"{math.ceil(100 * m['share']) / 100:.2f}"  # never less than it was
         return notes.mark("refused", m["refused"]) if "refused" in m else notes.mark("**FAILED**", m["failed"])
 
-    return _table(
+    return table(
         ("engine", "dtype", *(f"`{column}`" for column in columns)),
         (
             (engine, dtype, *(said(Cell(device, engine, dtype, mode)) for mode in columns))

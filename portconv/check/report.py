@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..testing.problems import Problem
+from . import markdown
 from .runner import ACCURACIES, Library, Run
 
-__all__ = ["document", "failures", "missing", "refusals", "repeat", "summary", "table"]
+__all__ = ["document", "failures", "missing", "page", "refusals", "repeat", "summary", "table"]
 
 Row = dict[str, Any]
 
@@ -184,3 +185,32 @@ def document(libraries: Sequence[Library], problems: Sequence[Problem], more: di
             for run, found in library.results.items()
         ],
     }
+
+
+def page(
+    libraries: Sequence[Library], problems: Sequence[Problem], where: dict[str, Any], version: str, day: str, seed: int
+) -> str:
+    """What was found, as a page in Markdown: what one shows who asks whether the numbers are right."""
+    failed = failures(libraries, problems, seed)
+    rows = []
+    for library in libraries:
+        versions = library.versions.get("mlx.core" if library.name == "mlx" else library.name, "-")
+        for row in summary(library, problems):
+            if row["verdict"] != "not offered":
+                shares = ["-" if row[a] is None else f"{row[a]:.3f}" for a in (*ACCURACIES, "16-bit")]
+                counts = str(row["problems"]), str(row["refused"])
+                names = (library.label, versions, row["device"], row["engine"])
+                rows.append([*(markdown.text(name) for name in names), *counts, *shares, row["verdict"]])
+    head = ("library", "version", "device", "engine", "problems", "refused", *ACCURACIES, "16-bit", "verdict")
+    blocks = [
+        f"# portconv {version}: {'FAILED' if failed else 'passed'}",
+        f"{day}; {markdown.text(where['cpu'])}, {where['usable_cores']} cores, {markdown.text(where['os'])}, Python "
+        f"{where['python']}. Made by `portconv check --publish`, seed {seed}.",
+        f"{len(problems)} problems, designed and drawn, each compared with a float64 sum. The numbers are the largest "
+        "error found, as a share of the bound that is promised for that accuracy: 1 is the bound. Results of 16 bits "
+        "stand apart, since their rounding alone takes nearly all of it.",
+        "\n".join(markdown.table(head, rows)),
+    ]
+    blocks += ["\n".join(f"* {markdown.text(line)}" for line in missing(libraries))] if missing(libraries) else []
+    blocks += ["## What failed", "```\n" + "\n".join(failed) + "\n```"] if failed else []
+    return "\n\n".join(blocks) + "\n"

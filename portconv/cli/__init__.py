@@ -1,4 +1,7 @@
-"""The command `portconv`, also `python -m portconv`. It needs what the extra `bench` installs; the library does not."""
+"""The command `portconv`, also `python -m portconv`. It needs what the extra `bench` installs; the library does not.
+
+`portconv info` goes without: it is what a report of an error should begin with.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = (error.name or "").partition(".")[0]
         if name not in _EXTRA:
             raise
+        if list(sys.argv[1:] if arguments is None else arguments) == ["info"]:
+            return _plain_info()
         sys.stderr.write(f"portconv: {name} is not installed; pip install 'portconv[bench]' brings it.\n")
         return 1
+
+
+def _plain_info() -> int:
+    from ..check.installation import installation, library_lines, lines
+
+    found = installation()
+    sys.stdout.writelines(f"{name + ':':<15} {value}\n" for name, value in lines(found) + library_lines(found))
+    return 0

@@ -14,7 +14,7 @@ import portconv
 from ..check import report
 from ..check.problems import COUNT, QUICK_COUNT, problem, problems
 from ..check.runner import CheckError, Checks, libraries
-from ..processes.files import write_json
+from ..processes.files import write_json, write_text
 from ..processes.machine import machine
 from ..testing.problems import Problem
 from .options import output
@@ -41,6 +41,13 @@ __all__ = ["check"]
     help="Until a call is given up; by default 120.",
 )
 @click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+@click.option(
+    "--publish",
+    "page_file",
+    metavar="FILE",
+    callback=output(".md"),
+    help="Write what was found there, as a page (.md).",
+)
 def check(
     names: Sequence[str],
     devices: Sequence[str],
@@ -51,6 +58,7 @@ def check(
     number: int | None,
     limit: float,
     json_file: str | None,
+    page_file: str | None,
 ) -> int:
     """Compare results with a float64 sum, on designed and drawn problems, each library in a process of its own.
 
@@ -101,6 +109,9 @@ def check(
     if json_file is not None:
         more: dict[str, Any] = {"portconv": portconv.__version__, "machine": where, "seconds": seconds, "seed": seed}
         write_json(json_file, report.document(found, chosen, {**more, "passed": not failures}))
+    if page_file is not None:
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        write_text(page_file, report.page(found, chosen, where, portconv.__version__, today, seed))
     return 1 if failures else 0
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..check.installation import installation
+from ..check.installation import installation, lines
 from ..processes.files import write_json
 from .options import output
 
@@ -31,7 +31,7 @@ def info(json_file: str | None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a file has no edge
-    for name, value in _lines(found):
+    for name, value in lines(found):
         console.print(f"{name + ':':<15} {value}", markup=False, soft_wrap=True)
     console.print(_table(found["libraries"]))
     for name, library in found["libraries"].items():
@@ -40,33 +40,6 @@ def info(json_file: str | None) -> int:
     if json_file is not None:
         write_json(json_file, found)
     return 0
-
-
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    where = found["machine"]
-    bits = f", vectors of {where['vector_bits']} bits" if where["vector_bits"] else ""
-    memory = f", {where['memory_gib']} GiB" if where["memory_gib"] else ""
-    threads = found["threads"] if found["threads"] is not None else found["error"]
-    variables = " ".join(f"{name}={value}" for name, value in found["environment"].items())
-    lines = [
-        ("portconv", f"{found['portconv']}, {found['folder']}"),
-        ("Python", found["python"]),
-        ("platform", f"{where['os']}, {where['architecture']}"),
-        ("CPU", f"{where['cpu']}, {where['usable_cores']} of {where['cores']} cores{bits}{memory}"),
-        ("NumPy's BLAS", found["blas"] or "unknown"),
-        ("compiled tier", _tier(found["compiled_tier"])),
-        ("threads", f"{threads}" + (f" ({variables})" if variables else "")),
-    ]
-    kept = found["wisdom"]
-    lines.append(("wisdom", kept.get("error") or kept["path"] + ("" if kept["exists"] else " (not written yet)")))
-    return lines
-
-
-def _tier(tier: dict[str, Any]) -> str:
-    if tier["state"] != "on":
-        return f"{tier['state']}: {tier['why']}" if "why" in tier else tier["state"]
-    kept = f"{tier['files']} kernels, {tier['mib']} MiB in {tier['cache']}" if tier["cache"] else "its code is not kept"
-    return f"on, Numba {tier['numba']}; {kept}"
 
 
 def _table(libraries: dict[str, Any]) -> Table:

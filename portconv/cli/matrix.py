@@ -10,7 +10,7 @@ import click
 
 from ..check.matrix import Matrix, page
 from ..check.runner import CheckError, Checks, libraries
-from ..processes.files import replace_file
+from ..processes.files import write_text
 from ..processes.machine import machine
 from .options import output
 from .progress import libraries_bar
@@ -46,11 +46,7 @@ def matrix(file: str, names: Sequence[str], limit: float) -> int:
         with libraries_bar(found.cells) as progress:
             found.run(progress)
     command = shlex.join(["portconv", "matrix", file, *(word for name in names for word in ("--library", name))])
-    text = page(found, command, machine())
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(file, page(found, command, machine()))
     for line in found.failures:
         sys.stderr.write(f"failed: {line}\n")
     return 1 if found.failures else 0

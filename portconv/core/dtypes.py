@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .hints import word
+
 __all__ = ["FLOATING", "INTEGERS", "INTEGRAL", "compute_dtype", "dtype_name", "integer_range", "promote", "result_name"]
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -19,7 +21,10 @@ def promote(x_dtype: str, weight_dtype: str, bias_dtype: str | None, residual_dt
         if dtype is None or dtype in FLOATING or (name == "x" and dtype in INTEGRAL):
             continue
         integers = ", or integers or booleans" if name == "x" else ""
-        raise TypeError(f"`{name}` must be of a floating dtype ({', '.join(FLOATING)}){integers}, but got {dtype}.")
+        mend = " Convert it: `astype('float32')`." if dtype in INTEGRAL else ""
+        raise TypeError(
+            f"`{name}` must be of a floating dtype ({', '.join(FLOATING)}){integers}, but got {dtype}.{mend}"
+        )
     present = {dtype for dtype in given.values() if dtype in FLOATING}
     if "float64" in present:
         return "float64"
@@ -40,7 +45,9 @@ def _name(argument: str, dtype: object, allowed: tuple[str, ...]) -> str:
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
     name = name.rpartition(".")[2]
     if name not in allowed:
-        raise TypeError(f"`{argument}` must be one of {', '.join(allowed)}, but got {dtype!r}.")
+        raise TypeError(
+            f"`{argument}` must be one of {', '.join(allowed)}, but got {dtype!r}.{word(argument, name, allowed)}"
+        )
     return name
 
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ModelError", "UnsupportedError", "WeightsError", "choices", "describe_shapes", "missing_library"]
+__all__ = [
+    "ModelError",
+    "UnsupportedError",
+    "WeightsError",
+    "choices",
+    "describe_shapes",
+    "missing_library",
+    "no_array",
+]
 
 
 class UnsupportedError(ValueError):
@@ -32,6 +40,14 @@ def describe_shapes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], lay
     """The line that ends a message about sizes: both shapes in full, with their layouts."""
     weight_layout = "(G, O/G, I/G, kh, kw)" if len(weight_shape) == 5 else "OIHW"
     return f"x.shape = {x_shape} {layout}, weight.shape = {weight_shape} {weight_layout}."
+
+
+def no_array(name: str, value: object) -> TypeError:
+    """The error for an argument that is no array of any library."""
+    mend = "Lists, numbers and images of Pillow become arrays by `numpy.asarray`."
+    if name == "bias" and isinstance(value, (int, float)):  # `False`, or a stride
+        mend = "It stands before the stride; without a bias it is None."
+    return TypeError(f"`{name}` must be an array, but got {type(value).__name__}. {mend}")
 
 
 def missing_library(name: str, extra: str | None, cause: BaseException | None = None) -> ImportError:

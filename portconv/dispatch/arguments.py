@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
+from ..core import hints
 from ..core import layout as layouts
 from ..core.dtypes import promote, result_name
 from ..core.epilogue import ACTIVATIONS, SLOPE, Activation, Epilogue
@@ -40,7 +41,10 @@ def padding_of(value: object) -> Padding:
         return value, value
     if isinstance(value, str):
         if value not in ("same", "valid"):
-            raise ValueError(f"`padding` as a string must be 'same' or 'valid', but got {value!r}.")
+            raise ValueError(
+                f"`padding` as a string must be 'same' or 'valid', but got {value!r}."
+                f"{hints.word('padding', value, ('same', 'valid'))}"
+            )
         return "same" if value == "same" else (0, 0)
     items = sequence_of_two(value)
     if items is not None and any(sequence_of_two(item) is not None for item in items):
@@ -52,8 +56,11 @@ def padding_of(value: object) -> Padding:
         return vertical, horizontal
     try:
         return pair("padding", value, 0)
-    except TypeError as error:
-        raise TypeError(f"{error} `padding` may also be 'same', 'valid' or ((top, bottom), (left, right)).") from None
+    except (TypeError, ValueError) as error:
+        if items is not None and len(items) == 2:
+            raise  # one of the two is said to be wrong
+        more = "`padding` may also be 'same', 'valid' or ((top, bottom), (left, right))."
+        raise type(error)(f"{error} {more}") from None
 
 
 def _modes(conv_mode: Any, compute_mode: Any, padding_mode: Any, layout: Any) -> tuple[str, str, str, str]:
@@ -81,7 +88,7 @@ def _choices(engine: Any, accuracy: Any, strategy: Any) -> tuple[str, str, str]:
 def chosen(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """`value`, if it is one of these words."""
     if not isinstance(value, str) or value not in allowed:
-        raise _wrong(name, value, choices(allowed))
+        raise _wrong(name, value, choices(allowed), hints.word(name, value, allowed))
     return value
 
 
@@ -94,7 +101,8 @@ def activation_of(value: Any) -> Activation | None:
         raise TypeError(f"`activation` must be None, a name or ('leaky_relu', slope), but got {value!r}.")
     name, slope = (value, SLOPE) if named else value
     if name not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be None, {choices(ACTIVATIONS)}, but got {name!r}.")
+        hint = hints.word("activation", name, ACTIVATIONS)
+        raise ValueError(f"`activation` must be None, {choices(ACTIVATIONS)}, but got {name!r}.{hint}")
     if not named and name != "leaky_relu":
         raise ValueError(f"`activation` has a slope with 'leaky_relu' alone, but got {value!r}.")
     if isinstance(slope, (str, bool)) or not hasattr(slope, "__float__"):
@@ -104,9 +112,9 @@ def activation_of(value: Any) -> Activation | None:
     return Activation(name, slope)
 
 
-def _wrong(name: str, value: object, allowed: str) -> Exception:
+def _wrong(name: str, value: object, allowed: str, hint: str = "") -> Exception:
     if isinstance(value, str):
-        return ValueError(f"`{name}` must be {allowed}, but got {value!r}.")
+        return ValueError(f"`{name}` must be {allowed}, but got {value!r}.{hint}")
     return TypeError(f"`{name}` must be {allowed}, but got {value!r} ({type(value).__name__}).")
 
 
@@ -229,7 +237,8 @@ def _weight_sizes(
     if len(weight_shape) != 4:
         raise ValueError(
             f"`weight` must have 4 axes (O, I/G, kh, kw), or 5 when grouped (G, O/G, I/G, kh, kw), "
-            f"but got {len(weight_shape)}.\n{describe_shapes(x_shape, weight_shape, spec.layout)}"
+            f"but got {len(weight_shape)}.{hints.kernel(weight_shape)}\n"
+            f"{describe_shapes(x_shape, weight_shape, spec.layout)}"
         )
     return weight_shape
 
@@ -261,8 +270,9 @@ def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: i
 def image_sizes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
     """(N, C, H, W) of an image, which has four axes."""
     if len(shape) != 4:
-        hint = " Add a batch axis of size 1." if len(shape) == 3 else ""
-        raise ValueError(f"`x` must have 4 axes, {layout}, but got {len(shape)}: x.shape = {shape}.{hint}")
+        raise ValueError(
+            f"`x` must have 4 axes, {layout}, but got {len(shape)}: x.shape = {shape}.{hints.image(shape, layout)}"
+        )
     return layouts.sizes(shape, layout)
 
 
@@ -291,16 +301,19 @@ def make_problem(
         raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
     if in_channels % spec.groups:
         raise ValueError(
-            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}.\n{shapes}"
+            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}."
+            f"{hints.sizes(x_shape, weight_shape, spec.layout, spec.groups)}\n{shapes}"
         )
     if out_channels % spec.groups:
         raise ValueError(
-            f"`groups` must divide the output channels, but {out_channels} is no multiple of {spec.groups}.\n{shapes}"
+            f"`groups` must divide the output channels, but {out_channels} is no multiple of {spec.groups}."
+            f"{hints.sizes(x_shape, weight_shape, spec.layout, spec.groups)}\n{shapes}"
         )
     if group_inputs != in_channels // spec.groups:
         raise ValueError(
             f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
-            f"{spec.groups}, so {in_channels // spec.groups} are expected.\n{shapes}"
+            f"{spec.groups}, so {in_channels // spec.groups} are expected."
+            f"{hints.sizes(x_shape, weight_shape, spec.layout, spec.groups)}\n{shapes}"
         )
     check_bias(bias_shape, out_channels)
     sides = spec.sides(height, width, (kh, kw))

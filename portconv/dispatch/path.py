@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.array_types import library_of
 from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
+from ..core.errors import no_array
 from ..core.problem import Problem
 from . import packing, planner, registry
 from .arguments import Conv2dSpec, make_problem
@@ -92,10 +93,7 @@ def _named(error: Exception, name: str) -> Exception:
 def _check_library(first: str, sample: Any, name: str, array: Any) -> None:
     mine, other = library_of(sample), library_of(array)
     if other is None:
-        raise TypeError(
-            f"`{name}` must be an array, but got {type(array).__name__}. "
-            f"Lists and numbers become arrays by `numpy.asarray`."
-        )
+        raise no_array(name, array)
     if mine != other:
         raise TypeError(
             f"`{first}` is an array of {mine}, but `{name}` is one of {other}. "

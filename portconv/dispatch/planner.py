@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from ..core import hints
 from ..core.backend import Backend, Candidate, Plan
 from ..core.errors import UnsupportedError
 from ..core.problem import Problem, TransposedProblem
@@ -107,4 +108,5 @@ def _named(backend: Backend, candidates: Sequence[Candidate], engine: str) -> Ca
     offered = ", ".join(repr(c.engine) for c in candidates)
     raise UnsupportedError(
         f"`engine` must be 'auto' or one that the backend {backend.name!r} has, {offered}, but got {engine!r}."
+        f"{hints.word('engine', engine, [c.engine for c in candidates])}"
     )

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ..core import hints
 from ..core.array_types import ENTRY_POINT_GROUP, extend, library_of, plugins
 from ..core.backend import Backend, Plan, lacking
-from ..core.errors import missing_library
+from ..core.errors import missing_library, no_array
 from ..core.problem import Problem
 from . import planner
 
@@ -98,8 +99,11 @@ def _any_library(name: str, x: Any) -> Backend:
     except (ImportError, ValueError, TypeError):
         namespace = None
     if namespace is None or not hasattr(namespace, "__array_namespace_info__"):
-        known = ", ".join(sorted({*_KNOWN, *_registered, *(entry.name for entry in plugins())}))
-        raise ValueError(f"`backend` must be one of {known}, or the name of an array API library, but got {name!r}.")
+        known = sorted({*_KNOWN, *_registered, *(entry.name for entry in plugins())})
+        raise ValueError(
+            f"`backend` must be one of {', '.join(known)}, or the name of an array API library, but got {name!r}."
+            f"{hints.word('backend', name, known)}"
+        )
     backend: Backend = importlib.import_module("portconv.backends.base").ArrayApiBackend(name, namespace)
     return backend
 
@@ -155,9 +159,7 @@ def resolve(x: Any, backend: Any = None) -> Backend:
         return chosen
     library = "numpy" if x is None else library_of(x)
     if library is None:
-        raise TypeError(
-            f"`x` must be an array, but got {type(x).__name__}. Lists and numbers become arrays by `numpy.asarray`."
-        )
+        raise no_array("x", x)
     return _loaded.get(library) or _load(library, x)
 
 

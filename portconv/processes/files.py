@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_file", "write_json"]
+__all__ = ["replace_file", "write_json", "write_text"]
 
 
 def replace_file(target: str | Path, write: Callable[[Path], object]) -> None:
@@ -29,10 +29,14 @@ def replace_file(target: str | Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def write_json(path: str | Path, document: dict[str, Any]) -> None:
-    """Write a document as JSON; `-` is stdout."""
-    text = json.dumps(document, indent=1) + "\n"
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text; `-` is stdout."""
     if str(path) == "-":
         sys.stdout.write(text)
     else:
         replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, document: dict[str, Any]) -> None:
+    """Write a document as JSON; `-` is stdout."""
+    write_text(path, json.dumps(document, indent=1) + "\n")

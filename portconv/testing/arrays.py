@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import math
 import mmap
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
@@ -142,8 +143,8 @@ def _at_page(x: Array, end: bool) -> Array:
     some = inside[len(inside) - x.nbytes :] if end else inside[: x.nbytes]
     y = some.view(x.dtype).reshape(x.shape)
     y[...] = x
-    protect = getattr(ctypes.CDLL(None, use_errno=True), "mprotect", None)
-    if protect is not None:  # Windows has another name for it
+    if os.name == "posix":  # Windows has no page of this kind in its libraries' own words
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
         start = inside.ctypes.data
         for edge in (start - page, start + pages * page):
             protect(ctypes.c_void_p(edge), ctypes.c_size_t(page), 0)

@@ -162,6 +162,12 @@ def _magnitudes(a: Array) -> Array:
     return np.where(np.isfinite(a), np.abs(a), 0)
 
 
+def _parts(count: int, size: int) -> list[slice]:
+    """`count` channels, as many at a time as make `_CHUNK` products of arrays of this size."""
+    step = max(_CHUNK // max(size, 1), 1)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
 def reference_conv2d(
     x: Any,
     weight: Any,
@@ -204,8 +210,9 @@ def reference_conv2d(
             for j in range(kw):
                 part, factors = padded[..., call.rows.taps[i], call.cols.taps[j]], call.weight[..., i, j]
                 if call.exact:
-                    for k in range(inputs):
-                        y.add_product(part[:, :, None, k], factors[None, :, :, k, None, None])
+                    for k in _parts(inputs, math.prod(shape)):
+                        some = np.moveaxis(part[:, :, k], 2, -1)[:, :, None]
+                        y.add_products(some, factors[None, :, :, None, None, k])
                 else:
                     y.add(np.einsum("ngihw,goi->ngohw", part, factors, optimize=False))
                 c += np.einsum("ngihw,goi->ngohw", np.abs(part), np.abs(factors), optimize=False)
@@ -337,8 +344,9 @@ def _image_gradient(call: _Call, dy: Array) -> Reference:
         for j in range(kw):
             where, factors = (..., call.rows.taps[i], call.cols.taps[j]), call.weight[..., i, j]
             if call.exact:
-                for k in range(o):
-                    high.add_product(by_group[:, :, k, None], factors[None, :, k, :, None, None], where)
+                for k in _parts(o, math.prod(high.high[where].shape)):
+                    some = np.moveaxis(by_group[:, :, k], 2, -1)[:, :, None]
+                    high.add_products(some, factors[:, k].swapaxes(1, 2)[None, :, :, None, None], where)
             else:
                 high.add(np.einsum("ngohw,goi->ngihw", by_group, factors, optimize=False), where)
             c[where] += np.einsum("ngohw,goi->ngihw", np.abs(by_group), np.abs(factors), optimize=False)

@@ -52,19 +52,31 @@ class Sum:
         self.high[where], error = added(self.high[where], a)
         self.low[where] += error
 
-    def add_product(self, a: Array, b: Array, where: Any = ...) -> None:
+    def add_products(self, a: Array, b: Array, where: Any = ...) -> None:
+        """Add the sums of the products along the last axis."""
         if not self.exact:
-            self.high[where] += a * b
+            self.high[where] += dot(a, b, exact=False)
             return
-        product, error = product_of(a, b)
-        self.add(product, where)
-        self.low[where] += error
+        high, low = folded(*product_of(*np.broadcast_arrays(a, b)))
+        self.add(high, where)
+        self.low[where] += low
 
     @property
     def value(self) -> Array:
         """The sum; where it is not finite, as the plain sum has it."""
         total = self.high + self.low
         return np.where(np.isfinite(total), total, self.high)
+
+
+def folded(terms: Array, errors: Array) -> tuple[Array, Array]:
+    """The sum along the last axis, which is not empty, pair by pair, and that of the errors of all steps."""
+    low = errors.sum(axis=-1)
+    while (count := terms.shape[-1]) > 1:
+        half = count // 2
+        joined, errors = added(terms[..., :half], terms[..., half : 2 * half])
+        low = low + errors.sum(axis=-1)
+        terms = joined if count % 2 == 0 else np.concatenate([joined, terms[..., -1:]], axis=-1)
+    return terms[..., 0], low
 
 
 def dot(a: Array, b: Array, exact: bool) -> Array:
@@ -74,11 +86,6 @@ def dot(a: Array, b: Array, exact: bool) -> Array:
     products, errors = product_of(*np.broadcast_arrays(a, b))
     if products.shape[-1] == 0:
         return np.zeros(products.shape[:-1])
-    low, plain = errors.sum(axis=-1), products.sum(axis=-1)
-    while (count := products.shape[-1]) > 1:
-        half = count // 2
-        joined, errors = added(products[..., :half], products[..., half : 2 * half])
-        low = low + errors.sum(axis=-1)
-        products = joined if count % 2 == 0 else np.concatenate([joined, products[..., -1:]], axis=-1)
-    total = products[..., 0] + low
-    return np.asarray(np.where(np.isfinite(total), total, plain))
+    high, low = folded(products, errors)
+    total = high + low
+    return np.asarray(np.where(np.isfinite(total), total, products.sum(axis=-1)))

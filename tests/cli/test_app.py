@@ -44,6 +44,20 @@ def test_without_the_extra(run_python, name):
     assert out == f"1 portconv: {name} is not installed; pip install 'portconv[bench]' brings it.\n"
 
 
+def test_info_goes_without(run_python):
+    out = run_python("""
+        import sys
+        sys.modules["click"] = sys.modules["rich"] = None
+        from portconv.check import installation
+        from portconv.check.runner import Library
+        from portconv.cli import main
+        installation.libraries = lambda: [Library("numpy"), Library("nonesuch")]
+        print("status", main(["info"]))
+    """)
+    assert f"portconv:       {portconv.__version__}" in out and out.endswith("status 0\n")
+    assert ", cpu: gemm, winograd, direct, fft" in out and "nonesuch:       " in out
+
+
 def test_other_missing_modules_are_no_matter_of_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "portconv.cli.app", None)
     with pytest.raises(ModuleNotFoundError, match=r"portconv\.cli\.app"):

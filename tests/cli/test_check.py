@@ -18,8 +18,9 @@ def one_line(text):
 
 
 def test_numpy_passes(plain, tmp_path, capsys):
-    file = tmp_path / "check.json"
-    assert main(["check", "--library", "numpy", "--quick", "--count", "4", "--json", str(file)]) == 0
+    file, page = tmp_path / "check.json", tmp_path / "check.md"
+    written = ["--json", str(file), "--publish", str(page)]
+    assert main(["check", "--library", "numpy", "--quick", "--count", "4", *written]) == 0
     out = capsys.readouterr().out
     document = json.loads(file.read_text())
     assert [row["engine"] for row in document["summary"]] == ["auto", "gemm", "winograd", "direct", "fft", "native"]
@@ -37,7 +38,12 @@ def test_numpy_passes(plain, tmp_path, capsys):
     assert document["passed"] and document["machine"]["cores"] and document["portconv"] == portconv.__version__
     assert document["libraries"]["numpy"]["versions"]["numpy"] == np.__version__
     assert "NumPy has no convolution of its own" in out and out.strip().splitlines()[-1].startswith("passed: ")
-    assert [f.name for f in tmp_path.iterdir()] == ["check.json"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["check.json", "check.md"]
+    lines = page.read_text().splitlines()
+    assert lines[0] == f"# portconv {portconv.__version__}: passed" and "failed" not in page.read_text()
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| numpy")]
+    assert [row[3] for row in told] == ["auto", "gemm", "winograd", "direct", "fft"]
+    assert told[1][1] == np.__version__ and told[1][6] == f"{rows['gemm']['normwise']:.3f}"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,7 @@ def test_numpy_passes(plain, tmp_path, capsys):
         (["--limit", "0"], "--limit"),
         (["--json", "/nonesuch/a.json"], "/nonesuch/a.json cannot be written"),
         (["--json", "/"], "is a directory"),
+        (["--publish", "page.txt"], "must end in .md"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(plain, capsys, monkeypatch, arguments, message):

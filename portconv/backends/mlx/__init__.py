@@ -96,6 +96,8 @@ class MlxBackend:
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> Any:
         if device not in (None, "cpu", "gpu"):
             raise ValueError(f"`device` must be None, 'cpu' or 'gpu' for the backend 'mlx', but got {device!r}.")
+        if device == "gpu" and not mx.is_available(mx.gpu):
+            raise ValueError("`device` 'gpu': MLX finds no GPU on this machine.")
         name = dtype or np.asarray(x).dtype.name
         x = np.asarray(x, dtype="float32" if name == "bfloat16" else name)  # in the machine's byte order, too
         return mx.array(x, dtype=dtype_named(name))  # without a dtype MLX makes float32 of float64

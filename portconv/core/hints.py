@@ -1,0 +1,172 @@
+"""What a caller may have meant: the sentence that ends a message, after a space, or nothing.
+
+Nothing here decides anything. It is asked where an error is raised, and knows what other libraries call things and how
+their arrays are laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .layout import OIHW_FROM
+
+__all__ = ["attribute", "image", "kernel", "sizes", "weight", "word"]
+
+# What others call it, in lower case, by the argument, and what to say of it.
+_WORDS: dict[str, dict[str, str]] = {
+    "padding_mode": {
+        "edge": "'edge' is NumPy's word for 'replicate'.",
+        "nearest": "'nearest' is SciPy's word for 'replicate'.",
+        "border_replicate": "OpenCV's BORDER_REPLICATE is 'replicate'.",
+        "border_reflect_101": "OpenCV's BORDER_REFLECT_101 is 'reflect'.",
+        "mirror": "'mirror' is SciPy's word for 'reflect'.",
+        "wrap": "'wrap' is NumPy's and SciPy's word for 'circular'.",
+        "constant": "'constant' is NumPy's and SciPy's word for 'zeros'.",
+        "symmetric": "A mode that repeats the edge does not exist here: pad with `numpy.pad` before, or use 'reflect'.",
+        "same": "How much is padded is `padding='same'`; `padding_mode` is what stands there.",
+        "valid": "How much is padded is `padding='valid'`; `padding_mode` is what stands there.",
+    },
+    "conv_mode": {
+        "convolution": "Turn the weight by weight[:, :, ::-1, ::-1] to convolve in the sense of mathematics.",
+        **dict.fromkeys(
+            ("zeros", "reflect", "replicate", "circular"),
+            "That is a `padding_mode`: PyTorch has it at this place, here give it by its name.",
+        ),
+    },
+    "padding": {
+        "full": "Give the numbers: `padding=(kh - 1, kw - 1)` is what SciPy calls 'full'.",
+        "causal": "Give four sides: ((kh - 1, 0), (kw - 1, 0)).",
+    },
+    "layout": {
+        **dict.fromkeys(("channels_last", "hwc"), "Did you mean 'NHWC'?"),
+        **dict.fromkeys(("channels_first", "chw", "contiguous_format"), "Did you mean 'NCHW'?"),
+    },
+    "backend": {
+        "pytorch": "Did you mean 'torch'?",
+        **dict.fromkeys(("np", "cpu"), "Did you mean 'numpy'?"),
+        **dict.fromkeys(("mx", "mlx.core", "metal"), "Did you mean 'mlx'?"),
+        **dict.fromkeys(("jnp", "jax.numpy"), "Did you mean 'jax'?"),
+        **dict.fromkeys(("da", "dask.array"), "Did you mean 'dask'?"),
+        "tensorflow": "TensorFlow's arrays do not follow the array API standard: hand over `tensor.numpy()`.",
+    },
+    "activation": {
+        "swish": "Did you mean 'silu'?",
+        **dict.fromkeys(("hardswish", "h_swish"), "Did you mean 'hard_swish'?"),
+        **dict.fromkeys(("leakyrelu", "lrelu"), "Did you mean 'leaky_relu'?"),
+        **dict.fromkeys(("linear", "identity", "none"), "Without an activation it is None."),
+    },
+    "engine": {
+        "im2col": "Matrix products are 'gemm' here.",
+        "cudnn": "The library's own routine is 'native' here.",
+    },
+    "dtype": {
+        "half": "Did you mean 'float16'?",
+        **dict.fromkeys(("float", "single", "f32", "fp32"), "Did you mean 'float32'?"),
+        **dict.fromkeys(("double", "f64", "fp64"), "Did you mean 'float64'?"),
+        **dict.fromkeys(("f16", "fp16"), "Did you mean 'float16'?"),
+        "bf16": "Did you mean 'bfloat16'?",
+    },
+    "mode": {"linear": "Did you mean 'bilinear'?", "bicubic": "Only 'nearest' and 'bilinear' exist here."},
+    "strategy": {"auto": "'heuristic' is what runs by itself."},
+}
+_WORDS["out_dtype"] = {**_WORDS["dtype"], "int": "Did you mean 'int64'?", "uint": "Did you mean 'uint8'?"}
+_DEVICES = ("cpu", "gpu", "cuda", "mps")
+
+
+def word(argument: str, value: object, allowed: Iterable[str]) -> str:
+    """For a word that is none of those allowed."""
+    if not isinstance(value, str):
+        return ""
+    lower = value.lower()
+    if argument == "backend" and lower.partition(":")[0] in _DEVICES:
+        return (
+            f" {value!r} is a device: name the library first, as in `backend='torch', device={value!r}` or "
+            f"`to('torch', {value!r})`; NumPy's is 'numpy'."
+        )
+    if (sentence := _WORDS.get(argument, {}).get(lower)) is not None:
+        return f" {sentence}"
+    near = _nearest(value, allowed)
+    return f" Did you mean {near!r}?" if near is not None else ""
+
+
+def attribute(name: str, known: Iterable[str]) -> str | None:
+    """The attribute that this name is a slip of, if there is one."""
+    return _nearest(name, known, 0.8)
+
+
+def _nearest(value: str, allowed: Iterable[str], cutoff: float = 0.7) -> str | None:
+    from difflib import get_close_matches  # where something is wrong there is time to import it
+
+    lower = {name.lower(): name for name in allowed}
+    found = get_close_matches(value.lower(), lower, 1, cutoff)
+    return lower[found[0]] if found else None
+
+
+_COLOURS = (1, 3, 4)  # channels that an image file has
+
+
+def image(shape: tuple[int, ...], layout: str) -> str:
+    """For an image that has not four axes."""
+    if len(shape) == 2:
+        return f" A gray image gets them by {'x[None, None]' if layout == 'NCHW' else 'x[None, :, :, None]'}."
+    if len(shape) != 3:
+        return ""
+    first, last = shape[0] in _COLOURS, shape[-1] in _COLOURS
+    if layout == "NCHW" and last and not first:
+        return f" The last axis has {shape[-1]}, as an image file's (H, W, C): did you mean x[None] and layout='NHWC'?"
+    if layout == "NHWC" and first and not last:
+        return f" The first axis has {shape[0]}, as in (C, H, W): did you mean x[None] and layout='NCHW'?"
+    return " Add a batch axis of size 1: x[None]."
+
+
+def kernel(shape: tuple[int, ...]) -> str:
+    """For a weight that has neither four axes nor five."""
+    if len(shape) != 2:
+        return ""
+    return (
+        " A filter of two axes gets them by weight[None, None]; for each channel of a photograph by "
+        "numpy.broadcast_to(weight, (3, 1, *weight.shape)) and groups=3."
+    )
+
+
+def sizes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str, groups: int) -> str:
+    """For an image and a weight whose channels do not fit."""
+    at, other_at, other = (1, 3, "NHWC") if layout == "NCHW" else (3, 1, "NCHW")
+    channels, others = x_shape[at], x_shape[other_at]
+    if len(weight_shape) == 5:
+        return ""
+    outputs, group_inputs = weight_shape[:2]
+    if others == group_inputs * groups:
+        which = "last" if other == "NHWC" else "second"
+        return f" The {which} axis of `x` has {others}: did you mean layout={other!r}?"
+    if groups > 1 and group_inputs == channels:
+        return f" With {groups} groups a weight is (O, {channels // groups}, kh, kw): each output sees its group alone."
+    if groups == 1 and group_inputs and channels % group_inputs == 0 and outputs % (channels // group_inputs) == 0:
+        if outputs == channels and group_inputs > 1:
+            return f" Did you mean groups={channels // group_inputs}, or `conv_transpose2d`, whose weight is IOHW?"
+        return f" Did you mean groups={channels // group_inputs}?"
+    return _laid_out(weight_shape, channels // groups, groups)
+
+
+def _laid_out(shape: tuple[int, ...], inputs: int, groups: int) -> str:
+    """A weight of four axes whose channels would fit in the layout of another library."""
+    for layout, where in (("HWIO", "Keras's and Flax's"), ("OHWI", "MLX's")):
+        order = OIHW_FROM[layout]
+        o, i, kh, kw = (shape[axis] for axis in order)
+        if i == inputs and o % groups == 0 and kh == kw:  # as kernels are; else little speaks for this layout
+            return f" The weight may be in {where} layout {layout}: permute_dims(weight, {order}) is in OIHW."
+    if groups > 1 and inputs == 1 and shape[2] == groups:
+        return " The weight may be Keras's of a DepthwiseConv2D: see `portconv.weights`, weight_layout='HWCM'."
+    return ""
+
+
+def weight(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """For the weight of a layer that has another shape than is expected, (O, I, kh, kw)."""
+    if len(shape) != 4 or len(expected) != 4 or shape == expected:
+        return ""
+    for layout, where in (("HWIO", "Keras's and Flax's"), ("OHWI", "MLX's")):
+        if tuple(shape[axis] for axis in OIHW_FROM[layout]) == expected:
+            return (
+                f" In {where} layout {layout} it would fit: `portconv.weights` takes it with weight_layout={layout!r}."
+            )
+    return ""
