@@ -342,7 +342,8 @@ def test_libraries_are_imported_by_their_backends_only(name):
     third = IMPORTS[name].others - OPTIONAL - own - set(sys.stdlib_module_names)
     tools = TOOLS if name.partition(".")[0] in PROGRAMS else set()
     # of LLVM's code
-    writers = {"vectors", "activations", "conversions", "runs", "products", "moves", "jobs", "gradient.products"}
+    writers = {"vectors", "activations", "conversions", "runs", "products", "moves", "jobs", "gradient.products",
+               "windows.cells"}  # fmt: skip
     llvm = {"llvmlite"} if name in [f"cpu.compiled.{room}" for room in writers] else set()
     assert third <= {"numpy", "array_api_compat"} | tools | llvm | files, f"portconv.{name} depends on {third}"
 

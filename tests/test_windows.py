@@ -158,7 +158,7 @@ def test_nan_and_infinity(backend, functional, layout):
     assert (ours(portconv.max_pool2d, backend, np.full_like(x, -np.inf), layout=layout, **pool) == -np.inf).all()
 
 
-def test_views_and_byte_orders():
+def test_views_and_byte_orders(tier):
     x = numbers((2, 6, 20, 24))
     same = {"kernel_size": 3, "stride": 2, "padding": 1}
     for view in (
@@ -176,7 +176,7 @@ def test_views_and_byte_orders():
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_strips_of_large_images(functional, layout):
+def test_strips_of_large_images(tier, functional, layout):
     """Several of them, of whole planes and of parts of a plane, on all threads."""
     numpy = type("Numpy", (), {"array": staticmethod(lambda x, _: x), "numpy": staticmethod(lambda y: y),
                                "dtype_name": staticmethod(lambda y: y.dtype.name)})  # fmt: skip

@@ -1,6 +1,7 @@
-"""Pooling of NumPy's arrays: strip by strip, so that each stays in a core's cache between rows and columns.
+"""Pooling and interpolation of NumPy's arrays: compiled where that is possible, else strip by strip.
 
-Interpolation, and averages of whole images, are the steps of `engines/windows.py`.
+A strip stays in a core's cache between rows and columns. Interpolation that is not compiled is that of
+`engines/windows.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..core.shapes import met_taps, ranges
 from ..core.windows import Pooling, Taps, WindowOperation, axes_of
 from ..engines import windows
 from . import threads
-from .bridge import numpy_steps
+from .bridge import jit_enabled, numpy_steps
 
 __all__ = ["applied", "applied_by"]
 
@@ -37,6 +38,8 @@ def applied_by(backend: Backend, x: Any, info: ArrayInfo, operation: WindowOpera
 
 def applied(x: Array, operation: WindowOperation) -> Array:
     """The result of an operation, in native byte order."""
+    if (compiled := _compiled(x, operation)) is not None:
+        return compiled
     if not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     if not isinstance(operation, Pooling):
@@ -44,6 +47,16 @@ def applied(x: Array, operation: WindowOperation) -> Array:
     if operation.rows.whole and operation.cols.whole:
         return _whole(x, operation)
     return _pooled(x, operation)
+
+
+def _compiled(x: Array, operation: WindowOperation) -> Array | None:
+    """The compiled tier's result, where there is one; of whole images NumPy's is as fast."""
+    if not jit_enabled() or (isinstance(operation, Pooling) and operation.rows.whole and operation.cols.whole):
+        return None
+    from .compiled.windows.plan import CompiledWindows
+
+    plan = CompiledWindows.make(operation, x.shape, x.dtype)
+    return None if plan is None else plan.compute(x)
 
 
 def _whole(x: Array, p: Pooling) -> Array:

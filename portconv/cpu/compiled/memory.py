@@ -28,6 +28,7 @@ __all__ = [
     "native_kind",
     "pairs_due",
     "put",
+    "put_apart",
     "put_lanes",
     "put_more",
     "put_native",
@@ -96,11 +97,12 @@ def put(like, target, step, source, count, record, kind):
     if step == like.itemsize and kind == native_kind(like):
         put_native(like, (target, source, count, record))
     else:
-        _put_apart(like, target, step, source, count, record, kind)
+        put_apart(like, target, step, source, count, record, kind)
 
 
 @apart
-def _put_apart(like, target, step, source, count, record, kind):
+def put_apart(like, target, step, source, count, record, kind):
+    """`put` for results of other kinds than the computation's, or that are apart."""
     _put(like, (target, step, source, count, record, kind))
 
 

@@ -28,6 +28,7 @@ from .vectors import I1, I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of
 __all__ = [
     "PADDED_STEPS",
     "column_sums",
+    "first_lanes",
     "padded_line",
     "put_line",
     "put_pixels",
@@ -104,7 +105,7 @@ def _chunk_by_chunk(
         loop(b, full, [], body, may_be_none=True)
         done = b.mul(full, I64(v.n))
         with b.if_then(b.icmp_signed("<", done, count)):
-            known(name, done, _inside(b, v, b.sub(count, done)))
+            known(name, done, first_lanes(b, v, b.sub(count, done)))
 
     def each(i: Any, _state: list[Any]) -> list[Any]:
         any_chunk(b.mul(i, I64(v.n)))
@@ -221,7 +222,7 @@ def store_line(*, add: bool) -> Any:
             done = b.mul(i, I64(v.n))
             offset = b.mul(done, I64(v.size))
             place = v.at(target, offset)
-            inside = _inside(b, v, b.sub(count, done))
+            inside = first_lanes(b, v, b.sub(count, done))
             value = v.load(v.at(source, offset))
             if add:
                 value = b.fadd(v.masked_load(place, inside), value)
@@ -329,7 +330,7 @@ def turned_square(name: str | None) -> Generate:
     def generate(b: Any, v: Vectors, target: Any, source: Any, source_row: Any, count: Any) -> None:
         name_of = name or KINDS[native(v)]
         bits = ir.VectorType(ir.IntType(8 * SIZES[name_of]), v.n)
-        inside = _inside(b, v, count)
+        inside = first_lanes(b, v, count)
         with b.if_else(b.icmp_signed(">=", count, I64(v.n))) as (whole, part):
             found = []
             for block, masked in ((whole, False), (part, True)):
@@ -377,7 +378,7 @@ def put_square(name: str | None) -> Generate:
     def generate(b: Any, v: Vectors, target: Any, target_row: Any, source: Any, records: Any, count: Any) -> None:
         rows = v.transposed([v.load(v.at(source, j * VECTOR_BYTES)) for j in range(v.n)])
         places = [v.at(target, b.mul(target_row, I64(i))) for i in range(v.n)]
-        inside = _inside(b, v, count)
+        inside = first_lanes(b, v, count)
         finish = Finish(v, [v.at(records, i * RECORD_BYTES) for i in range(v.n)], splat=True)
         # the residual is in the dtype of the computation, or added elsewhere
         values = finish(rows, places if name is None else (), [inside])
@@ -394,7 +395,7 @@ def put_square(name: str | None) -> Generate:
     return generate
 
 
-def _inside(b: Any, v: Vectors, count: Any) -> Any:
+def first_lanes(b: Any, v: Vectors, count: Any) -> Any:
     """The mask of the first `count` lanes."""
     numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
     return b.icmp_signed("<", numbers, v.splat(count, numbers.type))

@@ -1,0 +1,1 @@
+"""The compiled pooling and interpolation."""
