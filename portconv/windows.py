@@ -11,7 +11,7 @@ from .dispatch import registry
 from .dispatch import windows as arguments
 from .dispatch.path import info_of
 
-__all__ = ["avg_pool2d", "global_avg_pool2d", "interpolate2d", "max_pool2d"]
+__all__ = ["applied", "avg_pool2d", "global_avg_pool2d", "interpolate2d", "max_pool2d"]
 
 
 def max_pool2d(
@@ -71,7 +71,7 @@ def max_pool2d(
     (1, 1, 2, 2)
     """
     mode = arguments.AVERAGES[0]
-    return _applied(
+    return applied(
         x,
         lambda info: arguments.pooling(
             "max", info.shape, info.dtype, kernel_size, stride, padding, dilation, mode, ceil_mode, layout
@@ -123,7 +123,7 @@ def avg_pool2d(
     >>> portconv.avg_pool2d(x, 2, padding=1, mode="average")[0, 0, 0]
     array([0.25, 0.5 , 0.25], dtype=float32)
     """
-    return _applied(
+    return applied(
         x,
         lambda info: arguments.pooling(
             "average", info.shape, info.dtype, kernel_size, stride, padding, 1, mode, ceil_mode, layout
@@ -157,7 +157,7 @@ def global_avg_pool2d(x: Any, *, layout: str = "NCHW") -> Any:
     >>> portconv.global_avg_pool2d(np.ones((2, 5, 7, 7), np.float32)).shape
     (2, 5, 1, 1)
     """
-    return _applied(x, lambda info: arguments.whole(info.shape, info.dtype, layout))
+    return applied(x, lambda info: arguments.whole(info.shape, info.dtype, layout))
 
 
 def interpolate2d(
@@ -213,12 +213,13 @@ def interpolate2d(
     >>> portconv.interpolate2d(x, (2, 4), mode="nearest")[0, 0, 1]
     array([2., 2., 3., 3.], dtype=float32)
     """
-    return _applied(
+    return applied(
         x, lambda info: arguments.resizing(info.shape, info.dtype, size, scale_factor, mode, align_corners, layout)
     )
 
 
-def _applied(x: Any, operation: Callable[[ArrayInfo], WindowOperation]) -> Any:
+def applied(x: Any, operation: Callable[[ArrayInfo], WindowOperation]) -> Any:
+    """What the operation for an array of this description makes of it."""
     library = registry.resolve(x)
     info = info_of(library, "x", x)
     from .cpu.windows import applied_by  # the engines, which no import of portconv waits for

@@ -46,10 +46,14 @@ class Taps(NamedTuple):
         return self.outputs == 1 and self.kernel == self.size and self.before == self.after == 0 and self.dilation == 1
 
     def counts(self, padding: bool) -> list[int]:
-        """How many elements of the image each output reads; or with its padding, whose end is an end for both."""
+        """How many elements of the image each output reads, or 1 for none; or with its padding, which has an end."""
         low, high = (-self.before, self.size + self.after) if padding else (0, self.size)
-        starts = [i * self.stride - self.before for i in range(self.outputs)]
-        return [min(start + self.kernel, high) - max(start, low) for start in starts]
+        found = []
+        for i in range(self.outputs):
+            start = i * self.stride - self.before
+            first, last = (-((start - end) // self.dilation) for end in (low, high))  # taps at an end or beyond it
+            found.append(max(min(last, self.kernel) - max(first, 0), 1))
+        return found
 
     def part(self, first: int, last: int) -> tuple[slice, Taps]:
         """What the outputs from `first` to before `last` read of the axis, and how they read it there."""

@@ -528,51 +528,34 @@ def _conv_transpose(xp: ModuleType, node: Node, x: Array, weight: Array, bias: A
     return windows.conv_transpose2d(xp, x, weight, bias, strides, around, dilations, groups, extra)
 
 
-def _window(node: Node, x: Array) -> tuple[Any, Any, Any, Any]:
-    """Kernel, strides, dilations, and padding: as it is named, and as it is with what `ceil_mode` adds."""
+def _pooled(xp: ModuleType, node: Node, x: Array, kind: str) -> Array:
     kernel = tuple(node.attributes["kernel_shape"])
     rank = len(kernel)
-    if x.ndim != rank + 2:
+    if x.ndim != rank + 2 or not rank:
         raise ModelError(f"windows of {rank} axes do not fit an image of shape {tuple(x.shape)}.")
     strides, dilations = (tuple(node.attributes.get(name) or (1,) * rank) for name in ("strides", "dilations"))
-    return kernel, strides, dilations, pads_of(node, x.shape[2:], kernel, strides, dilations)
-
-
-def _rounded_up(node: Node, x: Array, kernel: Any, strides: Any, dilations: Any, pads: Any) -> windows.Pads:
-    """The padding with what is needed for windows that are in the image only in part."""
-    if not node.attributes.get("ceil_mode", 0):
-        return tuple(pads)
-    found = []
-    for size, k, s, d, (before, after) in zip(x.shape[2:], kernel, strides, dilations, pads, strict=True):
-        reach = d * (k - 1) + 1
-        count = -(-(size + before + after - reach) // s) + 1
-        if (count - 1) * s >= size + before:  # a window that begins in the padding after it is none
-            count -= 1
-        found.append((before, max(after, (count - 1) * s + reach - size - before)))
-    return tuple(found)
+    pads = pads_of(node, x.shape[2:], kernel, strides, dilations)
+    up, counted = (bool(node.attributes.get(name, 0)) for name in ("ceil_mode", "count_include_pad"))
+    return windows.pooled(xp, x, kind, kernel, strides, pads, dilations, up=up, counted=counted)
 
 
 @_operator("MaxPool")
 def _max_pool(xp: ModuleType, node: Node, x: Array) -> Array:
     if len(node.outputs) > 1 or node.attributes.get("storage_order", 0):
         raise ModelError("MaxPool with indices is not supported.")
-    kernel, strides, dilations, pads = _window(node, x)
-    around = _rounded_up(node, x, kernel, strides, dilations, pads)
-    return windows.max_pool(xp, x, kernel, strides, around, dilations)
+    return _pooled(xp, node, x, "max")
 
 
 @_operator("AveragePool")
 def _average_pool(xp: ModuleType, node: Node, x: Array) -> Array:
-    kernel, strides, dilations, pads = _window(node, x)
-    around = _rounded_up(node, x, kernel, strides, dilations, pads)
-    counted = pads if node.attributes.get("count_include_pad", 0) else ((0, 0),) * len(kernel)
-    return windows.avg_pool(xp, x, kernel, strides, around, dilations, counted)
+    return _pooled(xp, node, x, "average")
 
 
 @_operator("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(xp: ModuleType, node: Node, x: Array) -> Array:
-    function = xp.mean if node.operator == "GlobalAveragePool" else xp.max
-    return function(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+    sizes, still = tuple(x.shape[2:]), (1,) * (x.ndim - 2)
+    kind = "average" if node.operator == "GlobalAveragePool" else "max"
+    return windows.pooled(xp, x, kind, sizes, still, ((0, 0),) * len(sizes), still)
 
 
 def _by_channel(xp: ModuleType, x: Array, numbers: Array) -> Array:

@@ -1,18 +1,22 @@
-"""Pooling and resampling of images, and transposed convolution, in operations of the array API."""
+"""Pooling of images of any number of axes, and their resampling and transposed convolution."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from ..core.backend import ArrayInfo
+from ..core.windows import WindowOperation
+from ..dispatch import windows
 from ..functional import conv2d
+from ..windows import applied
 from .model import check_size
 
-__all__ = ["Pads", "avg_pool", "conv_transpose2d", "max_pool", "padded", "place", "resampled"]
+__all__ = ["Pads", "conv_transpose2d", "padded", "place", "pooled", "resampled"]
 
 Pads = tuple[tuple[int, int], ...]  # before and after, along each axis of an image
 
@@ -49,49 +53,39 @@ def place(x: Any) -> Any:
     return getattr(x, "device", None)  # MLX's arrays have none
 
 
-def _folded(
-    x: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], join: Callable[[Any, Any], Any]
-) -> Any:
-    """All elements of each window joined, one axis after the other: what max and sum allow."""
-    lead = x.ndim - len(kernel)
-    for axis, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True), lead):
-        count = (x.shape[axis] - dilation * (size - 1) - 1) // stride + 1
-        if count < 1:
-            raise ValueError(f"a window of {size} with dilation {dilation} is larger than an axis of {x.shape[axis]}.")
-        total = None
-        for k in range(size):
-            start = k * dilation
-            part = x[(slice(None),) * axis + (slice(start, start + (count - 1) * stride + 1, stride), ...)]
-            total = part if total is None else join(total, part)
-        x = total
+def pooled(
+    xp: ModuleType, x: Any, kind: str, kernel: Sequence[int], strides: Sequence[int], pads: Pads,
+    dilations: Sequence[int], *, up: bool = False, counted: bool = False,
+) -> Any:  # fmt: skip
+    """Pooling of ``(N, C, ...)``, with the arguments of `dispatch.windows.pooling` for each axis.
+
+    A window is a box: of more than two axes the last two go first, and each of the others for itself.
+    """
+    n, c, *sizes = x.shape
+    if len(sizes) == 1:
+        line = ((1, *kernel), (1, *strides), ((0, 0), *pads), (1, *dilations))
+        y = pooled(xp, xp.reshape(x, (n, c, 1, *sizes)), kind, *line, up=up, counted=counted)
+        return xp.reshape(y, (n, c, y.shape[3]))
+    for first in range(len(sizes) - 2, -1, -1):
+        end = first + 1 if first < len(sizes) - 2 else first + 2
+        image = xp.reshape(x, (n, c * math.prod(sizes[:first]), sizes[first], math.prod(sizes[first + 1 :])))
+        # nothing is done along an axis that is several
+        of_axes = ((kernel, 1), (strides, 1), (pads, (0, 0)), (dilations, 1))
+        window: list[Any] = [(*given[first:end], idle)[:2] for given, idle in of_axes]
+        y = _pooled(image, kind, *window, up=up, counted=counted)
+        sizes[first:end] = y.shape[2 : 2 + end - first]
+        x = xp.reshape(y, (n, c, *sizes))
     return x
 
 
-def max_pool(
-    xp: ModuleType, x: Any, kernel: Sequence[int], strides: Sequence[int], pads: Pads, dilations: Sequence[int]
-) -> Any:
-    """The largest element of each window."""
-    floating = xp.isdtype(x.dtype, "real floating")
-    x = padded(xp, x, pads, -math.inf if floating else xp.iinfo(x.dtype).min)
-    return _folded(x, kernel, strides, dilations, xp.maximum)
+def _pooled(x: Any, kind: str, kernel: Any, strides: Any, pads: Any, dilations: Any, *, up: bool, counted: bool) -> Any:
+    def operation(info: ArrayInfo) -> WindowOperation:
+        mode = windows.AVERAGES[counted]
+        made = windows.pooling(kind, info.shape, info.dtype, kernel, strides, pads, dilations, mode, up, "NCHW")
+        check_size(made.out_shape(info.shape))
+        return made
 
-
-def avg_pool(
-    xp: ModuleType, x: Any, kernel: Sequence[int], strides: Sequence[int], pads: Pads, dilations: Sequence[int],
-    counted: Pads,
-) -> Any:  # fmt: skip
-    """The mean of each window, over what of it is in the image or in `counted`, the padding that counts."""
-    sums = _folded(padded(xp, x, pads, 0.0), kernel, strides, dilations, lambda a, b: a + b)
-    if not any(before or after for before, after in pads):
-        return sums / math.prod(kernel)
-    for axis, size in enumerate(x.shape[x.ndim - len(kernel) :]):
-        ones = np.zeros(size + sum(pads[axis]))
-        ones[pads[axis][0] - counted[axis][0] : pads[axis][0] + size + counted[axis][1]] = 1
-        counts = _folded(ones, kernel[axis : axis + 1], strides[axis : axis + 1], dilations[axis : axis + 1], np.add)
-        shape = (-1,) + (1,) * (len(kernel) - 1 - axis)
-        factor = np.reshape(1 / np.maximum(counts, 1), shape)
-        sums = sums * xp.asarray(factor, dtype=x.dtype, device=place(x))
-    return sums
+    return applied(x, operation)
 
 
 def conv_transpose2d(

@@ -150,6 +150,17 @@ CASES = {
     "AveragePool": ([IMAGE], [], {**K33, "strides": [2, 2], "pads": [1, 0, 1, 1]}),
     "AveragePool with padding": ([IMAGE], [], {**K33, "pads": [1, 0, 1, 1], "count_include_pad": 1}),
     "AveragePool rounded up": ([IMAGE], [], {**K33, "strides": [2, 3], "ceil_mode": 1}),
+    "AveragePool of a line": ([real(2, 3, 9)], [], {"kernel_shape": [3], "strides": [2], "pads": [1, 0]}),
+    "AveragePool with dilation": (
+        [IMAGE], [], {**K33, "dilations": [2, 3], "pads": [2, 2, 1, 2], "strides": [2, 1], "opset": 19},
+    ),
+    "MaxPool of a volume": (
+        [real(1, 2, 5, 6, 7)], [], {"kernel_shape": [3, 2, 3], "strides": [2, 2, 1], "pads": [1, 0, 1, 1, 1, 0]},
+    ),
+    "AveragePool of a volume": (
+        [real(1, 2, 5, 6, 7)], [], {"kernel_shape": [3, 2, 3], "strides": [2, 2, 1], "pads": [1, 0, 1, 1, 1, 0]},
+    ),
+    "GlobalAveragePool of a line": ([real(2, 3, 9)],),
     "BatchNormalization": ([IMAGE], [real(4), real(4, seed=1), real(4, seed=2), np.abs(real(4, seed=3))]),
     "InstanceNormalization": ([IMAGE], [real(4), real(4, seed=1)]),
     "LayerNormalization": ([X], [real(4, 5), real(4, 5, seed=1)], {"axis": -2}),
