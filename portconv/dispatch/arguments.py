@@ -21,8 +21,7 @@ from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 
 __all__ = [
-    "MAX_ELEMENTS", "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "image_sizes",
-    "make_problem",
+    "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "image_sizes", "make_problem",
     "normalised", "padding_of", "sides_of",
 ]  # fmt: skip
 
@@ -351,20 +350,18 @@ def _check_sizes(problem: Problem, shapes: str) -> None:
             f"padding.\n{shapes}"
         )
     oh, ow = problem.out_size
+    advice = f"Check `padding` {problem.padding} (top, bottom, left, right).\n{shapes}"
     for what, rows, cols, channels in (
         ("result", oh, ow, problem.out_channels),
         ("padded image", *padded, problem.in_channels),
     ):
-        check_elements(what, problem.batch, channels, rows, cols, problem.padding, shapes)
+        check_elements(what, problem.batch, channels, rows, cols, advice)
 
 
-def check_elements(
-    what: str, batch: int, channels: int, rows: int, cols: int, padding: tuple[int, int, int, int], shapes: str
-) -> None:
+def check_elements(what: str, batch: int, channels: int, rows: int, cols: int, advice: str) -> None:
     """Whether an array of these sizes can be meant."""
     if max(rows, cols, batch, channels) > MAX_SIZE or batch * channels * rows * cols > MAX_ELEMENTS:
         raise ValueError(
             f"The {what} would be {batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
-            f"elements or 2**31 - 1 along one axis. Check `padding` {padding} (top, bottom, left, right).\n"
-            f"{shapes}"
+            f"elements or 2**31 - 1 along one axis. {advice}"
         )

@@ -106,7 +106,8 @@ def make_transposed_problem(
         )
     top, bottom, left, right = problem.padding
     oh, ow = problem.out_size
-    check_elements("result", n, out_channels, oh + top + bottom, ow + left + right, problem.padding, shapes)
+    advice = f"Check `padding` {problem.padding} (top, bottom, left, right).\n{shapes}"
+    check_elements("result", n, out_channels, oh + top + bottom, ow + left + right, advice)
     if residual is not None:
         check_residual(residual, problem, shapes)
     return problem

@@ -11,7 +11,7 @@ from ..core.dtypes import FLOATING, INTEGERS
 from ..core.integers import MAX_SIZE, Pair, pair, sequence_of_two
 from ..core.shapes import dilated, output_size
 from ..core.windows import Pooling, Resizing, Samples, Taps
-from .arguments import MAX_ELEMENTS, chosen, flag, image_sizes, padding_of, sides_of
+from .arguments import check_elements, chosen, flag, image_sizes, padding_of, sides_of
 
 __all__ = ["AVERAGES", "pooling", "resizing", "whole"]
 
@@ -37,13 +37,13 @@ def pooling(
     given, dilations = padding_of(padding), pair("dilation", dilation, 1)
     counted = chosen("mode", mode, AVERAGES) == "average"
     up = flag("ceil_mode", ceil_mode)
-    _, _, *size = _sizes(shape, chosen("layout", layout, layouts.LAYOUTS))
+    n, c, *size = _sizes(shape, chosen("layout", layout, layouts.LAYOUTS))
     _check_dtype(dtype, FLOATING if kind == "average" else (*FLOATING, *INTEGERS), kind)
     sides = sides_of(given, (size[0], size[1]), kernel, strides, dilations)
     (sh, sw), (dh, dw), (top, bottom, left, right) = strides, dilations, sides
     rows = _taps("height", size[0], kernel[0], sh, dh, (top, bottom), up)
     cols = _taps("width", size[1], kernel[1], sw, dw, (left, right), up)
-    _check_size(shape, layout, rows.outputs, cols.outputs)
+    check_elements("result", n, c, rows.outputs, cols.outputs, f"x.shape = {shape}.")
     return Pooling(kind, rows, cols, layout, counted)
 
 
@@ -90,20 +90,20 @@ def resizing(
         raise ValueError(
             f"`size` or `scale_factor` must be given, and not both, but got {size!r} and {scale_factor!r}."
         )
-    _, _, *old = _sizes(shape, chosen("layout", layout, layouts.LAYOUTS))
+    n, c, *old = _sizes(shape, chosen("layout", layout, layouts.LAYOUTS))
     _check_dtype(dtype, (*FLOATING, *INTEGERS) if nearest else FLOATING, mode)
     if scale_factor is None:
         new = list(pair("size", size, 1))
         steps = list(zip(old, new, strict=True))
     else:
         factors = _factors(scale_factor)
-        new = [math.floor(n * factor) for n, factor in zip(old, factors, strict=True)]
+        new = [math.floor(length * factor) for length, factor in zip(old, factors, strict=True)]
         if min(new) < 1:
             raise ValueError(f"`scale_factor` {scale_factor!r} leaves nothing of an image of {old[0]} x {old[1]}.")
         if max(new) > MAX_SIZE:
             raise ValueError(f"`scale_factor` {scale_factor!r} makes an image too large: {new[0]} x {new[1]}.")
         steps = [factor.as_integer_ratio()[::-1] for factor in factors]
-    _check_size(shape, layout, *new)  # before there are tables of that size
+    check_elements("result", n, c, new[0], new[1], f"x.shape = {shape}.")  # before there are tables of that size
     rows, cols = (_samples(*axis, nearest, corners) for axis in zip(old, new, steps, strict=True))
     return Resizing(rows, cols, layout)
 
@@ -148,10 +148,3 @@ def _check_dtype(dtype: str, allowed: tuple[str, ...], what: str) -> None:
     if dtype not in allowed:
         kinds = "a floating dtype" if allowed == FLOATING else "a floating or integer dtype"
         raise TypeError(f"`x` must be of {kinds} ({', '.join(allowed)}) where {what!r} is computed, but got {dtype}.")
-
-
-def _check_size(shape: tuple[int, ...], layout: str, h: int, w: int) -> None:
-    """Whether a result of this height and width is no mistake."""
-    n, c, _, _ = layouts.sizes(shape, layout)
-    if n * c * h * w > MAX_ELEMENTS:
-        raise ValueError(f"The result would be {n} x {c} x {h} x {w} (N, C, H, W), more than 2**40 elements.")
