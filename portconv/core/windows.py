@@ -68,7 +68,7 @@ class Taps(NamedTuple):
 class Samples(NamedTuple):
     """One axis of interpolation: output `i` is between the elements `low[i]` and `high[i]`, at `share[i]` of the way.
 
-    Without `high` it is the element `low[i]`.
+    These are two that follow each other, or the same one. Without `high` the output is the element `low[i]`.
     """
 
     size: int

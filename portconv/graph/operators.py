@@ -623,11 +623,12 @@ def _resize(xp: ModuleType, node: Node, x: Array, roi: Any = None, scales: Any =
     for axis, count in zip(axes, counts, strict=True):
         shape[axis] = count
     check_size(shape)
-    for axis, count, scale in reversed(list(zip(axes, counts, scales, strict=True))):  # rows are copied whole at last
-        if count != x.shape[axis] or scale != 1:
-            taps = _taps(x.shape[axis], count, float(scale), mode, transform, options)
-            x = windows.resampled(xp, x, axis, taps)
-    return x
+    changes = {
+        axis: _taps(x.shape[axis], count, float(scale), mode, transform, options)
+        for axis, count, scale in zip(axes, counts, scales, strict=True)
+        if count != x.shape[axis] or scale != 1
+    }
+    return windows.resized(xp, x, changes)
 
 
 def _taps(size: int, count: int, scale: float, mode: str, transform: str, options: Any) -> list[tuple[Any, Any]]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ..core.backend import ArrayInfo
-from ..core.windows import WindowOperation
+from ..core.windows import Resizing, Samples, WindowOperation
 from ..dispatch import windows
 from ..functional import conv2d
 from ..windows import applied
 from .model import check_size
 
-__all__ = ["Pads", "conv_transpose2d", "padded", "place", "pooled", "resampled"]
+__all__ = ["Pads", "conv_transpose2d", "padded", "place", "pooled", "resampled", "resized"]
 
 Pads = tuple[tuple[int, int], ...]  # before and after, along each axis of an image
+Taps = Sequence[tuple[Any, Any]]  # indices of elements along an axis, and their weights
 
 
 def padded(xp: ModuleType, x: Any, pads: Sequence[tuple[int, int]], value: float, step: Sequence[int] = ()) -> Any:
@@ -118,7 +119,30 @@ def _without_overlaps(xp: ModuleType, x: Any, weight: Any, bias: Any) -> Any:
     return xp.reshape(xp.permute_dims(y, (0, 3, 4, 1, 5, 2)), (n, o, h * kh, w * kw))
 
 
-def resampled(xp: ModuleType, x: Any, axis: int, taps: Sequence[tuple[Any, Any]]) -> Any:
+def resized(xp: ModuleType, x: Any, changes: Mapping[int, Taps]) -> Any:
+    """`resampled` along several axes; where each element is one of an image's or between two, portconv interpolates."""
+    shape = tuple(x.shape)
+    nearest = all(len(taps) == 1 for taps in changes.values())
+    linear = xp.isdtype(x.dtype, "real floating") and all(len(taps) <= 2 for taps in changes.values())
+    if len(shape) == 4 and set(changes) <= {2, 3} and 0 not in shape and (nearest or linear):
+        rows, cols = (_samples(shape[axis], changes.get(axis)) for axis in (2, 3))
+        return applied(x, lambda _: Resizing(rows, cols, "NCHW"))
+    for axis in sorted(changes, reverse=True):  # rows are copied whole at last
+        x = resampled(xp, x, axis, changes[axis])
+    return x
+
+
+def _samples(size: int, taps: Taps | None) -> Samples:
+    if taps is None:
+        return Samples(size, tuple(range(size)))
+    (low, _), *others = taps
+    if not others:
+        return Samples(size, tuple(low.tolist()))
+    high, share = others[0]
+    return Samples(size, tuple(low.tolist()), tuple(high.tolist()), tuple(share.tolist()))
+
+
+def resampled(xp: ModuleType, x: Any, axis: int, taps: Taps) -> Any:
     """Along an axis, sums of elements at `indices`, times `weights`, over ``(indices, weights)`` in `taps`.
 
     Weights of None are ones.

@@ -45,7 +45,8 @@ class ResizingGeometry(NamedTuple):
     width: int
     out_rows: int
     out_cols: int
-    kind: int  # NEAREST or LINEAR
+    row_kind: int  # NEAREST or LINEAR
+    col_kind: int
     part_size: int  # elements of a thread's scratch memory
     line_size: int  # elements of a row of outputs
     row_size: int  # elements of a row of the image

@@ -137,7 +137,9 @@ def pool(job, parts, patience, x, y, counts, neutral, numbers, scratch):
 @kernel
 def _resize_strips(job, part, x, x_numbers, y, y_numbers, tables, shares, neutral, geometry, scratch):
     """Tasks are (image, plane, strip of rows of outputs)."""
-    batch, planes, cell, strips, width, out_rows, out_cols, kind, part_size, line_size, row_size = geometry
+    batch, planes, cell, strips, width, out_rows, out_cols, row_kind, col_kind, part_size, line_size, row_size = (
+        geometry
+    )
     x_kind, _, xb, xc, xh, xw = x_numbers
     y_kind, _, yb, yc, yh, _ = y_numbers
     low_rows, high_rows, low, high = table(tables, 0), table(tables, 1), table(tables, 2), table(tables, 3)
@@ -161,7 +163,7 @@ def _resize_strips(job, part, x, x_numbers, y, y_numbers, tables, shares, neutra
         image = address(x) + b * xb + plane * xc
         made0, made1 = -1, -1  # the rows whose columns are mixed, the even one and the odd one
         for r in range(strip * out_rows // strips, (strip + 1) * out_rows // strips):
-            for which in range(1 + kind):
+            for which in range(1 + row_kind):
                 i = high_rows[r] if which else low_rows[r]
                 if i == (made1 if i & 1 else made0):
                     continue
@@ -175,18 +177,18 @@ def _resize_strips(job, part, x, x_numbers, y, y_numbers, tables, shares, neutra
                     source = address(scratch) + row * size
                 line = lines + (i & 1) * line_size
                 if cell > 1:
-                    _mix(scratch, kind, address(scratch) + line * size, column, source, column, out_cols, address(low),
-                         address(high), col_shares, cell)  # fmt: skip
+                    _mix(scratch, col_kind, address(scratch) + line * size, column, source, column, out_cols,
+                         address(low), address(high), col_shares, cell)  # fmt: skip
                 else:
                     for c in range(out_cols):
                         value = scratch[row + low[c]]
-                        if kind == LINEAR:
+                        if col_kind == LINEAR:
                             share = shares[out_rows + c]
                             value = value * shares[out_rows + out_cols + c] + scratch[row + high[c]] * share
                         scratch[line + c] = value
             place = address(y) + b * yb + plane * yc + r * yh
             target = place if y_kind == native else results
-            _mix(scratch, kind, target, 0, first, line_size * size, 1, slots + (low_rows[r] & 1) * 8,
+            _mix(scratch, row_kind, target, 0, first, line_size * size, 1, slots + (low_rows[r] & 1) * 8,
                  slots + (high_rows[r] & 1) * 8, address(shares) + r * size, line_size)  # fmt: skip
             if y_kind != native:
                 put_apart(scratch, place, bytes_of(y_kind), target, line_size, record(neutral, 0), y_kind)

@@ -125,15 +125,15 @@ def _counts(p: Pooling, dtype: np.dtype[Any]) -> Array:
 def _resizing(rows: Samples, cols: Samples, batch: int, planes: int, cell: int, strips: int) -> ResizingGeometry:
     line, row_size = cols.outputs * cell, cols.size * cell
     part = round_up(3 * line + row_size, 16) + 16
-    kind = kernels.LINEAR if rows.share else kernels.NEAREST
+    row_kind, col_kind = (kernels.LINEAR if samples.share else kernels.NEAREST for samples in (rows, cols))
     return ResizingGeometry(
-        batch, planes, cell, strips, cols.size, rows.outputs, cols.outputs, kind, part, line, row_size
+        batch, planes, cell, strips, cols.size, rows.outputs, cols.outputs, row_kind, col_kind, part, line, row_size
     )
 
 
 def _samples(rows: Samples, cols: Samples, dtype: np.dtype[Any]) -> list[Array]:
     """The elements that outputs lie between, of rows and of columns, and their shares."""
     ends = (np.array(axis, np.int64) for samples in (rows, cols) for axis in (samples.low, samples.high))
-    shares = np.array((*rows.share, *cols.share), dtype)
-    rests = 1 - shares[len(rows.share) :]
+    shares = np.concatenate([np.array(s.share or np.zeros(s.outputs), dtype) for s in (rows, cols)])
+    rests = 1 - shares[rows.outputs :]
     return [one_array(*ends, np.arange(2)), read_only(np.concatenate([shares, rests]))]
