@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 import portconv
@@ -21,6 +23,22 @@ def double(x):
 def double_rows(x):
     for i in range(x.shape[0]):
         double(x[i])
+"""
+
+# What a process begins with that has its memory beside pages that nobody may touch.
+GUARDED = f"""
+    import ctypes, faulthandler, sys
+    import numpy as np, portconv
+    from portconv.testing import assert_close, reference_conv2d
+    sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+    import guard_pages
+    from guard_pages import copy, guarded
+
+    faulthandler.enable()
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape, dtype="f4"):
+        return rng.standard_normal(shape).astype(dtype)
 """
 
 ENGINES = ("gemm", "winograd", "direct")

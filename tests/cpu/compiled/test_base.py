@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import portconv
-from tests.cpu.compiled.helpers import ENGINES, is_compiled
+from tests.cpu.compiled.helpers import ENGINES, GUARDED, is_compiled
 from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("jit")
@@ -138,22 +137,6 @@ def test_what_threads_keep_is_bounded():
         assert tracemalloc.get_traced_memory()[0] - before < 8 * MEBIBYTE  # and nothing stays of a thread that ended
     finally:
         tracemalloc.stop()
-
-
-GUARDED = f"""
-    import ctypes, faulthandler, sys
-    import numpy as np, portconv
-    from portconv.testing import assert_close, reference_conv2d
-    sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-    import guard_pages
-    from guard_pages import copy, guarded
-
-    faulthandler.enable()
-    rng = np.random.default_rng(0)
-
-    def numbers(*shape, dtype="f4"):
-        return rng.standard_normal(shape).astype(dtype)
-"""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are protected by Linux's mprotect here")

@@ -11,7 +11,7 @@ import portconv
 from portconv.cpu import windows
 from portconv.cpu.compiled.windows.plan import CompiledWindows
 from portconv.dispatch import windows as operations
-from tests.cpu.compiled.test_base import GUARDED
+from tests.cpu.compiled.helpers import GUARDED
 from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("jit")
