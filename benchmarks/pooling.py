@@ -46,6 +46,11 @@ CASES = {
         lambda x, layout: portconv.global_avg_pool2d(x, layout=layout),
         lambda x: functional.adaptive_avg_pool2d(x, 1),
     ),
+    "MobileNet, squeeze": (
+        (1, 120, 28, 28),
+        lambda x, layout: portconv.global_avg_pool2d(x, layout=layout),
+        lambda x: functional.adaptive_avg_pool2d(x, 1),
+    ),
     "nearest, twice": (
         (1, 64, 56, 56),
         lambda x, layout: portconv.interpolate2d(x, scale_factor=2, mode="nearest", layout=layout),
