@@ -32,6 +32,17 @@ def test_infinite_sums_and_nan(activation):
     assert_close(y, reference_conv2d(x, one).finished(activation))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_keep_their_part_of_the_bound(dtype, tier):
+    """Of sums that are exact: 4 eps of the sum, or of the result where that is larger."""
+    x = np.concatenate([np.linspace(-8, 8, 4001), np.linspace(-200, 200, 999), np.logspace(-30, 3, 99)]).astype(dtype)
+    x, one = x.reshape(1, 1, 1, -1), np.ones((1, 1, 1, 1), dtype)
+    for name in ACTIVATIONS:
+        y, exact = portconv.conv2d(x, one, activation=name), reference_conv2d(x, one).finished(name).y
+        bound = 4 * np.finfo(dtype).eps * np.maximum(np.abs(x), np.abs(exact))
+        assert (np.abs(y - exact) <= bound).all(), name
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_derivatives_are_differences(name):
     x, step = np.linspace(-7.0303, 7.0511, 500), 1e-6

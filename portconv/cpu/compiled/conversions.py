@@ -18,7 +18,7 @@ from numba.core import cgutils
 
 from ...core.dtypes import integer_range
 from ..views import BFLOAT16_BITS
-from .vectors import I32, I64, Vectors, loop
+from .vectors import I32, I64, Vectors, joined, loop
 
 __all__ = [
     "BFLOAT16",
@@ -91,10 +91,7 @@ def switched(b: Any, number: Any, cases: dict[int, Any], generate: Any) -> list[
 
 
 def _joined(b: Any, found: list[tuple[Any, Any]]) -> Any:
-    phi = b.phi(found[0][0].type)
-    for value, block in found:
-        phi.add_incoming(value, block)
-    return phi
+    return joined(b, *(([value], block) for value, block in found))[0]
 
 
 def loaded(b: Any, v: Vectors, source: Any, step: Any, left: Any, kind: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .activations import RESIDUAL, activated
 from .kernel import address, kernel
-from .vectors import I64, OUTPUT_VECTORS, ROWS, VECTOR_BYTES, Vectors, lanes
+from .vectors import I64, OUTPUT_VECTORS, ROWS, VECTOR_BYTES, Vectors, joined, lanes
 
 __all__ = [
     "RECORD",
@@ -85,7 +85,7 @@ class Finish:
             more = self._with_residual(values, places, inside) if places else values
             found = activated(v, more, self._call)
             after = b.block
-        return [_either(b, *pair, before, after) for pair in zip(values, found, strict=True)]
+        return joined(b, (values, before), (found, after))
 
     def _with_residual(self, values: list[Any], places: Sequence[Any], inside: Any) -> list[Any]:
         v, b = self._v, self._v.b
@@ -98,15 +98,7 @@ class Finish:
                 mask = inside[i % len(inside)] if inside else None  # of vectors that lie side by side
                 found.append(b.fadd(value, v.load(place) if mask is None else v.masked_load(place, mask)))
             after = b.block
-        return [_either(b, *pair, before, after) for pair in zip(values, found, strict=True)]
-
-
-def _either(b: Any, one: Any, other: Any, before: Any, after: Any) -> Any:
-    """The value of whichever block was left last."""
-    phi = b.phi(one.type)
-    phi.add_incoming(one, before)
-    phi.add_incoming(other, after)
-    return phi
+        return joined(b, (values, before), (found, after))
 
 
 @kernel

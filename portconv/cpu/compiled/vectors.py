@@ -28,7 +28,10 @@ __all__ = [
     "VECTOR_BYTES",
     "Generate",
     "Vectors",
+    "first_lanes",
+    "in_groups",
     "intrinsic_of",
+    "joined",
     "lanes",
     "loop",
     "one_of",
@@ -64,10 +67,13 @@ def _suffix(kind: Any) -> str:
 
 
 class Vectors:
-    """The few vector operations that the intrinsics are made of."""
+    """The few vector operations that the intrinsics are made of.
 
-    def __init__(self, builder: Any, dtype: str) -> None:
-        self.b, self.n, self.size = builder, lanes(dtype), _SIZES[dtype]
+    Each is on as many registers `together` as its caller says, side by side: none of them waits for another one.
+    """
+
+    def __init__(self, builder: Any, dtype: str, together: int = 1) -> None:
+        self.b, self.n, self.size = builder, together * lanes(dtype), _SIZES[dtype]
         self.element = _FLOATS[dtype]
         self.type = ir.VectorType(self.element, self.n)
         self.zero = ir.Constant(self.type, [0.0] * self.n)
@@ -183,6 +189,17 @@ class Vectors:
         return self.zero if total is None else total
 
 
+def joined(b: Any, *ends: tuple[Sequence[Any], Any]) -> list[Any]:
+    """Each value from whichever block was left last; of each block come its values, and it itself."""
+    found = []
+    for values in zip(*(values for values, _ in ends), strict=True):
+        phi = b.phi(values[0].type)
+        for value, (_, block) in zip(values, ends, strict=True):
+            phi.add_incoming(value, block)
+        found.append(phi)
+    return found
+
+
 def loop(
     b: Any,
     count: Any,
@@ -217,13 +234,30 @@ def loop(
     b.position_at_end(after)
     if not may_be_none:
         return results
-    final = []
-    for value, result in zip(state, results, strict=True):
-        phi = b.phi(value.type)
-        phi.add_incoming(value, before)
-        phi.add_incoming(result, end)
-        final.append(phi)
-    return final
+    return joined(b, (state, before), (results, end))
+
+
+def first_lanes(v: Vectors, count: Any) -> Any:
+    """The mask of the first `count` lanes."""
+    numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
+    return v.b.icmp_signed("<", numbers, v.splat(count, numbers.type))
+
+
+def in_groups(b: Any, count: Any, sizes: Sequence[int], some: Callable[[Any, int], None]) -> None:
+    """Code for `count` things, as many at a time as the first size says, and what is left by the next; the last is 1.
+
+    `some(first, many)` is that for so many of them.
+    """
+    done: Any = I64(0)
+    for many in sizes:
+        groups = b.sdiv(b.sub(count, done), I64(many))
+
+        def body(i: Any, _state: list[Any], many: int = many, done: Any = done) -> list[Any]:
+            some(b.add(done, b.mul(i, I64(many))), many)
+            return []
+
+        loop(b, groups, [], body, may_be_none=True)
+        done = b.add(done, b.mul(groups, I64(many)))
 
 
 def intrinsic_of(generate: Generate) -> Any:
