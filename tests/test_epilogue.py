@@ -69,6 +69,47 @@ def test_residuals_are_added_where_results_are_stored(arrays, tier):
         assert_close(out, exact)
 
 
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_residuals_are_added_where_channels_lie_side_by_side(tier, activation):
+    """Or in the lanes, as in depthwise layers; to sums that are not finite, too, which `winograd` leaves to `gemm`."""
+    rng = np.random.default_rng(5)
+    for engine, layout, outputs, groups in (
+        ("gemm", "NHWC", 20, 1), ("winograd", "NHWC", 20, 1), ("direct", "NHWC", 24, 24), ("direct", "NCHW", 24, 24),
+        ("direct", "NCHW", 48, 24),
+    ):  # fmt: skip
+        x_shape, y_shape = ((2, *s) if layout == "NCHW" else (2, *s[1:], s[0]) for s in ((24, 9, 8), (outputs, 9, 8)))
+        x, weight, bias, residual = (
+            rng.standard_normal(shape).astype("f4")
+            for shape in (x_shape, (outputs, 24 // groups, 3, 3), outputs, y_shape)
+        )
+        options = {"padding": 1, "groups": groups, "layout": layout}
+        plan = portconv.plan_conv2d(x, weight, bias, engine=engine, activation=activation, residual=residual, **options)
+        packed = plan.pack(weight)
+        assert plan.fused.fuses(x, packed, bias, residual)
+        for pixel in (1.0, np.inf):
+            x[0, 4, 4, 4] = pixel
+            exact = reference_conv2d(x, weight, bias, **options).finished(activation, residual)
+            assert_close(plan.execute(x, packed, bias, residual=residual), exact)
+
+
+def test_residuals_of_tensors_channels_last(torch, arrays):
+    x, weight, bias, residual = (torch.from_numpy(array) for array in arrays)
+    last = torch.channels_last
+    exact = reference_conv2d(*arrays[:3], padding=1).finished("silu", arrays[3])
+    for engine in ("gemm", "winograd"):
+        plan = portconv.plan_conv2d(x, weight, bias, padding=1, engine=engine, activation="silu", residual=residual)
+        packed, image = plan.pack(weight), x.to(memory_format=last)
+        assert plan.fused.fuses(image, packed, bias, residual)
+        assert not plan.fused.fuses(image, packed, bias, residual.clone().requires_grad_())
+        for added in (residual, residual.to(memory_format=last)):
+            y = plan.execute(image, packed, bias, residual=added)
+            assert y.is_contiguous(memory_format=last)
+            assert_close(y.numpy(), exact)
+        out = torch.empty_like(residual)
+        assert plan.execute(image, packed, bias, residual=residual, out=out) is out
+        assert_close(out.numpy(), exact)
+
+
 def _torchs(torch, activation):
     functional = torch.nn.functional
     if not isinstance(activation, str):

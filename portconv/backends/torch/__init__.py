@@ -14,6 +14,7 @@ from ...core.problem import Problem
 from ...core.windows import WindowOperation
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
+from ...engines.finished import sums_of
 from ..base import ArrayApiBackend, name_of
 from .derivatives import value_and_pullback
 from .host import torch_host_plan, windowed_on_host
@@ -71,10 +72,11 @@ class TorchBackend(ArrayApiBackend):
 
     def _channels_last(self, p: Problem, engine: str, native: NativePlan) -> tuple[Plan | None, Plan | None]:
         """Plans for the same image channels last in memory: by this engine, and by the one that costs least there."""
-        if p.layout == "NHWC" or p.epilogue != p.epilogue.linear:
+        if p.layout == "NHWC":
             return None, None
         last = replace(p, layout="NHWC")
-        offers = {c.engine: c.seconds for c in self.candidates(last) if c.why_not is None}
+        # what follows the sums has no part in the choice: weights are packed for plans without it
+        offers = {c.engine: c.seconds for c in self.candidates(sums_of(last) or last) if c.why_not is None}
         # PyTorch's own is best at depthwise layers, if not in parts
         its_own = "native" in offers and not in_parts(p) and p.in_channels == p.groups > 1
         best = "native" if its_own else min(offers, key=lambda name: offers[name], default=engine)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...core.backend import PackedWeight, Plan
+from ...core.backend import PackedWeight, Plan, executed
 from ...core.problem import Problem
 from ...core.windows import WindowOperation
 from ...cpu import gradient, threads, windows
@@ -142,28 +142,38 @@ class TorchHostPlan(Plan):
     def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
         packed, _, own, _ = weight.data
         arrays = [array for array in (x, own, bias, residual) if array is not None]
-        if packed is None or _channels_last(x) or not _has_values(x, bias, residual):
+        if packed is None or not _has_values(x, bias, residual):
             return False
         recorded = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
-        return not recorded and self.inner.fuses(x, packed, bias, residual)
+        if recorded or not self.inner.fuses(x, packed, bias, residual):
+            return False
+        if not _channels_last(x):
+            return True
+        last = self._of_channels_last
+        if last is None or last is self.native:
+            return False
+        return last.fuses(_turned(x), _packed_by(last, weight.data), bias, _turned(residual))
+
+    @property
+    def _of_channels_last(self) -> Plan | None:
+        """The plan of images in that memory format; a caller who has named an engine gets no other one."""
+        return self.last if self.chosen_by == "the caller" else self.best_last
 
     def execute(
         self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
     ) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        packed, once, own, others = weight.data
+        packed, once, own, _ = weight.data
         if out is None and _channels_last(x):
-            # a caller who has named an engine gets no other one
-            last = self.last if self.chosen_by == "the caller" else self.best_last
+            last = self._of_channels_last
             if last is None:
                 y = self.execute(x.contiguous(), weight, bias)
                 return y.contiguous(memory_format=torch.channels_last)
-            if (kept := others.get(last.stamp)) is None:
-                kept = others[last.stamp] = last.pack(own)
+            kept = _packed_by(last, weight.data)
             if last is self.native:
                 return last.execute(x, kept, bias)
-            return last.execute(x.permute(0, 2, 3, 1), kept, bias).permute(0, 3, 1, 2)
+            return executed(last, _turned(x), kept, bias, _turned(residual)).permute(0, 3, 1, 2)
         if packed is None or not _has_values(x, bias):
             return self.native.execute(x, self.native.pack(own), bias, out=out)
         plan = self.once if once else self.inner
@@ -187,6 +197,18 @@ def windowed_on_host(x: Any, operation: WindowOperation) -> Any:
         return windowed_on_host(x.permute(0, 2, 3, 1), replace(operation, layout="NHWC")).permute(0, 3, 1, 2)
     with _limit():
         return torch.from_numpy(windows.applied(view(x), operation)).to(x.dtype)
+
+
+def _turned(x: Any) -> Any:
+    """A tensor's memory in NHWC, or None for none."""
+    return None if x is None else x.permute(0, 2, 3, 1)
+
+
+def _packed_by(last: Plan, weight: _Weight) -> PackedWeight:
+    """The weight as the plan of images in another memory format reads it, packed once."""
+    if (kept := weight.others.get(last.stamp)) is None:
+        kept = weight.others[last.stamp] = last.pack(weight.weight)
+    return kept
 
 
 def _packed(plan: HostPlan, weight: Any) -> PackedWeight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
-from .epilogue import record
+from .epilogue import RECORD_BYTES, record
 from .kernel import address, apart, kernel, words
 from .moves import add_vectors, copy_elements, transpose_block
 from .runs import (
@@ -314,9 +314,9 @@ def square_number(like, kind):
 
 
 @kernel
-def put_turned(like, number, place, channel_step, source, records):
+def put_turned(like, number, place, channel_step, source, records, record_step):
     """A square of results source[column, lane] of a kind of this number, finished by the records of its channels."""
-    _put_turned(like, number, (place, channel_step, source, records, VECTOR_BYTES // like.itemsize))
+    _put_turned(like, number, (place, channel_step, source, records, record_step, VECTOR_BYTES // like.itemsize))
 
 
 @kernel
@@ -328,7 +328,7 @@ def put_lanes(square, place, channel_step, step, source, channels, cols, epilogu
     size = square.itemsize
     which = square_number(square, kind)
     if which >= 0 and channels == VECTOR_BYTES // size and step == bytes_of(kind):
-        _put_turned(square, which, (place, channel_step, source, record(epilogue, channel), cols))
+        _put_turned(square, which, (place, channel_step, source, record(epilogue, channel), RECORD_BYTES, cols))
         return
     transpose(square, (address(square), VECTOR_BYTES, source, VECTOR_BYTES))
     for lane in range(channels):

@@ -9,7 +9,8 @@ from typing import Any
 from llvmlite import ir
 
 from .epilogue import Finish
-from .vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop
+from .runs import first_lanes
+from .vectors import I32, I64, ROWS, VECTOR_BYTES, Generate, Vectors, in_groups, intrinsic_of, loop
 
 __all__ = [
     "add_vectors",
@@ -148,18 +149,29 @@ def move_elements() -> Any:
 def finish_vectors() -> Any:
     """`target[n] = finish(source[n])` for vectors of channels.
 
-    Arguments: target, source, bytes between its vectors, how many, address of the channels' records.
+    Arguments: target, bytes between its vectors, source, how many vectors, address of the channels' records, how many
+    channels there are. Nothing beyond them is touched.
     """
 
-    def generate(b: Any, v: Vectors, target: Any, source: Any, source_step: Any, count: Any, records: Any) -> None:
+    def generate(
+        b: Any, v: Vectors, target: Any, target_step: Any, source: Any, count: Any, records: Any, channels: Any
+    ) -> None:
         finish = Finish(v, [records], splat=False)
+        inside = first_lanes(b, v, channels)
 
-        def body(i: Any, _state: list[Any]) -> list[Any]:
-            value = v.load(v.at(source, b.mul(i, source_step)))
-            v.store(finish([value])[0], v.at(target, b.mul(i, I64(VECTOR_BYTES))))
-            return []
+        def some(first: Any, many: int) -> None:
+            values = [v.load(v.at(source, b.mul(b.add(first, I64(n)), I64(VECTOR_BYTES)))) for n in range(many)]
+            places = [v.at(target, b.mul(b.add(first, I64(n)), target_step)) for n in range(many)]
+            values = finish(values, places, [inside])
+            with b.if_else(b.icmp_signed(">=", channels, I64(v.n))) as (whole, part):
+                with whole:
+                    for value, place in zip(values, places, strict=True):
+                        v.store(value, place)
+                with part:
+                    for value, place in zip(values, places, strict=True):
+                        v.masked_store(value, place, inside)
 
-        loop(b, count, [], body)
+        in_groups(b, count, (ROWS, 1), some)
 
     return intrinsic_of(generate)
 

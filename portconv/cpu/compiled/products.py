@@ -192,15 +192,15 @@ def row_products(rows: int, vectors: int) -> Generate:
 
 
 def channel_sums(width: int, step: int) -> Generate:
-    """`out[n] = finish(sum over (i, j) of one[i, j] * other[i, j + n * step])`, all of them vectors of channels.
+    """`out[n] = sum over (i, j) of one[i, j] * other[i, j + n * step]`, all of them vectors of channels.
 
     Arguments: address of one[0, 0], bytes between its rows, between its columns; the same of other;
-    how many rows, columns; address of the channels' records; out (width vectors).
+    how many rows, columns; out (width vectors).
     """
 
     def generate(
         b: Any, v: Vectors, one: Any, one_row: Any, one_col: Any, other: Any, other_row: Any, other_col: Any,
-        rows: Any, cols: Any, records: Any, out: Any,
+        rows: Any, cols: Any, out: Any,
     ) -> None:  # fmt: skip
 
         def row(i: Any, sums: list[Any]) -> list[Any]:
@@ -215,8 +215,7 @@ def channel_sums(width: int, step: int) -> Generate:
 
             return loop(b, cols, sums, col)
 
-        sums = loop(b, rows, [v.zero] * width, row)
-        for n, total in enumerate(Finish(v, [records], splat=False)(sums)):
+        for n, total in enumerate(loop(b, rows, [v.zero] * width, row)):
             v.store(total, v.at(out, n * VECTOR_BYTES))
 
     return generate

@@ -22,8 +22,8 @@ from .conversions import (
     vector,
     widened,
 )
-from .epilogue import RECORD, RECORD_BYTES, Finish
-from .vectors import I1, I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, loop, one_of
+from .epilogue import RECORD, Finish
+from .vectors import I1, I32, I64, VECTOR_BYTES, Generate, Vectors, intrinsic_of, joined, loop, one_of
 
 __all__ = [
     "PADDED_STEPS",
@@ -156,9 +156,7 @@ def _padded(step: int) -> Generate:
                         parts.append(v.masked_load(place, mask))
                     masked = every(b, parts, v.n)
                     masked_block = b.block
-            value = b.phi(v.type)
-            value.add_incoming(read, read_block)
-            value.add_incoming(masked, masked_block)
+            (value,) = joined(b, ([read], read_block), ([masked], masked_block))
             left = b.sub(count, done)
             place = v.at(target, b.mul(done, I64(v.size)))
             with b.if_else(b.icmp_signed(">=", left, I64(v.n))) as (all_of_it, part):
@@ -336,16 +334,9 @@ def turned_square(name: str | None) -> Generate:
             for block, masked in ((whole, False), (part, True)):
                 with block:
                     places = [v.at(source, b.mul(source_row, I64(i))) for i in range(v.n)]
-                    found.append([v.masked_load(p, inside, bits) if masked else vector(b, bits, p) for p in places])
-                    found[-1].append(b.block)
-        (*wholes, one), (*partials, other) = found
-        rows = []
-        for a, c in zip(wholes, partials, strict=True):
-            phi = b.phi(bits)
-            phi.add_incoming(a, one)
-            phi.add_incoming(c, other)
-            rows.append(phi)
-        for j, column in enumerate(v.transposed([widened(b, v, row, name_of) for row in rows])):
+                    rows = [v.masked_load(p, inside, bits) if masked else vector(b, bits, p) for p in places]
+                    found.append((rows, b.block))
+        for j, column in enumerate(v.transposed([widened(b, v, row, name_of) for row in joined(b, *found)])):
             v.store(column, v.at(target, j * VECTOR_BYTES))
 
     return generate
@@ -371,15 +362,17 @@ def scattered_square(name: str | None) -> Generate:
 def put_square(name: str | None) -> Generate:
     """`target[i, j] = finish(source[j, i])` for as many rows as lanes, as numbers of this dtype, or the computation's.
 
-    Arguments: target, bytes between its rows, source, address of the first row's record, how many columns there are.
-    Nothing beyond them is touched.
+    Arguments: target, bytes between its rows, source, address of the first row's record, bytes between the records of
+    rows, how many columns there are. Nothing beyond them is touched.
     """
 
-    def generate(b: Any, v: Vectors, target: Any, target_row: Any, source: Any, records: Any, count: Any) -> None:
+    def generate(
+        b: Any, v: Vectors, target: Any, target_row: Any, source: Any, records: Any, record_step: Any, count: Any
+    ) -> None:
         rows = v.transposed([v.load(v.at(source, j * VECTOR_BYTES)) for j in range(v.n)])
         places = [v.at(target, b.mul(target_row, I64(i))) for i in range(v.n)]
         inside = first_lanes(b, v, count)
-        finish = Finish(v, [v.at(records, i * RECORD_BYTES) for i in range(v.n)], splat=True)
+        finish = Finish(v, [v.at(records, b.mul(record_step, I64(i))) for i in range(v.n)], splat=True)
         # the residual is in the dtype of the computation, or added elsewhere
         values = finish(rows, places if name is None else (), [inside])
         if name is not None:

@@ -28,7 +28,6 @@ __all__ = [
     "VECTOR_BYTES",
     "Generate",
     "Vectors",
-    "first_lanes",
     "in_groups",
     "intrinsic_of",
     "joined",
@@ -235,12 +234,6 @@ def loop(
     if not may_be_none:
         return results
     return joined(b, (state, before), (results, end))
-
-
-def first_lanes(v: Vectors, count: Any) -> Any:
-    """The mask of the first `count` lanes."""
-    numbers = ir.Constant(ir.VectorType(I64, v.n), list(range(v.n)))
-    return v.b.icmp_signed("<", numbers, v.splat(count, numbers.type))
 
 
 def in_groups(b: Any, count: Any, sizes: Sequence[int], some: Callable[[Any, int], None]) -> None:

@@ -7,7 +7,7 @@ run over the pixels, which have no padding, and the kernel slides.
 
 from __future__ import annotations
 
-from ..epilogue import RECORD, gather_records, record
+from ..epilogue import RECORD, RECORD_BYTES, gather_records, record
 from ..jobs import job_of, take
 from ..kernel import address, kernel, words
 from ..memory import (
@@ -41,16 +41,11 @@ _sums = one_of({16 * step + n: channel_sums(n, step) for step in (1, 2) for n in
 
 
 @kernel
-def _run(
-    one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, own, out, partial, unfinished
-):
-    """The sums of a run of outputs: all terms at once, or in parts of about `chunk` that are added in pairs.
-
-    `own` are the records of the channels, `unfinished` those for sums of a part of the terms.
-    """
+def _run(one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, out, partial):
+    """The sums of a run of outputs: all terms at once, or in parts of about `chunk` that are added in pairs."""
     if rows * cols <= chunk:
         _sums(partial, 16 * step + width,
-              (one, one_row, one_col, other, other_row, other_col, rows, cols, own, out))  # fmt: skip
+              (one, one_row, one_col, other, other_row, other_col, rows, cols, out))  # fmt: skip
         return
     rows_at_once = max(1, chunk // cols)
     cols_at_once = cols if cols <= chunk else chunk
@@ -61,11 +56,11 @@ def _run(
             last = i + rows_at_once >= rows and j + cols_at_once >= cols
             _sums(partial, 16 * step + width,
                   (one + i * one_row + j * one_col, one_row, one_col, other + i * other_row + j * other_col, other_row,
-                   other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j), unfinished,
+                   other_col, min(rows_at_once, rows - i), min(cols_at_once, cols - j),
                    address(partial) + depth * run_bytes))  # fmt: skip
             count += 1
             depth = add_in_pairs(partial, depth + 1, count, last, run_bytes)
-    _finish(partial, (out, address(partial), VECTOR_BYTES, width, own))
+    _move(partial, (out, VECTOR_BYTES, address(partial), VECTOR_BYTES, width))
 
 
 @kernel
@@ -101,23 +96,26 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
 
 
 @kernel
-def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, neutral):
-    """Results out[pixel, lane] of rows of `cols` pixels, as numbers of a kind, at the address `place`; steps are bytes.
+def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, own, gathered, own_step, neutral):
+    """Sums out[pixel, lane] of rows of `cols` pixels, finished, as numbers of a kind, at the address `place`.
 
-    `neutral` is the first of as many records as lanes that change nothing.
+    Steps are bytes. `own` is the address of the first lane's record, with `own_step` to the next, `gathered` that of
+    them all as vectors have them, `neutral` that of one that changes nothing.
     """
     size = out.itemsize
     lanes = VECTOR_BYTES // size
     if row_step == cols * pixel_step:
         if channel_step == size and kind == native_kind(out):  # channels last
-            _move(out, (place, pixel_step, address(out), VECTOR_BYTES, count))
+            _finish(out, (place, pixel_step, address(out), count, gathered, lanes))
             return
         if pixel_step == bytes_of(kind) and count >= lanes and square_number(out, kind) >= 0:
             for n in range(0, count, lanes):
                 n = min(n, count - lanes)
                 put_turned(out, square_number(out, kind), place + n * pixel_step, channel_step,
-                           address(out) + n * VECTOR_BYTES, neutral)  # fmt: skip
+                           address(out) + n * VECTOR_BYTES, own, own_step)  # fmt: skip
             return
+    # no residual comes here
+    _finish(out, (address(out), VECTOR_BYTES, address(out), count, gathered, lanes))
     for n in range(count):
         target = place + n // cols * row_step + n % cols * pixel_step
         put(out, target, channel_step, address(out) + n * VECTOR_BYTES, lanes, neutral, kind)
@@ -168,21 +166,21 @@ def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, g
                 for c in range(0, out_cols, run):
                     place = address(out) + ((r - r0) * out_cols + c) * VECTOR_BYTES
                     if i1 <= i0:
-                        _finish(out, (place, address(zeros), 0, min(run, out_cols - c), address(records)))
+                        _move(out, (place, VECTOR_BYTES, address(zeros), 0, min(run, out_cols - c)))
                         continue
                     kernel_row = factors + i0 * kw * VECTOR_BYTES
                     image_row = address(stage) + (row + i0 * dh - first) * line * VECTOR_BYTES
                     if exchanged:
                         _run(image_row, line * VECTOR_BYTES, VECTOR_BYTES,
                              kernel_row + (kw - 1 - left + c) * VECTOR_BYTES, kw * VECTOR_BYTES, -VECTOR_BYTES,
-                             i1 - i0, width, chunk, run, sw, address(records), place, partial,
-                             address(zeros))  # fmt: skip
+                             i1 - i0, width, chunk, run, sw, place, partial)  # fmt: skip
                     else:
                         _run(kernel_row, kw * VECTOR_BYTES, VECTOR_BYTES, image_row + c * sw * VECTOR_BYTES,
-                             dh * line * VECTOR_BYTES, dw * VECTOR_BYTES, i1 - i0, kw, chunk, run, sw,
-                             address(records), place, partial, address(zeros))  # fmt: skip
+                             dh * line * VECTOR_BYTES, dw * VECTOR_BYTES, i1 - i0, kw, chunk, run, sw, place,
+                             partial)  # fmt: skip
             place = y_first + b * yb + (c0 * multiplier + m) * yc + r0 * yh
             _put(out, (r1 - r0) * out_cols, out_cols, y_kind, place, multiplier * yc, yh, yw,
+                 record(epilogue, c0 * multiplier + m), address(records), multiplier * RECORD_BYTES,
                  record(epilogue, channels * multiplier))  # fmt: skip
 
 

@@ -137,9 +137,15 @@ class CompiledDepthwisePlan(CompiledPlan):
     def warmup(self) -> tuple[str, ...]:
         return *super().warmup(), *(() if self.other is None else self.other.warmup())
 
+    def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        if residual is not None and self.other is not None and isinstance(weight.data, Passes):
+            return self.other.fuses(x, weight, bias, residual)
+        return super().fuses(x, weight, bias, residual)
+
     @property
     def adds_residuals(self) -> bool:
-        return False  # sums are finished before they are turned
+        p = self.problem
+        return p.layout == "NCHW" or p.out_channels == p.groups  # channels of a block lie side by side
 
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch

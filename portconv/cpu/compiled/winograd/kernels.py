@@ -8,10 +8,11 @@ the weights are read once.
 from __future__ import annotations
 
 from ....engines.winograd import TILES, Tile, matrices
+from ..epilogue import gather_records
 from ..jobs import job_of, take
 from ..kernel import address, apart, kernel
 from ..memory import native_kind, put_lanes, stage_rows, turn_square
-from ..moves import mark_nonfinite, round_vectors, tile_transform, widen_weights
+from ..moves import finish_vectors, mark_nonfinite, round_vectors, tile_transform, widen_weights
 from ..products import row_products
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, Generate, one_of
 
@@ -20,6 +21,7 @@ __all__ = ["CHANNELS", "pack", "winograd"]
 CHANNELS = 32  # of a task that packs weights
 
 _mark = mark_nonfinite()
+_finish = finish_vectors()
 _products_of = one_of({n: row_products(ROWS, n) for n in (1, 2, 3)})
 
 
@@ -114,6 +116,7 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
     size = m.itemsize
     lanes = VECTOR_BYTES // size
     cols = across * mw
+    channels_last = yc == size and kind == native_kind(m)
     for line in range(l0, l1):
         b, row, first = _place(line, down, segments, across, row_tiles)
         row *= mh
@@ -129,9 +132,15 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
                 )
             _mark(m, (mark, address(stage), mh * cols))
             count = min(lanes, outputs - o)
+            if channels_last:
+                gather_records(epilogue, o, 1, lanes, square)
             for r in range(min(mh, out_rows - row)):
                 place = y_first + b * yb + o * yc + (row + r) * yh + first * mw * yw
                 line_start = r * cols * lanes
+                if channels_last:
+                    source = address(stage) + line_start * size
+                    _finish(m, (place, yw, source, out_cols, address(square), count))
+                    continue
                 for j in range(0, out_cols, lanes):
                     n = min(lanes, out_cols - j)
                     source = address(stage) + (line_start + j * lanes) * size

@@ -21,6 +21,7 @@ from ... import threads
 from ...steps import NumpySteps
 from .. import team
 from ..base import Array, CompiledPlan, Ints, Launch, compiled_by, first_of, per_thread, read_only, round_up, sources
+from ..channels_last.plan import CompiledChannelsLastPlan
 from ..costs import COMPILED, CompiledCosts
 from ..gemm.plan import CompiledGemmPlan
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, lanes
@@ -53,19 +54,21 @@ class CompiledWinogradPlan(CompiledPlan):
     together: bool = False
     lines: int = 0
     block_lines: int = 0
-    exact: CompiledGemmPlan
+    exact: CompiledGemmPlan | CompiledChannelsLastPlan
 
     @classmethod
     def make(cls, p: Problem) -> CompiledWinogradPlan | None:
         """Choose the tile and the blocks."""
         if winograd.why_not(p) is not None:
             return None
-        exact = CompiledGemmPlan.make(p)
+        exact = CompiledChannelsLastPlan.make(p) or CompiledGemmPlan.make(p)
         plans = [cls.with_tile(p, tile, exact) for tile in winograd.tiles_for(p)]
         return min(plans, key=lambda plan: plan.estimate(COMPILED))
 
     @classmethod
-    def with_tile(cls, p: Problem, tile: winograd.Tile, exact: CompiledGemmPlan) -> CompiledWinogradPlan:
+    def with_tile(
+        cls, p: Problem, tile: winograd.Tile, exact: CompiledGemmPlan | CompiledChannelsLastPlan
+    ) -> CompiledWinogradPlan:
         """Bind a tile to a problem."""
         oh, ow = p.out_size
         (mh, mw), (nh, nw) = tile.outputs, tile.size
@@ -105,6 +108,10 @@ class CompiledWinogradPlan(CompiledPlan):
         p = self.problem
         # the weight for gemm is in it, too, in the form of its plan, which depends on the image's size
         return ("winograd", "jit", p.weight_shape, p.compute_dtype, self.tile, self.exact.stamp, met_mask(p))
+
+    @property
+    def adds_residuals(self) -> bool:
+        return self.exact.adds_residuals  # which has the last word
 
     @property
     def note(self) -> str:
