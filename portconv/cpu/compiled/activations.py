@@ -12,7 +12,6 @@ error function in float64: Cody, see `portconv.engines.activations`.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -36,19 +35,22 @@ CALL_WORDS = 6
 TOGETHER = 2 if VECTOR_BYTES == 32 else 4  # vectors whose curve is computed side by side, in 16 or 32 registers
 LINES = ("relu", "relu6", "leaky_relu")
 
-_ESTIMATES = VECTOR_BYTES == 64 and platform.machine().lower() in ("x86_64", "amd64")  # of AVX-512
+_ESTIMATES = VECTOR_BYTES == 64  # of reciprocals, by AVX-512
 _LOG2_E = 1 / math.log(2)
-# By the bytes of a dtype: the bits of its fraction and the bias of its exponent; from where on tanh rounds to 1; and
-# coefficients of ``(2 ** r - 1) / r`` for r from -1/2 to 1/2, the highest power first, which are in float32 those of
-# the least relative error, 1.1e-8.
+# By the bytes of a dtype: the bits of its fraction and the bias of its exponent; from where on tanh rounds to 1; from
+# where on sigmoid(-x) is taken as 0; and the coefficients of ``(2 ** r - 1) / r`` for r from -1/2 to 1/2, the highest
+# power first, which are in float32 those of the least relative error, 1.1e-8.
 _BITS = {4: (23, 127), 8: (52, 1023)}
 _TANH_IS_ONE = {4: 9.5, 8: 20.0}
+_SIGMOID_IS_ZERO = {4: 87.0, 8: 708.0}
 _POWER = {
     4: (1.5403512573598976e-4, 1.3390735477502177e-3, 9.61823749431474e-3, 5.5503574336366296e-2,
         2.4022649794962908e-1, 6.9314718792669e-1),
     8: tuple(math.log(2) ** k / math.factorial(k) for k in range(13, 0, -1)),
 }  # fmt: skip
-# ``1 / (1 + 2 ** (x * P(x ** 2)))`` is the share of the normal distribution below x, but for 3e-8.
+# ``1 / (1 + 2 ** (x * P(x ** 2)))`` is the share of the normal distribution below x, but for 3e-8; from the limit on
+# the rest is nothing beside 1.
+_NORMAL_IS_ZERO = 7.0
 _NORMAL = tuple(
     -_LOG2_E * coefficient
     for coefficient in (
@@ -74,24 +76,25 @@ def call_words(activation: Activation | None, dtype: str) -> np.ndarray[Any, Any
 def activated(v: Vectors, values: list[Any], call: Any) -> list[Any]:
     """The vectors with the activation of the call at this address."""
     b = v.b
-    slope, low, high = (v.splat(_number(v, call, word)) for word in (SLOPE, LOW, HIGH))
-    found = []
-    for value in values:
-        # comparisons with NaN are false, and leave it as it is
-        value = b.select(b.fcmp_ordered("<", value, v.zero), b.fmul(value, slope), value)
-        value = b.select(b.fcmp_ordered("<", value, low), low, value)
-        found.append(b.select(b.fcmp_ordered(">", value, high), high, value))
     function = _word(b, call, FUNCTION)
-    before = b.block
-    with b.if_then(b.icmp_signed("!=", function, I64(0))):
-        first = b.ptrtoint(cgutils.alloca_once(b, v.type, len(values)), I64)
-        for i, value in enumerate(found):
-            v.store(value, v.at(first, i * VECTOR_BYTES))
-        kind = ir.FunctionType(I64, [I64] * 3).as_pointer()
-        b.call(b.inttoptr(function, kind), [first, I64(len(values)), _word(b, call, CURVE)])
-        curved = [v.load(v.at(first, i * VECTOR_BYTES)) for i in range(len(values))]
-        after = b.block
-    return joined(b, (found, before), (curved, after))
+    with b.if_else(b.icmp_signed("==", function, I64(0))) as (of_lines, otherwise):
+        with of_lines:
+            slope, low, high = (v.splat(_number(v, call, word)) for word in (SLOPE, LOW, HIGH))
+            found = []
+            for value in values:
+                # comparisons with NaN are false, and leave it as it is
+                value = b.select(b.fcmp_ordered("<", value, v.zero), b.fmul(value, slope), value)
+                value = b.select(b.fcmp_ordered("<", value, low), low, value)
+                found.append(b.select(b.fcmp_ordered(">", value, high), high, value))
+            one = found, b.block
+        with otherwise:
+            first = b.ptrtoint(cgutils.alloca_once(b, v.type, len(values)), I64)
+            for i, value in enumerate(values):
+                v.store(value, v.at(first, i * VECTOR_BYTES))
+            kind = ir.FunctionType(I64, [I64] * 3).as_pointer()
+            b.call(b.inttoptr(function, kind), [first, I64(len(values)), _word(b, call, CURVE)])
+            other = [v.load(v.at(first, i * VECTOR_BYTES)) for i in range(len(values))], b.block
+    return joined(b, one, other)
 
 
 def _word(b: Any, call: Any, word: int) -> Any:
@@ -129,33 +132,34 @@ def _between(v: Vectors, x: Any, low: float, high: float) -> Any:
     return b.select(b.fcmp_ordered(">", x, most), most, x)
 
 
-def _power_parts(v: Vectors, x: Any) -> tuple[Any, Any, Any]:
-    """A power of two p, r and q with ``2 ** x = p + p * r * q``, for x from -126 to 128, or -1022 to 1024."""
+def _power_parts(v: Vectors, x: Any, factor: Any) -> tuple[Any, Any, Any]:
+    """A power of two p, r and q with ``2 ** (x * factor) = p + p * r * q``, where that is a normal number."""
     b, (bits, bias) = v.b, _BITS[v.size]
     # a float that is so large has no digits behind the point, so that its last bits are those of the exponent
     shift = _constant(v, 1.5 * 2**bits + bias)
-    raised = b.fadd(x, shift)
-    r = b.fsub(x, b.fsub(raised, shift))
+    raised = v.fma(x, factor, shift)
+    r = v.fma(x, factor, b.fsub(shift, raised))
     integers = ir.VectorType(ir.IntType(8 * v.size), v.n)
     exponent = b.shl(b.bitcast(raised, integers), ir.Constant(integers, [bits] * v.n))
     return b.bitcast(exponent, v.type), r, _polynomial(v, _POWER[v.size], r)
 
 
-def _power(v: Vectors, x: Any, added: float = 0.0) -> Any:
-    """``2 ** x + added``: infinite from 127.5 on, or 1023.5, and not less than the least normal number."""
-    _, bias = _BITS[v.size]
-    p, r, q = _power_parts(v, _between(v, x, 1.0 - bias, 1.0 + bias))
-    return v.fma(p, v.fma(r, q, _constant(v, 1.0)), _constant(v, added))
+def _logistic(v: Vectors, x: Any, limit: float, factor: Callable[[Any], Any]) -> Any:
+    """``1 / (1 + 2 ** (x * factor(x)))``, which is 0 below minus the limit, and for larger x that of the limit.
 
-
-def _logistic(v: Vectors, x: Any) -> Any:
-    """``1 / (1 + 2 ** x)``."""
-    b, size = v.b, _power(v, x, 1.0)
-    if not (_ESTIMATES and v.size == 4):
-        return b.fdiv(_constant(v, 1.0), size)
-    near = _estimate(v, size)  # to 14 bits, and by a step of Newton's to all
-    near = v.fma(near, v.fma(b.fneg(size), near, _constant(v, 1.0)), near)
-    return b.select(b.fcmp_ordered(">", x, _constant(v, 126.0)), v.zero, near)
+    Between the two, the exponents are those of normal numbers.
+    """
+    b, one, most = v.b, _constant(v, 1.0), _constant(v, limit)
+    far = b.fcmp_ordered("<", x, _constant(v, -limit))
+    x = b.select(b.fcmp_ordered(">", x, most), most, x)
+    p, r, q = _power_parts(v, x, factor(x))
+    whole = v.fma(p, v.fma(r, q, one), one)
+    if _ESTIMATES and v.size == 4:
+        near = _estimate(v, whole)  # to 14 bits, and by a step of Newton's to all
+        near = v.fma(near, v.fma(b.fneg(whole), near, one), near)
+    else:
+        near = b.fdiv(one, whole)
+    return b.select(far, v.zero, near)
 
 
 def _estimate(v: Vectors, x: Any) -> Any:
@@ -179,7 +183,7 @@ def _order(first: int, count: int) -> Any:
 
 
 def _sigmoid(v: Vectors, x: Any) -> Any:
-    return _logistic(v, v.b.fmul(x, _constant(v, -_LOG2_E)))
+    return _logistic(v, x, _SIGMOID_IS_ZERO[v.size], lambda _: _constant(v, -_LOG2_E))
 
 
 def _silu(v: Vectors, x: Any) -> Any:
@@ -188,7 +192,7 @@ def _silu(v: Vectors, x: Any) -> Any:
 
 def _tanh(v: Vectors, x: Any) -> Any:
     b, limit = v.b, _TANH_IS_ONE[v.size]
-    p, r, q = _power_parts(v, b.fmul(_between(v, x, -limit, limit), _constant(v, 2 * _LOG2_E)))
+    p, r, q = _power_parts(v, _between(v, x, -limit, limit), _constant(v, 2 * _LOG2_E))
     less = v.fma(p, b.fmul(r, q), b.fsub(p, _constant(v, 1.0)))  # exp(2 x) - 1, with all its digits near zero
     return b.fdiv(less, b.fadd(less, _constant(v, 2.0)))
 
@@ -211,7 +215,8 @@ def _erf(v: Vectors, x: Any) -> Any:
     far = b.fcmp_ordered(">=", size, _constant(v, exact.ONE))
     middle = b.select(far, one, size)
     tail = b.fdiv(_polynomial(v, exact.MIDDLE_TOP, middle), _polynomial(v, exact.MIDDLE_BOTTOM, middle))
-    tail = b.fmul(_power(v, b.fmul(b.fmul(middle, middle), _constant(v, -_LOG2_E))), tail)
+    p, r, q = _power_parts(v, b.fmul(middle, middle), _constant(v, -_LOG2_E))
+    tail = b.fmul(v.fma(p, b.fmul(r, q), p), tail)
     outer = b.select(far, one, b.fsub(one, tail))
     outer = b.select(b.fcmp_ordered("<", x, v.zero), b.fneg(outer), outer)
     return b.select(near, inner, outer)
@@ -220,7 +225,7 @@ def _erf(v: Vectors, x: Any) -> Any:
 def _gelu(v: Vectors, x: Any) -> Any:
     b, half = v.b, _constant(v, 0.5)
     if v.size == 4:
-        return b.fmul(x, _logistic(v, b.fmul(x, _polynomial(v, _NORMAL, b.fmul(x, x)))))
+        return b.fmul(x, _logistic(v, x, _NORMAL_IS_ZERO, lambda x: _polynomial(v, _NORMAL, b.fmul(x, x))))
     return b.fmul(x, v.fma(_erf(v, b.fmul(x, _constant(v, math.sqrt(0.5)))), half, half))
 
 
