@@ -9,10 +9,10 @@ from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
 from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
-from .one_dimensional import conv1d, conv_transpose1d
+from .one_dimensional import conv1d, conv1d_vjp, conv_transpose1d, conv_transpose1d_vjp
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
 from .transposed_module import ConvTranspose2d
-from .volumes import conv3d
+from .volumes import conv3d, conv3d_vjp
 from .windows import avg_pool2d, global_avg_pool2d, interpolate2d, max_pool2d
 
 __all__ = [
@@ -23,11 +23,14 @@ __all__ = [
     "available_backends",
     "avg_pool2d",
     "conv1d",
+    "conv1d_vjp",
     "conv2d",
     "conv2d_output_shape",
     "conv2d_vjp",
     "conv3d",
+    "conv3d_vjp",
     "conv_transpose1d",
+    "conv_transpose1d_vjp",
     "conv_transpose2d",
     "conv_transpose2d_vjp",
     "device",
