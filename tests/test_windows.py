@@ -290,6 +290,16 @@ def test_gradients(library, functional, package, name, layout):
     np.testing.assert_allclose(found.transpose(back), theirs.grad.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_of_no_image(mx, run_python):
+    found = run_python("""
+        import mlx.core as mx, numpy, portconv
+        for mode in ("bilinear", "nearest"):
+            grow = lambda x: portconv.interpolate2d(x, (5, 7), mode=mode, layout="NHWC")
+            print(numpy.array(mx.vjp(grow, [mx.zeros((0, 3, 4, 17))], [mx.zeros((0, 5, 7, 17))])[1][0]).shape)
+    """)
+    assert found == "(0, 3, 4, 17)\n" * 2
+
+
 def test_channels_last_of_pytorch(library, functional):
     torch = library("torch").module
     x = torch.from_numpy(numbers((2, 5, 9, 8))).to(memory_format=torch.channels_last)
