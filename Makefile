@@ -6,7 +6,8 @@
 #   make test ARGS="-k padding -x"     arguments for pytest; WORKERS=1 for one process, as a debugger needs
 #   make test-gpu ARGS="-x"            the tests that need a GPU, with the libraries' builds for it; fails where there is none,
 #                                      and with PORTCONV_EXPECT_GPU=torch,jax where one of these finds none
-#   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file, GUARD=1
+#   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file, GUARD=1,
+#                                      and OPERATION=conv3d for those of one function
 #   make defects ARGS="--seed 1 short-halo"     whether these problems, and `portconv check`, find errors put into the code
 #   make mutants SAMPLE=200 SEED=1     how many of so many small errors in the code the tests notice; in an hour or two
 #   make test PYTHON=python3.12        the Python that makes .venv (after `make clean`, if there is one already)
@@ -40,6 +41,7 @@ test mutants: export OPENBLAS_THREAD_TIMEOUT = 4
 SECONDS ?= 60
 BACKEND ?= numpy
 TIER ?= compiled
+OPERATION ?= all
 SAMPLE ?= 200
 SEED ?= 1
 
@@ -70,7 +72,7 @@ test-gpu: $(VENV_GPU)/.gpu
 	$(VENV_GPU)/bin/python -m pytest -m gpu $(ARGS) tests
 
 fuzz: $(VENV)/.test
-	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) \
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) --operation $(OPERATION) \
 	    $(if $(THREADS),--threads $(THREADS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(JSON),--json $(JSON)) $(if $(GUARD),--guard)
 
 defects: $(VENV)/.test

@@ -1,16 +1,18 @@
-"""Transposed convolutions of decoders, layer by layer, beside PyTorch's own.
+"""Transposed convolutions of decoders, layer by layer, beside PyTorch's, ONNX Runtime's and XLA's.
 
 python benchmarks/transposed.py
 python benchmarks/transposed.py --libraries numpy torch --json transposed.json
 
-`numpy`, `torch`, `jax` and `mlx` are portconv on the arrays of these libraries, on a CPU. All take turns with PyTorch's
-own transposed convolution, a call each that is not timed and one that is. The best of each counts. No weight can
-change, so that packed ones are kept, but for MLX. A ratio is PyTorch's time over portconv's: above 1, portconv wins.
+`numpy`, `torch`, `jax` and `mlx` are portconv on the arrays of these libraries, on a CPU. All take turns with the
+others' own transposed convolutions, as far as they are installed: a call each that is not timed and one that is. The
+best of each counts. No weight can change, so that packed ones are kept, but for MLX. A ratio is the time of the best of
+the others over portconv's: above 1, portconv wins.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from portconv.processes.files import write_json
 from portconv.processes.machine import machine
 
 LIBRARIES = ("numpy", "torch", "jax", "mlx")
-PEER = "PyTorch"
+THEIRS = "best other"
 AGREEMENT = 1e-3  # of the largest element of a result of float32, which shows a wrong sum and no rounding
 
 
@@ -57,34 +59,70 @@ LAYERS = [
 ]
 
 
-def contenders(layer: Layer, names: list[str]) -> dict[str, Callable[[], np.ndarray]]:
-    """Calls by name, PyTorch's own first; each gives its result to NumPy, without a copy where it can."""
-    import torch
+def peers(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Calls of those that are installed, by name."""
+    found = {}
+    if importlib.util.find_spec("torch"):
+        import torch
 
+        tensors = torch.from_numpy(x), torch.from_numpy(weight.copy())
+        arguments = {"stride": layer.stride, "padding": layer.padding}
+        found["PyTorch"] = lambda: torch.nn.functional.conv_transpose2d(*tensors, **arguments).numpy()
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
+        found["ONNX Runtime"] = onnx_runtime(layer, x, weight, threads)
+    if importlib.util.find_spec("jax"):
+        import jax
+
+        turned = jax.numpy.asarray(np.ascontiguousarray(weight[:, :, ::-1, ::-1].swapaxes(0, 1)))
+        image, side = jax.numpy.asarray(x), layer.kernel - 1 - layer.padding
+        convolve = jax.jit(
+            lambda x: jax.lax.conv_general_dilated(x, turned, (1, 1), [(side, side)] * 2, (layer.stride,) * 2)
+        )
+        found["XLA"] = lambda: np.asarray(convolve(image))
+    return found
+
+
+def onnx_runtime(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the others take turns with it
+    strides, pads = [layer.stride] * 2, [layer.padding] * 4
+    node = helper.make_node("ConvTranspose", ["x", "weight"], ["y"], strides=strides, pads=pads)
+    known = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * 4) for name in "xy"]
+    graph = helper.make_graph([node], "layer", known[:1], known[1:], [onnx.numpy_helper.from_array(weight, "weight")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})[0]
+
+
+def contenders(layer: Layer, names: list[str], threads: int) -> tuple[list[str], dict[str, Callable[[], np.ndarray]]]:
+    """The names of the others, and calls by name; each gives its result to NumPy, without a copy where it can."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, layer.in_channels, layer.size, layer.size), dtype=np.float32)
     weight = rng.standard_normal((layer.in_channels, layer.out_channels, layer.kernel, layer.kernel), dtype=np.float32)
     weight = np.frombuffer(weight.tobytes(), np.float32).reshape(weight.shape)
-    arguments = {"stride": layer.stride, "padding": layer.padding}
-    tensors = torch.from_numpy(x), torch.from_numpy(weight.copy())
 
     def of(name: str) -> Callable[[], np.ndarray]:
         library = portconv.get_backend(name)
         device = {"mlx": "cpu"}.get(name)
         given = [library.from_numpy(a, device=device) for a in (x, weight)]
-        return lambda: library.to_numpy(portconv.conv_transpose2d(*given, **arguments))
+        return lambda: library.to_numpy(portconv.conv_transpose2d(*given, stride=layer.stride, padding=layer.padding))
 
-    own = {PEER: lambda: torch.nn.functional.conv_transpose2d(*tensors, **arguments).numpy()}
-    return own | {name: of(name) for name in names}
+    theirs = peers(layer, x, weight, threads)
+    return list(theirs), theirs | {name: of(name) for name in names}
 
 
-def measure(layer: Layer, names: list[str], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, at best, after a look at whether the results agree."""
-    calls = contenders(layer, names)
-    expected = calls[PEER]()
+def measure(layer: Layer, names: list[str], rounds: int, threads: int) -> dict[str, float]:
+    """Milliseconds of each, at best, after a look at whether the results agree; and those of the best of the others."""
+    theirs, calls = contenders(layer, names, threads)
+    expected = calls[theirs[0]]()
     for name, call in calls.items():
         if not np.abs(call() - expected).max() <= AGREEMENT * np.abs(expected).max():
-            raise SystemExit(f"{layer}: the result of {name} is not that of {PEER}")
+            raise SystemExit(f"{layer}: the result of {name} is not that of {theirs[0]}")
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():
@@ -92,7 +130,7 @@ def measure(layer: Layer, names: list[str], rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             call()
             best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
-    return best
+    return best | {THEIRS: min(best[name] for name in theirs)}
 
 
 def main() -> None:
@@ -108,16 +146,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     portconv.set_num_threads(options.threads)
-    times = {str(layer): measure(layer, options.libraries, options.rounds) for layer in LAYERS}
-    rows = [["layer", f"{PEER} ms", *(f"{name} ms" for name in options.libraries), *options.libraries]]
+    times = {str(layer): measure(layer, options.libraries, options.rounds, options.threads) for layer in LAYERS}
+    first = next(iter(times.values()))
+    shown = [name for name in first if name != THEIRS]
+    rows = [["layer", *(f"{name} ms" for name in shown), *options.libraries]]
     for layer, found in times.items():
-        ratios = [f"{found[PEER] / found[name]:.2f}" for name in options.libraries]
-        rows.append([layer, *(f"{found[name]:.2f}" for name in (PEER, *options.libraries)), *ratios])
+        ratios = [f"{found[THEIRS] / found[name]:.2f}" for name in options.libraries]
+        rows.append([layer, *(f"{found[name]:.2f}" for name in shown), *ratios])
     where = machine()
     print(f"{where['cpu']}, {where['usable_cores']} cores, {options.threads} threads\n")
     print(aligned(rows), end="\n\n")
     for name in options.libraries:
-        shares = {layer: found[PEER] / found[name] for layer, found in times.items()}
+        shares = {layer: found[THEIRS] / found[name] for layer, found in times.items()}
         worst = min(shares, key=shares.__getitem__)
         print(
             f"{name}: geometric mean {geometric_mean(list(shares.values())):.2f}, worst {shares[worst]:.2f} ({worst})"

@@ -9,25 +9,33 @@ from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
 from .gradient import conv2d_vjp
 from .machine import environment
 from .module import Conv2d
-from .one_dimensional import conv1d, conv_transpose1d
+from .one_dimensional import conv1d, conv1d_vjp, conv_transpose1d, conv_transpose1d_vjp
+from .one_dimensional_modules import Conv1d, ConvTranspose1d
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
 from .transposed_module import ConvTranspose2d
-from .volumes import conv3d
+from .volumes import conv3d, conv3d_vjp
+from .volumes_module import Conv3d
 from .windows import avg_pool2d, global_avg_pool2d, interpolate2d, max_pool2d
 
 __all__ = [
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
     "ConvTranspose2d",
     "UnsupportedError",
     "array_namespace",
     "available_backends",
     "avg_pool2d",
     "conv1d",
+    "conv1d_vjp",
     "conv2d",
     "conv2d_output_shape",
     "conv2d_vjp",
     "conv3d",
+    "conv3d_vjp",
     "conv_transpose1d",
+    "conv_transpose1d_vjp",
     "conv_transpose2d",
     "conv_transpose2d_vjp",
     "device",

@@ -16,8 +16,8 @@ from .core.array_types import library_of
 from .core.backend import Plan
 from .core.dtypes import result_name
 from .core.epilogue import SLOPE
-from .core.integers import Pair, integer, pair
-from .dispatch.arguments import Conv2dSpec, Padding, flag
+from .core.integers import integer, pair
+from .dispatch.arguments import Conv2dSpec, flag
 from .functional import plan_like
 
 __all__ = ["Layer", "LayerArguments", "checked_name"]
@@ -36,7 +36,7 @@ class LayerArguments:
 
     in_channels: int
     out_channels: int
-    kernel_size: Pair
+    kernel_size: tuple[int, ...]
     has_bias: bool
     spec: Conv2dSpec
 
@@ -49,11 +49,15 @@ class LayerArguments:
         bias: object,
         *args: object,
         spec_of: Callable[..., Conv2dSpec] = Conv2dSpec.normalise,
+        kernel_of: Callable[[str, Any, int], tuple[int, ...]] = pair,
         **kwargs: Any,
     ) -> LayerArguments:
-        """Check every argument; those not named here are those of `spec_of`, which brings them into normal form."""
+        """Check every argument; those not named here are those of `spec_of`, which brings them into normal form.
+
+        `kernel_of` does that with the kernel's size, given its name, the value and the least that it may be.
+        """
         inputs, outputs = integer("in_channels", in_channels, 1), integer("out_channels", out_channels, 1)
-        kernel = pair("kernel_size", kernel_size, 1)
+        kernel = kernel_of("kernel_size", kernel_size, 1)
         spec = spec_of(*args, **kwargs)
         for what, channels in (("in_channels", inputs), ("out_channels", outputs)):
             if channels % spec.groups:
@@ -80,22 +84,27 @@ class Layer:
         return self._arguments.out_channels
 
     @property
-    def kernel_size(self) -> Pair:
+    def kernel_size(self) -> Any:
         """Kernel height and width."""
         return self._arguments.kernel_size
 
     @property
-    def stride(self) -> Pair:
+    def _kernel(self) -> tuple[int, ...]:
+        """The kernel's sizes as the weight has them."""
+        return self._arguments.kernel_size
+
+    @property
+    def stride(self) -> Any:
         """Stride, (height, width)."""
         return self._arguments.spec.stride
 
     @property
-    def padding(self) -> Padding:
+    def padding(self) -> Any:
         """Padding: (height, width), ((top, bottom), (left, right)) where the sides differ, or "same"."""
         return self._arguments.spec.padding
 
     @property
-    def dilation(self) -> Pair:
+    def dilation(self) -> Any:
         """Dilation, (height, width)."""
         return self._arguments.spec.dilation
 
@@ -159,13 +168,22 @@ class Layer:
     @property
     def _weight_shape(self) -> tuple[int, ...]:
         o, i, g = self.out_channels, self.in_channels, self.groups
-        return (o, i, *self.kernel_size) if g == 1 else (g, o // g, i // g, *self.kernel_size)
+        return (o, i, *self._kernel) if g == 1 else (g, o // g, i // g, *self._kernel)
 
     @property
     def _weight_shapes(self) -> list[tuple[int, ...]]:
         """The shapes that a weight may have: its own, and with groups that of PyTorch and ONNX."""
         o, i, g = self.out_channels, self.in_channels, self.groups
-        return [self._weight_shape] if g == 1 else [self._weight_shape, (o, i // g, *self.kernel_size)]
+        return [self._weight_shape] if g == 1 else [self._weight_shape, (o, i // g, *self._kernel)]
+
+    @property
+    def _planned_shape(self) -> tuple[int, ...]:
+        """The weight's shape as plans take it."""
+        return self._weight_shape
+
+    @property
+    def _bias_shape(self) -> tuple[int, ...]:
+        return (1, self.out_channels, *[1] * len(self._kernel))
 
     @property
     def _fan_in(self) -> int:
@@ -175,7 +193,7 @@ class Layer:
     @property
     def weight_layout(self) -> str:
         """Layout of the weight: "OIHW"; with more than one group "GOIHW", (G, O/G, I/G, kh, kw)."""
-        return "OIHW" if self.groups == 1 else "GOIHW"
+        return ("OI" if self.groups == 1 else "GOI") + "DHW"[-len(self._kernel) :]
 
     def _take(self, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> None:
         """Take parameters of the right shapes: `weight` (O, I/G, kh, kw), `bias` (O,) or (1, O, 1, 1)."""
@@ -189,9 +207,9 @@ class Layer:
             raise type(error)(
                 f"`rng` must be None, a seed or a numpy.random.Generator, but got {rng!r}: {error}"
             ) from None
-        kh, kw = self.kernel_size
-        weight = generator.standard_normal(self._weight_shape) * math.sqrt(1 / (kh * kw * self._fan_in))
-        return weight, np.zeros((1, self.out_channels, 1, 1)) if self._arguments.has_bias else None
+        scale = math.sqrt(1 / (math.prod(self._kernel) * self._fan_in))
+        weight = generator.standard_normal(self._weight_shape) * scale
+        return weight, np.zeros(self._bias_shape) if self._arguments.has_bias else None
 
     def _place(self) -> dict[str, Any]:
         """`dtype`, `backend` and `device` of the parameters, as `plan_conv2d` takes them."""
@@ -207,7 +225,7 @@ class Layer:
         if library_of(x_or_shape) is not None:  # the image says where it is
             place = {"dtype": place["dtype"]}
         spec = replace(self._arguments.spec, out_dtype=None if out_dtype is None else result_name(out_dtype))
-        return plan_like(spec, x_or_shape, self._weight_shape, self._arguments.has_bias, residual, **place)
+        return plan_like(spec, x_or_shape, self._planned_shape, self._arguments.has_bias, residual, **place)
 
     def explain(self, x_or_shape: Any) -> str:
         """A table of the engines for an image, or one of this shape: their costs, and why the losers lost."""

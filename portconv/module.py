@@ -40,7 +40,7 @@ class _Bound(NamedTuple):
 
 
 class Module(Layer):
-    """What `Conv2d` and `ConvTranspose2d` share: the parameters, what is made of them for each image, the calls."""
+    """What `Conv2d` and its relatives share: the parameters, what is made of them for each image, the calls."""
 
     def _start(
         self, arguments: LayerArguments, name: str | None, dtype: Any, backend: Any, device: str | None, rng: Any
@@ -100,7 +100,7 @@ class Module(Layer):
 
     @property
     def _bias_shapes(self) -> list[tuple[int, ...]]:
-        return [(1, self.out_channels, 1, 1), (self.out_channels,)]
+        return [self._bias_shape, (self.out_channels,)]
 
     def _parameter(self, name: str, value: Any, shapes: list[tuple[int, ...]]) -> Any:
         """`value`, of any library, as a parameter: in the master's library, dtype and first of the shapes."""
@@ -319,7 +319,7 @@ class Module(Layer):
         plan = path.plan_of(spec, library, info, weight_info, bias_info, residual)
         token = library.cache_token(weight)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
-        if plan.problem.traced or getattr(weight, "requires_grad", False):
+        if plan.problem.traced or _recorded(weight):
             return _Bound(plan, plan.pack(weight), bias, weight, token)
         bound = _Bound(plan, packs.get(weight, token, plan), bias, weight, token)
         if len(known) >= MAX_BOUND:
@@ -336,10 +336,15 @@ class Module(Layer):
         if self._arguments.has_bias:
             own["bias"] = self._bias, self._bias_shapes
         found = {name: self._for(library, info, name, *value) for name, value in own.items()}
-        weight, bias = found["weight"], found.get("bias")
-        if not info.traced and (weight is not self._weight or bias is not self._bias):
+        weight, bias = (self._planned(name, found.get(name)) for name in ("weight", "bias"))
+        passing = info.traced or any(library.describe(a).traced or _recorded(a) for a in found.values())
+        if not passing and (weight is not self._weight or bias is not self._bias):
             copies[key] = weight, bias
         return weight, bias
+
+    def _planned(self, name: str, value: Any) -> Any:
+        """A parameter of the library of the image, or None, in the form that plans take it."""
+        return value
 
     def _for(self, library: Backend, info: ArrayInfo, name: str, value: Any, shapes: list[tuple[int, ...]]) -> Any:
         """A parameter in the library and on the device of the image."""
@@ -465,6 +470,11 @@ class Conv2d(Module):
             activation=activation,
         )  # fmt: skip
         self._start(arguments, name, dtype, backend, device, rng)
+
+
+def _recorded(parameter: Any) -> bool:
+    """Whether a library records the gradient of a parameter: what is made of it is good for one call alone."""
+    return bool(getattr(parameter, "requires_grad", False))
 
 
 def _check_shape(name: str, info: ArrayInfo, shapes: list[tuple[int, ...]]) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .core.array_types import library_of
 from .core.errors import choices
 from .core.integers import integer, pair, sequence_of_two
 from .functional import conv2d
-from .transposed import conv_transpose2d
+from .gradient import conv2d_vjp
+from .transposed import conv_transpose2d, conv_transpose2d_vjp
 
-__all__ = ["conv1d", "conv_transpose1d"]
+__all__ = [
+    "LAYOUTS", "conv1d", "conv1d_vjp", "conv_transpose1d", "conv_transpose1d_vjp", "image_layout", "narrowed",
+    "padding_of", "pulled_back", "widened",
+]  # fmt: skip
 
 LAYOUTS = {"NCW": "NCHW", "NWC": "NHWC"}
 
@@ -71,13 +77,50 @@ def conv1d(
     >>> portconv.conv1d(x, np.array([[[-1, 0, 1]]], np.float32), padding=1)
     array([[[  2.,   3.,   6.,  12.,  -8.]]], dtype=float32)
     """
-    image, kernel, shift, added, target = _widened(x, weight, bias, residual, out, layout)
+    image, kernel, shift, added, target = widened(x, weight, bias, residual, out, layout)
     y = conv2d(
-        image, kernel, shift, (1, integer("stride", stride, 1)), _padding(padding),
+        image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
         (1, integer("dilation", dilation, 1)), groups, conv_mode, compute_mode, layout=LAYOUTS[layout],
         residual=added, out=target, **options,
     )  # fmt: skip
-    return _narrowed(y, layout) if out is None else out
+    return narrowed(y, layout) if out is None else out
+
+
+def conv1d_vjp(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    compute_mode: str = "default",
+    *,
+    layout: str = "NCW",
+    residual: Any = None,
+    **options: Any,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """`conv1d`, and a function that gives the gradients of its arguments: a vector-Jacobian product.
+
+    See `portconv.conv2d_vjp` for `wrt`, the other options and the results, and `conv1d` for the other arguments.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> y, vjp = portconv.conv1d_vjp(np.ones((1, 2, 9), np.float32), np.ones((4, 2, 3), np.float32), stride=2)
+    >>> dx, dweight, dbias = vjp(np.ones_like(y))
+    >>> dx[0, 0], dweight.shape
+    (array([4., 4., 8., 4., 8., 4., 8., 4., 4.], dtype=float32), (4, 2, 3))
+    """
+    image, kernel, shift, added, _ = widened(x, weight, bias, residual, None, layout)
+    y, pull = conv2d_vjp(
+        image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
+        (1, integer("dilation", dilation, 1)), groups, conv_mode, compute_mode, layout=LAYOUTS[layout],
+        residual=added, **options,
+    )  # fmt: skip
+    y = narrowed(y, layout)
+    return y, partial(pulled_back, pull, layout, tuple(y.shape))
 
 
 def conv_transpose1d(
@@ -134,16 +177,72 @@ def conv_transpose1d(
     >>> portconv.conv_transpose1d(np.array([[[1, 2]]], np.float32), np.ones((1, 1, 3), np.float32), stride=3)
     array([[[1., 1., 1., 2., 2., 2.]]], dtype=float32)
     """
-    image, kernel, shift, added, target = _widened(x, weight, bias, residual, out, layout)
+    image, kernel, shift, added, target = widened(x, weight, bias, residual, out, layout)
     y = conv_transpose2d(
-        image, kernel, shift, (1, integer("stride", stride, 1)), _padding(padding),
+        image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
         (0, integer("output_padding", output_padding, 0)), (1, integer("dilation", dilation, 1)), groups, conv_mode,
         compute_mode, layout=LAYOUTS[layout], residual=added, out=target, **options,
     )  # fmt: skip
-    return _narrowed(y, layout) if out is None else out
+    return narrowed(y, layout) if out is None else out
 
 
-def _padding(padding: Any) -> Any:
+def conv_transpose1d_vjp(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    compute_mode: str = "default",
+    *,
+    layout: str = "NCW",
+    residual: Any = None,
+    **options: Any,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """`conv_transpose1d`, and a function that gives the gradients of its arguments: a vector-Jacobian product.
+
+    See `portconv.conv2d_vjp` for `wrt`, the other options and the results, and `conv_transpose1d` for the other
+    arguments.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> y, vjp = portconv.conv_transpose1d_vjp(np.ones((1, 2, 3), np.float32), np.ones((2, 4, 3), np.float32), stride=3)
+    >>> dx, dweight, dbias = vjp(np.ones_like(y))
+    >>> dx[0, 0], dweight.shape
+    (array([12., 12., 12.], dtype=float32), (2, 4, 3))
+    """
+    image, kernel, shift, added, _ = widened(x, weight, bias, residual, None, layout)
+    y, pull = conv_transpose2d_vjp(
+        image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
+        (0, integer("output_padding", output_padding, 0)), (1, integer("dilation", dilation, 1)), groups, conv_mode,
+        compute_mode, layout=LAYOUTS[layout], residual=added, **options,
+    )  # fmt: skip
+    y = narrowed(y, layout)
+    return y, partial(pulled_back, pull, layout, tuple(y.shape))
+
+
+def pulled_back(
+    pull: Callable[[Any], tuple[Any, ...]], layout: str, shape: tuple[int, ...], dy: Any
+) -> tuple[Any, ...]:
+    """The gradients for a cotangent, from the function that has them for images one pixel high."""
+    if library_of(dy) is None:
+        raise TypeError(f"`dy` must be an array, but got {type(dy).__name__}.")
+    if tuple(dy.shape) != shape:
+        raise ValueError(f"`dy` must have the shape of the result, {shape} {layout}, but got {tuple(dy.shape)}.")
+    dx, dweight, dbias, *of_residual = pull(dy[image_index(layout)])
+    return (
+        None if dx is None else narrowed(dx, layout),
+        None if dweight is None else dweight[..., 0, :],
+        dbias if dbias is None or len(dbias.shape) == 1 else dbias[..., 0],
+        *(None if found is None else narrowed(found, layout) for found in of_residual),
+    )
+
+
+def padding_of(padding: Any) -> Any:
     """As that of an image."""
     if isinstance(padding, str):
         return padding
@@ -152,13 +251,10 @@ def _padding(padding: Any) -> Any:
     return (0, 0), pair("padding", padding, 0)
 
 
-def _widened(x: Any, weight: Any, bias: Any, residual: Any, out: Any, layout: str) -> tuple[Any, ...]:
+def widened(x: Any, weight: Any, bias: Any, residual: Any, out: Any, layout: str) -> tuple[Any, ...]:
     """The arrays of a call as those of images one pixel high: views, without a copy."""
-    if not isinstance(layout, str) or layout not in LAYOUTS:
-        kind = ValueError if isinstance(layout, str) else TypeError
-        raise kind(f"`layout` must be {choices(tuple(LAYOUTS))}, but got {layout!r}.")
-    every = slice(None)
-    image = (every, every, None, every) if layout == "NCW" else (every, None, every, every)
+    image_layout(layout)
+    every, image = slice(None), image_index(layout)
     forms: tuple[tuple[str, Any, tuple[int, ...], str, tuple[Any, ...]], ...] = (
         ("x", x, (3,), layout, image),
         ("weight", weight, (3, 4), "kernels of one axis, or grouped", (..., None, every)),
@@ -180,5 +276,20 @@ def _widened(x: Any, weight: Any, bias: Any, residual: Any, out: Any, layout: st
     return tuple(found)
 
 
-def _narrowed(y: Any, layout: str) -> Any:
+def image_layout(layout: Any) -> str:
+    """The layout of images that are one pixel high."""
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        kind = ValueError if isinstance(layout, str) else TypeError
+        raise kind(f"`layout` must be {choices(tuple(LAYOUTS))}, but got {layout!r}.")
+    return LAYOUTS[layout]
+
+
+def image_index(layout: str) -> tuple[Any, ...]:
+    """The index that makes an image of an array."""
+    every = slice(None)
+    return (every, every, None, every) if layout == "NCW" else (every, None, every, every)
+
+
+def narrowed(y: Any, layout: str) -> Any:
+    """An image that is one pixel high, without its height."""
     return y[:, :, 0, :] if layout == "NCW" else y[:, 0, :, :]

@@ -4,15 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-from .core.integers import Pair
 from .dispatch.transposed import ConvTranspose2dSpec, normalised_transposed
 from .layer import LayerArguments
 from .module import Module
 
-__all__ = ["ConvTranspose2d"]
+__all__ = ["ConvTranspose2d", "TransposedModule"]
 
 
-class ConvTranspose2d(Module):
+class TransposedModule(Module):
+    """What the modules of transposed convolutions have that others have not: weights with the inputs first."""
+
+    @property
+    def output_padding(self) -> Any:
+        """Rows and columns that the result has besides, at the bottom and right."""
+        spec = self._arguments.spec
+        assert isinstance(spec, ConvTranspose2dSpec)
+        return spec.output_padding
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        o, i, g = self.out_channels, self.in_channels, self.groups
+        return (i, o, *self._kernel) if g == 1 else (g, i // g, o // g, *self._kernel)
+
+    @property
+    def _weight_shapes(self) -> list[tuple[int, ...]]:
+        o, i, g = self.out_channels, self.in_channels, self.groups
+        return [self._weight_shape] if g == 1 else [self._weight_shape, (i, o // g, *self._kernel)]
+
+    @property
+    def _fan_in(self) -> int:
+        return self.out_channels
+
+    @property
+    def weight_layout(self) -> str:
+        """Layout of the weight: "IOHW"; with more than one group "GIOHW", (G, I/G, O/G, kh, kw)."""
+        return ("IO" if self.groups == 1 else "GIO") + "HW"[-len(self._kernel) :]
+
+
+class ConvTranspose2d(TransposedModule):
     """Two-dimensional transposed convolution layer with MegEngine's semantics, for arrays of any library.
 
     In all that is not said here it is like `portconv.Conv2d`, with the same methods: the result follows the image, and
@@ -99,29 +128,3 @@ class ConvTranspose2d(Module):
             strategy=strategy, activation=activation,
         )  # fmt: skip
         self._start(arguments, name, dtype, backend, device, rng)
-
-    @property
-    def output_padding(self) -> Pair:
-        """Rows and columns that the result has besides, at the bottom and right."""
-        spec = self._arguments.spec
-        assert isinstance(spec, ConvTranspose2dSpec)
-        return spec.output_padding
-
-    @property
-    def _weight_shape(self) -> tuple[int, ...]:
-        o, i, g = self.out_channels, self.in_channels, self.groups
-        return (i, o, *self.kernel_size) if g == 1 else (g, i // g, o // g, *self.kernel_size)
-
-    @property
-    def _weight_shapes(self) -> list[tuple[int, ...]]:
-        o, i, g = self.out_channels, self.in_channels, self.groups
-        return [self._weight_shape] if g == 1 else [self._weight_shape, (i, o // g, *self.kernel_size)]
-
-    @property
-    def _fan_in(self) -> int:
-        return self.out_channels
-
-    @property
-    def weight_layout(self) -> str:
-        """Layout of the weight: "IOHW"; with more than one group "GIOHW", (G, I/G, O/G, kh, kw)."""
-        return "IOHW" if self.groups == 1 else "GIOHW"

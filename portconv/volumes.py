@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
+
+import numpy as np
 
 from .arrays import array_namespace
 from .core.array_types import library_of
-from .core.dtypes import compute_dtype, promote
+from .core.backend import Backend
+from .core.dtypes import FLOATING, compute_dtype, promote
 from .core.integers import integer, sequence_of_two
-from .core.shapes import met_taps, output_size
+from .core.shapes import met_taps, output_size, ranges
 from .dispatch import path, registry
-from .engines.accuracy import accumulate
+from .engines.accuracy import TERMS, accumulate, in_pairs
 from .functional import conv2d
+from .gradient import checked_wrt, conv2d_vjp
 
-__all__ = ["conv3d"]
+__all__ = ["conv3d", "conv3d_vjp", "triple"]
 
 Triple = tuple[int, int, int]
+HALVES = ("float16", "bfloat16")
 
 
 def conv3d(
@@ -36,13 +44,13 @@ def conv3d(
 ) -> Any:
     """Three-dimensional convolution (cross-correlation) of an array of any library.
 
-    Each plane of the kernel is a `conv2d` of all planes of the volume that it meets; their results are added in pairs.
+    Each plane of the kernel is a `conv2d` of all planes of the volume that it meets; the sums so far are its residual.
     The order of the arguments is that of ``megengine.functional.conv3d``.
 
     Parameters
     ----------
     x
-        Volume, ``(N, C, D, H, W)``, of a floating dtype.
+        Volume, ``(N, C, D, H, W)``; see `conv2d` for its dtypes.
     weight
         ``(O, C/groups, kd, kh, kw)`` or ``(groups, O/groups, C/groups, kd, kh, kw)``. Floating, of the same library.
     bias
@@ -71,71 +79,233 @@ def conv3d(
     >>> y.shape, float(y[0, 0, 0, 0, 0]), float(y[0, 0, 2, 4, 4])
     ((1, 4, 5, 8, 8), 16.0, 54.0)
     """
-    strides, sides, dilations = (
-        _triple("stride", stride, 1),
-        _triple("padding", padding, 0),
-        _triple("dilation", dilation, 1),
-    )
-    for name, array, axes in (("x", x, (5,)), ("weight", weight, (5, 6)), ("bias", bias, (1, 5))):
-        if array is None and name == "bias":
-            continue
-        if library_of(array) is None:
-            raise TypeError(f"`{name}` must be an array, but got {type(array).__name__}.")
-        if len(array.shape) not in axes:
-            allowed = " or ".join(str(n) for n in axes)
-            raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.")
-    library = registry.resolve(x, backend)
-    arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
-    dtypes = [info.dtype for info in path.described(library, arguments)]
-    dtype = promote(dtypes[0], dtypes[1], None if bias is None else dtypes[2])
-    wide = compute_dtype(dtype)
-    (n, channels, depth, height, width), kd = tuple(x.shape), weight.shape[-3]
-    if min(depth, kd) < 1:
-        raise ValueError(f"`x` and `weight` must have a depth of at least 1, but got {depth} and {kd}.")
-    od = output_size(depth, kd, strides[0], sides[0], sides[0], dilations[0])
-    if od < 1:
-        raise ValueError(
-            f"The kernel does not fit: with `dilation` {dilations} it is deeper than the volume with its `padding`. "
-            f"x.shape = {tuple(x.shape)}, weight.shape = {tuple(weight.shape)}."
-        )
-    xp = array_namespace(x)
+    volume = _Volume.of(x, weight, bias, stride, padding, dilation, backend)
     options: dict[str, Any] = {
-        "engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": backend,
-        "out_dtype": None if wide == dtype else wide,
+        "engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": volume.library,
     }  # fmt: skip
+    return volume.result(partial(conv2d, groups=groups, conv_mode=conv_mode, **options))
 
-    def of_planes(volume: Any, tap: int) -> Any:
-        """The sums of one plane of the kernel over some planes, (N, planes, O, oh, ow)."""
-        planes = volume.shape[2]
-        images = xp.reshape(xp.permute_dims(volume, (0, 2, 1, 3, 4)), (n * planes, channels, height, width))
-        y = conv2d(
-            images, weight[..., tap, :, :], None, strides[1:], sides[1:], dilations[1:], groups, conv_mode, **options
+
+def conv3d_vjp(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    *,
+    engine: str = "auto",
+    accuracy: str = "normwise",
+    strategy: str = "heuristic",
+    backend: Any = None,
+    wrt: Sequence[str] | str | None = None,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """`conv3d`, and a function that gives the gradients of its arguments: a vector-Jacobian product.
+
+    See `portconv.conv2d_vjp` for `wrt` and the results, and `conv3d` for the other arguments.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> x, weight = np.ones((1, 2, 4, 5, 5), np.float32), np.ones((4, 2, 2, 3, 3), np.float32)
+    >>> y, vjp = portconv.conv3d_vjp(x, weight)
+    >>> dx, dweight, dbias = vjp(np.ones_like(y))
+    >>> y.shape, dx.shape, float(dx[0, 0, 1, 2, 2]), dweight.shape, dbias is None
+    ((1, 4, 3, 3, 3), (1, 2, 4, 5, 5), 72.0, (4, 2, 2, 3, 3), True)
+    """
+    names = checked_wrt(wrt)
+    volume = _Volume.of(x, weight, bias, stride, padding, dilation, backend)
+    for name in names or ():
+        if name == "residual" or (name == "bias" and bias is None):
+            raise ValueError(f"`wrt` names {name!r}, but there is no `{name}`.")
+    floating = () if names or volume.dtypes[0] not in FLOATING else ("x",)
+    wanted = names or (*floating, "weight", *(() if bias is None else ("bias",)))
+    factors = tuple(name for name in wanted if name != "bias")
+    options = {"engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": volume.library}
+    pullbacks: list[Callable[[Any], tuple[Any, ...]]] = []  # of the planes of the kernel, as `volume.taps`
+
+    def convolve(*arrays: Any, out_dtype: Any, **given: Any) -> Any:
+        given |= options | {"groups": groups, "conv_mode": conv_mode}
+        if not factors:
+            return conv2d(*arrays, out_dtype=out_dtype, **given)
+        y, pull = conv2d_vjp(*arrays, **given, wrt=factors)
+        pullbacks.append(pull)
+        return y
+
+    y = volume.result(convolve)
+
+    def vjp(dy: Any) -> tuple[Any, ...]:
+        _, info = path.described(volume.library, [("y", y), ("dy", dy)])
+        if info.shape != tuple(y.shape):
+            raise ValueError(f"`dy` must have the shape of the result, {tuple(y.shape)}, but got {info.shape}.")
+        if dy.dtype != y.dtype:
+            raise TypeError(f"`dy` must have the dtype of the result, {y.dtype}, but got {dy.dtype}.")
+        return volume.gradients(dy, pullbacks, wanted)
+
+    return y, vjp
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """A plane of the kernel, the planes of the volume that it meets, and those of the result that it adds to."""
+
+    tap: int
+    read: slice
+    made: slice
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """The arguments of a call, after the checks that those of its planes do not have."""
+
+    library: Backend
+    x: Any  # (N, D, C, H, W), of float32 at least
+    bias: Any  # (O,), likewise
+    given: tuple[Any, Any, Any]  # image, weight and bias as the user has them
+    depth: int  # of the result
+    taps: list[_Tap]
+    planes: dict[str, Any]  # stride, padding and dilation of the planes
+    dtypes: list[str]  # of `given`
+    dtype: str  # of the result
+
+    @classmethod
+    def of(cls, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, backend: Any) -> _Volume:
+        strides, sides, dilations = (
+            triple("stride", stride, 1),
+            triple("padding", padding, 0),
+            triple("dilation", dilation, 1),
         )
-        return xp.reshape(y, (n, planes, *y.shape[1:]))
-
-    def terms() -> Iterator[Any]:
+        for name, array, axes in (("x", x, (5,)), ("weight", weight, (5, 6)), ("bias", bias, (1, 5))):
+            if array is None and name == "bias":
+                continue
+            if library_of(array) is None:
+                raise TypeError(f"`{name}` must be an array, but got {type(array).__name__}.")
+            if len(array.shape) not in axes:
+                allowed = " or ".join(str(n) for n in axes)
+                raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.")
+        library = registry.resolve(x, backend)
+        arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
+        dtypes = [info.dtype for info in path.described(library, arguments)]
+        dtype = promote(dtypes[0], dtypes[1], None if bias is None else dtypes[2])
+        depth, kd = x.shape[2], weight.shape[-3]
+        if min(depth, kd) < 1:
+            raise ValueError(f"`x` and `weight` must have a depth of at least 1, but got {depth} and {kd}.")
+        od = output_size(depth, kd, strides[0], sides[0], sides[0], dilations[0])
+        if od < 1:
+            raise ValueError(
+                f"The kernel does not fit: with `dilation` {dilations} it is deeper than the volume with its "
+                f"`padding`. x.shape = {tuple(x.shape)}, weight.shape = {tuple(weight.shape)}."
+            )
+        taps = []
         for tap, first, last in met_taps(od, depth, kd, strides[0], dilations[0], sides[0]):
-            y = of_planes(x[:, :, first : last + 1 : strides[0], :, :], tap)
             before = (first + sides[0] - tap * dilations[0]) // strides[0]
-            after = od - before - y.shape[1]
-            # planes that this one of the kernel does not meet
-            like = y[:, :1, ...]
-            around = [xp.zeros_like(like)] * before, [xp.zeros_like(like)] * after
-            yield xp.concat([*around[0], y, *around[1]], axis=1) if before or after else y
+            made = slice(before, before + (last - first) // strides[0] + 1)
+            taps.append(_Tap(tap, slice(first, last + 1, strides[0]), made))
+        if not taps:
+            raise ValueError(f"`padding` {sides} is so large that no plane of the kernel meets the volume.")
+        taps.sort(key=lambda tap: tap.made.stop - tap.made.start)  # the last one stores the whole result, as a rule
+        xp, given = array_namespace(x), (x, weight, bias)
+        if dtypes[0] in HALVES:
+            x = xp.astype(x, xp.float32)  # as a whole: libraries that differentiate add in the dtype that it has
+        if bias is not None:
+            bias = xp.reshape(bias if dtypes[2] not in HALVES else xp.astype(bias, xp.float32), (-1,))
+        planes = {"stride": strides[1:], "padding": sides[1:], "dilation": dilations[1:]}
+        return cls(library, xp.permute_dims(x, (0, 2, 1, 3, 4)), bias, given, od, taps, planes, dtypes, dtype)
 
-    if next(met_taps(od, depth, kd, strides[0], dilations[0], sides[0]), None) is None:
-        raise ValueError(f"`padding` {sides} is so large that no plane of the kernel meets the volume.")
-    total = accumulate(terms(), lambda sums, term: term if sums is None else sums + term)
-    if bias is not None:
-        total = total + xp.astype(xp.reshape(bias, (1, 1, -1, 1, 1)), total.dtype)
-    result = xp.permute_dims(total, (0, 2, 1, 3, 4))
-    if wide == dtype:
-        return result
-    narrow = next(array for (_, array), name in zip(arguments, dtypes, strict=True) if name == dtype)
-    return xp.astype(result, narrow.dtype)
+    @property
+    def _narrow(self) -> bool:
+        """Whether the result is rounded to another dtype than that of the sums."""
+        return compute_dtype(self.dtype) != self.dtype
+
+    def result(self, convolve: Callable[..., Any]) -> Any:
+        """The result by `conv2d`, or by what does the same."""
+        xp = array_namespace(self.x)
+        runs = ranges(len(self.taps), TERMS["elementwise"])  # of planes that are added one after the other
+        with np.errstate(all="ignore"):
+            total = accumulate((self._sum(run, convolve, len(runs) == 1) for run in runs), _plus)
+            if self._narrow:
+                narrow = next(a.dtype for a, name in zip(self.given, self.dtypes, strict=False) if name == self.dtype)
+                total = total if total.dtype == narrow else xp.astype(total, narrow)
+        return xp.permute_dims(total, (0, 2, 1, 3, 4))
+
+    def _sum(self, run: slice, convolve: Callable[..., Any], alone: bool) -> Any:
+        """The sums of some planes of the kernel, (N, planes, O, oh, ow); with the bias if they are the first."""
+        xp, total, weight = array_namespace(self.x), None, self.given[1]
+        bias = None if run.start else self.bias
+        for tap in self.taps[run]:
+            images, whole = self.x[:, tap.read, ...], tap.made == slice(0, self.depth)
+            y = convolve(
+                _images(images), weight[..., tap.tap, :, :], bias if total is None else None, **self.planes,
+                residual=None if total is None else _images(total[:, tap.made, ...]),
+                out_dtype=self.dtype if self._narrow and alone and whole and tap is self.taps[-1] else None,
+            )  # fmt: skip
+            y = _planes(y, *images.shape[:2])
+            if not whole:
+                rest = total
+                if rest is None:  # planes that this one of the kernel does not meet
+                    blank = xp.zeros_like(y[:, :1, ...])
+                    blank = blank if bias is None else blank + xp.reshape(xp.astype(bias, y.dtype), (1, 1, -1, 1, 1))
+                    rest = xp.concat([blank] * self.depth, axis=1)
+                y = xp.concat([rest[:, : tap.made.start, ...], y, rest[:, tap.made.stop :, ...]], axis=1)
+            total = y
+        return total
+
+    def gradients(
+        self, dy: Any, pullbacks: Sequence[Callable[[Any], tuple[Any, ...]]], wanted: Sequence[str]
+    ) -> tuple[Any, ...]:
+        """Of image, weight and bias, from the functions that the planes of the kernel gave; None if not wanted."""
+        xp, (x, weight, bias) = array_namespace(self.x), self.given
+        dy = xp.permute_dims(dy if not self._narrow else xp.astype(dy, xp.float32), (0, 2, 1, 3, 4))
+        of_planes: list[list[Any]] = [[] for _ in range(self.x.shape[1])]
+        of_taps: list[Any] = [None] * weight.shape[-3]
+        with np.errstate(all="ignore"):
+            for tap, pull in zip(self.taps, pullbacks, strict=False):
+                part = dy[:, tap.made, ...]
+                of_images, of_taps[tap.tap], _ = pull(_images(part))[:3]
+                if of_images is not None:
+                    found = _planes(of_images, *part.shape[:2])
+                    for n, plane in enumerate(range(self.x.shape[1])[tap.read]):
+                        of_planes[plane].append(found[:, n, ...])
+            dx = dweight = dbias = None
+            if "x" in wanted:
+                blank = xp.zeros_like(self.x[:, 0, ...])
+                dx = xp.stack([reduce(_plus, parts, None) if parts else blank for parts in of_planes], axis=2)
+                dx = dx if dx.dtype == x.dtype else xp.astype(dx, x.dtype)
+            if "weight" in wanted:
+                blank = next(found for found in of_taps if found is not None) * 0
+                dweight = xp.stack([blank if found is None else found for found in of_taps], axis=-3)
+            if "bias" in wanted:
+                flat = xp.permute_dims(dy, (0, 1, 3, 4, 2))
+                if dy.shape[0]:
+                    flat = in_pairs(xp.reshape(flat, (math.prod(flat.shape[:4]), flat.shape[4])))
+                total = flat if dy.shape[0] else xp.sum(flat, axis=(0, 1, 2, 3))
+                dbias = xp.reshape(xp.astype(total, bias.dtype), tuple(bias.shape))
+        return dx, dweight, dbias
 
 
-def _triple(name: str, value: Any, minimum: int) -> Triple:
+def _images(planes: Any) -> Any:
+    """(N, planes, C, H, W) as images."""
+    n, count, *rest = planes.shape
+    if n == 0:  # which Dask cannot reshape
+        return planes[:, 0, ...]
+    return array_namespace(planes).reshape(planes, (n * count, *rest))
+
+
+def _planes(images: Any, n: int, count: int) -> Any:
+    """The images as (N, planes, C, H, W)."""
+    xp = array_namespace(images)
+    if n == 0:
+        return xp.concat([images[:, None, ...]] * count, axis=1)
+    return xp.reshape(images, (n, count, *images.shape[1:]))
+
+
+def _plus(total: Any, term: Any) -> Any:
+    return term if total is None else total + term
+
+
+def triple(name: str, value: Any, minimum: int) -> Triple:
     """An int, or three of them as (depth, height, width)."""
     items = sequence_of_two(value)
     if items is None:

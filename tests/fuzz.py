@@ -1,5 +1,6 @@
 """Draws problems and verifies them for as long as one likes: `make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1`.
 
+They are of all operations in turns, or of one: `OPERATION=conv2d`, or those beside it: `OPERATION=relatives`.
 One process works and another one watches it, so that a problem that kills the process, or never ends, is a failure of
 that problem like any other. A failure is made as small as it can be, and printed as one call that repeats it.
 """
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-SHOWN = ("engine", "tier", "dtype", "memory order", "size", "call")
+SHOWN = ("operation", "engine", "tier", "dtype", "memory order", "size", "call")
 LIMIT = 120.0  # seconds until a problem is given up
 
 
@@ -26,6 +27,7 @@ def arguments(given=None):
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--count", type=int, default=10**9, help="problems, if that comes first")
     parser.add_argument("--backend", default="numpy")
+    parser.add_argument("--operation", default="all", help="the name of a function; relatives: all but conv2d; or all")
     parser.add_argument("--device", default="")
     parser.add_argument("--tier", choices=("compiled", "plain"), default="compiled")
     parser.add_argument("--threads", type=int, default=0, help="1 or 2; by default drawn")
@@ -46,15 +48,20 @@ def work(options):
     """Verify one problem after the other; a line before each, and one after it."""
     from dataclasses import replace
 
+    from portconv import testing
     from portconv.dispatch import path
-    from portconv.testing import draw, scope_of, shrink, verify
+    from tests import relatives
 
     if options.backend == "mlx" and options.device:
         import mlx.core as mx
 
         mx.set_default_device(getattr(mx, options.device))
     device = None if options.backend == "mlx" else options.device or None
-    scope = scope_of(options.backend, device)
+    scope = testing.scope_of(options.backend, device)
+    several = {"all": ("conv2d", *relatives.OPERATIONS), "relatives": relatives.OPERATIONS}
+    operations = several.get(options.operation, (options.operation,))
+    if not {*operations} <= {*several["all"]}:
+        sys.exit(f"no operation is called {options.operation!r}; there are {', '.join((*several['all'], *several))}")
     guard = None
     if options.guard:
         import guard_pages
@@ -67,24 +74,28 @@ def work(options):
     def failed(p):
         say(trying=repr(p))
         try:
-            verify(p, options.backend, device)
+            room.verify(p, options.backend, device)
         except AssertionError:
             return True
         return False
 
     for number in range(options.first, options.first + options.count):
-        p = draw(options.seed, number, scope)
+        operation = operations[number % len(operations)]
+        room = testing if operation == "conv2d" else relatives
+        drawn = () if room is testing else (operation,)
+        p = room.draw(options.seed, number, scope, *drawn)
         if options.threads:
             p = replace(p, threads=options.threads)
-        say(number=number, problem=repr(p))
+        say(number=number, problem=repr(p), operation=operation)
         if guard is not None:
             guard.at_the_end = number % 2 == 0
             path.forget_plans()  # each table takes a part of what mappings of memory there may be
-        facts = {"dtype": p.dtypes[0], "size": p.size_class, "call": "gradient" if p.gradient else p.call}
+        call = "gradient" if p.gradient else p.call
+        facts = {"operation": operation, "dtype": p.dtypes[0], "size": p.size_class, "call": call}
         try:
-            found = verify(p, options.backend, device)
+            found = room.verify(p, options.backend, device)
         except AssertionError as error:
-            say(failed=str(error), smaller=repr(shrink(p, failed, options.shrink)), **facts)
+            say(failed=str(error), smaller=repr(room.shrink(p, failed, options.shrink)), **facts)
             continue
         if found.share is None:
             say(refused=found.reason)
@@ -105,6 +116,7 @@ class Watch:
         self.refused, self.failures = Counter(), []
         self.passed, self.worst = 0, 0.0
         self.now, self.trying, self.last = None, "", time.monotonic()
+        self.room = ""  # what the current problem is imported from
 
     def run(self):
         end = time.monotonic() + self.options.seconds
@@ -126,7 +138,7 @@ class Watch:
             "--count",
             str(count),
         ]
-        for name in ("backend", "device", "tier", "threads", "seed", "shrink"):
+        for name in ("backend", "operation", "device", "tier", "threads", "seed", "shrink"):
             command += [f"--{name}", str(getattr(o, name))] if getattr(o, name) != "" else []
         command += ["--guard"] if o.guard else []
         root = str(Path(__file__).parent.parent)
@@ -171,6 +183,7 @@ class Watch:
     def _hear(self, message):
         if "problem" in message:
             self.now, self.trying = (message["number"], message["problem"]), ""
+            self.room = "portconv.testing" if message["operation"] == "conv2d" else "tests.relatives"
             return
         if "trying" in message:
             self.trying = message["trying"]
@@ -182,14 +195,9 @@ class Watch:
         else:
             self.passed += 1
             self.worst = max(self.worst, message["share"])
-            for name, key in (
-                ("engine", "engine"),
-                ("tier", "tier"),
-                ("dtype", "dtype"),
-                ("size", "size"),
-                ("call", "call"),
-            ):
-                self.counts[name][message[key]] += 1
+            for name in SHOWN:
+                if message.get(name):
+                    self.counts[name][message[name]] += 1
             self.counts["memory order"].update(message["orders"])
         self.now = None
 
@@ -197,12 +205,13 @@ class Watch:
         self.failures.append({"number": number, "problem": problem, "reason": reason, "smaller": smaller})
         before = "PORTCONV_JIT=0 " if self.options.tier == "plain" else ""
         device = f", {self.options.device!r}" if self.options.device else ""
-        call = f"from portconv.testing import *; verify({smaller}, {self.options.backend!r}{device})"
+        call = f"from {self.room} import *; verify({smaller}, {self.options.backend!r}{device})"
         print(f"FAILED: problem {number} of seed {self.options.seed}: {reason}\n  {problem}\n  repeat it, smaller:")
         print(f"  {before}{sys.executable} -c {json.dumps(call)}\n", flush=True)
         if self.options.guard:
             o = self.options
-            again = f"--backend {o.backend} --tier {o.tier} --guard --seed {o.seed} --first {number} --count 1"
+            again = f"--backend {o.backend} --operation {o.operation} --tier {o.tier} --guard --seed {o.seed}"
+            again += f" --first {number} --count 1"
             print(f"  or, with guarded memory: {sys.executable} tests/fuzz.py {again}\n", flush=True)
 
     def report(self):
@@ -213,7 +222,7 @@ class Watch:
         refused = sum(self.refused.values())
         lines.append(f"largest error: {self.worst:.3f} of the bound; {refused} calls refused, which are not counted")
         o = self.options
-        what = f"{o.backend} {o.tier}, seed {o.seed}" + (f", {o.threads} threads" if o.threads else "")
+        what = f"{o.backend} {o.tier}, {o.operation}, seed {o.seed}" + (f", {o.threads} threads" if o.threads else "")
         lines.append(f"{what}: {self.passed} passed, {len(self.failures)} failed")
         return lines
 

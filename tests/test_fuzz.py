@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import portconv
 from portconv.cpu import bridge
-from portconv.testing import scope_of
+from portconv.testing import Scope, scope_of
+from tests import relatives
+from tests.relatives import OPERATIONS
 
 FUZZ = Path(__file__).parent / "fuzz.py"
 SEED = 1
@@ -27,6 +31,16 @@ SHARES = {
     ("jax", "compiled"): 40,
     ("array_api_strict", "compiled"): 70,
     ("dask", "compiled"): 250,
+}
+# Of the operations beside `conv2d`, in turns.
+RELATIVES = {
+    ("numpy", "compiled"): 64,
+    ("numpy", "plain"): 48,
+    ("mlx", "compiled"): 32,
+    ("torch", "compiled"): 32,
+    ("jax", "compiled"): 8,
+    ("array_api_strict", "compiled"): 24,
+    ("dask", "compiled"): 24,
 }
 # Not the one where arrays are made by default: whatever an engine makes must be on the device of the image.
 DEVICES = {"array_api_strict": "array_api_strict.Device('device1')"}
@@ -52,13 +66,28 @@ def classes(name, tier):
 
 @pytest.mark.parametrize("share", SHARES, ids="-".join)
 def test_the_fixed_share_passes(library, request, tmp_path, share):
+    found = fuzzed(library, request, tmp_path, share, "conv2d", SHARES[share])
+    for axis, expected in classes(*share).items():
+        missing = expected - set(found["counts"][axis])
+        assert not missing, f"{axis}: nothing was computed of {missing}; {found['counts'][axis]}"
+
+
+@pytest.mark.parametrize("share", RELATIVES, ids="-".join)
+def test_the_fixed_share_of_other_operations_passes(library, request, tmp_path, share):
+    found = fuzzed(library, request, tmp_path, share, "relatives", RELATIVES[share])
+    assert set(found["counts"]["operation"]) == set(OPERATIONS)
+    assert share[0] in FEW or "gradient" in found["counts"]["call"]
+
+
+def fuzzed(library, request, tmp_path, share, operation, count):
+    """What was found with so many problems, none of which may fail."""
     name, tier = share
     library(name)  # or the test is skipped
     if share == ("numpy", "compiled"):
         request.getfixturevalue("jit")
     result = tmp_path / "fuzz.json"
     command = [sys.executable, str(FUZZ), "--backend", name, "--tier", tier, "--seed", str(SEED), "--json", str(result)]
-    command += ["--count", str(SHARES[share]), "--seconds", "900", "--shrink", "20"]
+    command += ["--operation", operation, "--count", str(count), "--seconds", "900", "--shrink", "20"]
     command += ["--device", DEVICES.get(name, "")]
     if share == ("numpy", "compiled") and sys.platform.startswith("linux"):
         command.append("--guard")
@@ -66,9 +95,27 @@ def test_the_fixed_share_passes(library, request, tmp_path, share):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(result.read_text(encoding="utf-8"))
     refused = sum(found["refused"].values())
-    assert found["passed"] + refused == SHARES[share] and not found["failures"]
-    assert refused < 0.2 * SHARES[share]
+    assert found["passed"] + refused == count and not found["failures"]
+    assert refused < 0.2 * count
     assert 0 < found["worst"] <= 1
-    for axis, expected in classes(name, tier).items():
-        missing = expected - set(found["counts"][axis])
-        assert not missing, f"{axis}: nothing was computed of {missing}; {found['counts'][axis]}"
+    return found
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_wrong_value_is_noticed(operation, monkeypatch):
+    drawn = (relatives.draw(SEED, number, Scope(), operation) for number in range(1000))
+    plain = {"gradient": False, "out_dtype": "", "data": "normal", "kernel": "normal", "dtype": "float32"}
+    p = next(p for p in drawn if p.x_shape[0] and not p.x_dtype and all(getattr(p, k) == v for k, v in plain.items()))
+    p = replace(p, orders=("C", "C", "C"), engine="auto", threads=0)
+    assert relatives.verify(p).share <= 1
+    function = getattr(portconv, operation)
+
+    def wrong(*args, **kwargs):
+        y = function(*args, **kwargs)
+        y[(-1,) * y.ndim] += 1e-3 * max(1, abs(y).max())
+        return y
+
+    monkeypatch.setattr(portconv, operation, wrong)
+    with pytest.raises(AssertionError, match="the error"):
+        relatives.verify(p)
+    assert relatives.shrink(p, lambda some: some.x_shape[-1] > 1, 1.0).x_shape[0] == 1

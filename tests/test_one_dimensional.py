@@ -76,6 +76,25 @@ def test_what_comes_with_the_result(tier):
     np.testing.assert_allclose(out, np.maximum(plain + residual, 0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["conv1d", "conv_transpose1d"])
+@pytest.mark.parametrize("layout", ["NCW", "NWC"])
+def test_gradients(backend, torch, name, layout):
+    """Of every library, also without differentiation of its own."""
+    x, weight, bias = numbers((2, 4, 11)), numbers((4, 4, 3), 2), numbers((1, 4, 1), 3)
+    turn = (0, 1, 2) if layout == "NCW" else (0, 2, 1)
+    function = getattr(portconv, f"{name}_vjp")
+    y, vjp = function(*(backend.array(a) for a in (x.transpose(turn), weight, bias)), stride=2, layout=layout)
+    leaves = [torch.asarray(a.astype("f8")).requires_grad_() for a in (x, weight, bias)]
+    expected = getattr(torch.nn.functional, name)(leaves[0], leaves[1], leaves[2].reshape(-1), stride=2)
+    dy = numbers(tuple(expected.shape), 4)
+    expected.backward(torch.asarray(dy.astype("f8")))
+    found = [backend.numpy(got) for got in vjp(backend.array(dy.transpose(turn)))]
+    found[0] = found[0].transpose(turn)
+    for got, leaf in zip(found, leaves, strict=True):
+        np.testing.assert_allclose(got, leaf.grad.numpy(), rtol=1e-4, atol=1e-4)
+    refused(ValueError, ["`dy`", layout], vjp, y[..., :1])
+
+
 def test_gradients_by_autograd(torch):
     x, weight = (torch.asarray(numbers(shape)).requires_grad_() for shape in ((1, 2, 9), (3, 2, 3)))
     portconv.conv1d(x, weight, stride=2).sum().backward()

@@ -7,6 +7,7 @@ import pytest
 
 import portconv
 from portconv.testing import Reference, assert_close, reference_conv2d, reference_gradients
+from portconv.testing.calls import DIFFERENTIATE
 from tests.helpers import numbers, refused
 
 # name: (x shape NCHW, weight shape, arguments). A case stands for a rule, not for a size.
@@ -121,6 +122,18 @@ def test_dtypes(backend, case, dtype):
         assert_close(backend.numpy(y), exact, dtype=dtype, computed=dtype)
 
 
+@pytest.mark.parametrize("name", ["numpy", "dask"])
+def test_bfloat16_of_numpy(name, library, tier):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x, weight, bias, options = arrays_of(CASES["a decoder's"])
+    given = [a.astype(bfloat16) for a in (x, weight, bias)]
+    arrays = given if name == "numpy" else [library(name).module.from_array(a) for a in given]
+    y = np.asarray(portconv.conv_transpose2d(*arrays, **options))
+    assert y.dtype == bfloat16
+    exact = reference(*(a.astype("f4") for a in given), y.shape, **options)
+    assert_close(y.astype("f4"), exact, dtype="bfloat16", computed="bfloat16")
+
+
 @few_cases
 @pytest.mark.parametrize("out_dtype", ["float64", "uint8"])
 def test_another_dtype_of_the_result(case, out_dtype, tier):
@@ -222,6 +235,25 @@ def test_by_the_librarys_own_differentiation(library, case, name):
     y, vjp = portconv.conv_transpose2d_vjp(x, weight, bias, **options)
     for got, gradient in zip(found, vjp(y), strict=True):
         np.testing.assert_allclose(np.asarray(got), gradient, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "mlx"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_of_16_bits_are_rounded_once(library, name, dtype):
+    """Each phase reads the image, and the library adds what they find for it."""
+    backend = library(name)
+    *arrays, options = arrays_of(CASES["a decoder's"])
+    given = [backend.array(a, dtype) for a in arrays]
+    seen = [backend.numpy(a) for a in given]
+    y = portconv.conv_transpose2d(*given, **options)
+    dy = backend.array(numbers(tuple(y.shape), 4), dtype)
+    found = DIFFERENTIATE[name](lambda *some: portconv.conv_transpose2d(*some, **options), given, dy)
+    convolution, cotangent = convolution_of(options), backend.numpy(dy)
+    exact = reference_conv2d(cotangent, seen[1], **convolution)
+    assert_close(backend.numpy(found[0]), exact, dtype=dtype)
+    total = cotangent.astype("f8").sum(axis=(0, 2, 3))
+    eps = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    np.testing.assert_allclose(backend.numpy(found[2]), total, rtol=1.01 * eps, atol=1e-4)
 
 
 def test_what_is_not_wanted_is_none(backend):

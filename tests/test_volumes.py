@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,37 @@ def test_within_the_bound(backend, torch, case, dtype):
     bound = 8 * np.finfo("f8" if dtype == "float64" else "f4").eps * magnitudes
     bound += (2.0**-11 if dtype == "float16" else 0) * abs(expected)
     assert (abs(backend.numpy(y).astype("f8") - expected) <= bound).all()
+
+
+def test_gradients(backend, torch):
+    """Of every library, also without differentiation of its own."""
+    x_shape, weight_shape, options = CASES["strides, dilation"]
+    arrays = [numbers(shape, n) for n, shape in enumerate((x_shape, weight_shape, (1, weight_shape[0], 1, 1, 1)))]
+    y, vjp = portconv.conv3d_vjp(*(backend.array(a) for a in arrays), **options)
+    leaves = [torch.asarray(a.astype("f8")).requires_grad_() for a in arrays]
+    expected = torch.nn.functional.conv3d(leaves[0], leaves[1], leaves[2].reshape(-1), **options)
+    dy = numbers(tuple(y.shape), 4)
+    expected.backward(torch.asarray(dy.astype("f8")))
+    for got, leaf in zip(vjp(backend.array(dy)), leaves, strict=True):
+        np.testing.assert_allclose(backend.numpy(got), leaf.grad.numpy(), rtol=1e-4, atol=1e-4)
+    assert [g is None for g in portconv.conv3d_vjp(*map(backend.array, arrays[:2]), **options, wrt="x")[1](y)][1:] == [
+        True, True,
+    ]  # fmt: skip
+
+
+def test_nan_and_infinity_come_without_a_warning(tier):
+    x, weight = np.ones((1, 1, 3, 2, 2), "f4"), np.ones((1, 1, 3, 1, 1), "f4")
+    x[0, 0, :2, 0, 0] = np.inf, -np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = portconv.conv3d(x, weight, padding=(1, 0, 0))
+    assert np.isnan(y[0, 0, :2, 0, 0]).all() and np.isneginf(y[0, 0, 2, 0, 0]) and np.isfinite(y[..., 1]).all()
+
+
+def test_two_kinds_of_16_bits(torch):
+    x, weight = torch.ones((1, 1, 3, 3, 3), dtype=torch.float16), torch.ones((1, 1, 3, 3, 3), dtype=torch.bfloat16)
+    y = portconv.conv3d(x, weight)
+    assert y.dtype == torch.float32 and y.item() == 27
 
 
 def test_gradients_by_autograd(torch):

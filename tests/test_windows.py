@@ -39,6 +39,11 @@ SIZES = {
 }
 
 
+# Arrays as they are, without a copy.
+NUMPY = type("Numpy", (), {"array": staticmethod(lambda x, _: x), "numpy": staticmethod(lambda y: y),
+                           "dtype_name": staticmethod(lambda y: y.dtype.name)})  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def functional(library):
     return library("torch").module.nn.functional
@@ -137,6 +142,30 @@ def test_dtypes(backend, dtype):
             np.testing.assert_allclose(found.astype("f8"), portconv.interpolate2d(x.astype("f8"), (4, 11)), rtol=eps)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_averages_of_large_images_of_one_colour(layout, dtype):
+    """The rounding errors of numbers that are alike add up."""
+    x = np.full((1, 2, 320, 301), 0.1037, dtype)
+    for view in (x, x[:, :, ::-1, ::2]):
+        found = ours(portconv.global_avg_pool2d, NUMPY, view, layout=layout)
+        assert (abs(found - x.flat[0]) <= 8 * np.finfo(dtype).eps * 0.1037).all()
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_results_are_arrays_of_their_own(library, name):
+    backend = library(name)
+    x = numbers((1, 2, 4, 5))
+    for function, kwargs in (
+        (portconv.interpolate2d, {"scale_factor": 1, "mode": "nearest"}), (portconv.interpolate2d, {"size": (4, 5)}),
+        (portconv.max_pool2d, {"kernel_size": 1}), (portconv.avg_pool2d, {"kernel_size": 1}),
+    ):  # fmt: skip
+        given = backend.array(x)
+        y = function(given, **kwargs)
+        y[...] = 7
+        np.testing.assert_array_equal(backend.numpy(given), x)
+
+
 def test_sums_of_half_precision_do_not_overflow(backend):
     if "float16" not in backend.dtypes:
         pytest.skip(f"{backend} has no float16")
@@ -178,14 +207,12 @@ def test_views_and_byte_orders(tier):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_strips_of_large_images(tier, functional, layout):
     """Several of them, of whole planes and of parts of a plane, on all threads."""
-    numpy = type("Numpy", (), {"array": staticmethod(lambda x, _: x), "numpy": staticmethod(lambda y: y),
-                               "dtype_name": staticmethod(lambda y: y.dtype.name)})  # fmt: skip
     for shape in ((2, 70, 40, 41), (1, 2, 530, 401)):
         x = numbers(shape)
         for kwargs in ({"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (5, 2), "stride": (3, 1)}):
-            found = ours(portconv.max_pool2d, numpy, x, layout=layout, **kwargs)
+            found = ours(portconv.max_pool2d, NUMPY, x, layout=layout, **kwargs)
             np.testing.assert_array_equal(found, theirs(functional.max_pool2d, x, **kwargs))
-            found = ours(portconv.avg_pool2d, numpy, x, layout=layout, **kwargs)
+            found = ours(portconv.avg_pool2d, NUMPY, x, layout=layout, **kwargs)
             expected = theirs(functional.avg_pool2d, x, count_include_pad=False, **kwargs)
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -261,6 +288,16 @@ def test_gradients(library, functional, package, name, layout):
         of_sum = module.grad(lambda x: (function(x, layout=layout, **kwargs) * weights).sum())
         found = np.array(of_sum(module.array(x)))
     np.testing.assert_allclose(found.transpose(back), theirs.grad.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_no_image(mx, run_python):
+    found = run_python("""
+        import mlx.core as mx, numpy, portconv
+        for mode in ("bilinear", "nearest"):
+            grow = lambda x: portconv.interpolate2d(x, (5, 7), mode=mode, layout="NHWC")
+            print(numpy.array(mx.vjp(grow, [mx.zeros((0, 3, 4, 17))], [mx.zeros((0, 5, 7, 17))])[1][0]).shape)
+    """)
+    assert found == "(0, 3, 4, 17)\n" * 2
 
 
 def test_channels_last_of_pytorch(library, functional):

@@ -62,6 +62,9 @@ class NumpySteps(Steps):
     def cbhw(self, x: Array, layout: str) -> Array:
         return x.transpose(TO_CBHW[layout])
 
+    def dtype(self, name: str) -> Any:
+        return np.dtype(name)  # bfloat16, too, where the package that has it was imported
+
     def cast(self, x: Array, dtype: str) -> Array:
         return x.astype(np.dtype(dtype), copy=False)
 

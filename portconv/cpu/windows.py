@@ -17,12 +17,14 @@ from ..core.dtypes import compute_dtype
 from ..core.shapes import met_taps, ranges
 from ..core.windows import Pooling, Taps, WindowOperation, axes_of
 from ..engines import windows
+from ..engines.accuracy import in_pairs
 from . import threads
 from .bridge import jit_enabled, numpy_steps
 
 __all__ = ["applied", "applied_by"]
 
 STRIP_BYTES = 256 << 10  # of the image that are pooled at a time: a share of a core's second cache
+RUN = 64  # numbers that may be added one after the other
 SMALL_BYTES = 1 << 20  # of an image that one thread is done with before others have begun
 
 Array = np.ndarray[Any, Any]
@@ -67,12 +69,30 @@ def _whole(x: Array, p: Pooling) -> Array:
     wide = x.dtype if x.dtype.char in "fd" else np.dtype(compute_dtype(x.dtype.name))
     with np.errstate(all="ignore"):
         if x.dtype is wide and x.flags.c_contiguous and x.size:
-            # BLAS adds many short rows several times as fast as `sum`
+            # BLAS adds many short rows several times as fast as `sum`; long ones it adds one number after the other
             n, pixels = x.shape[0], p.rows.size * p.cols.size
-            ones = _ones(pixels, wide)
-            sums = x.reshape(-1, pixels) @ ones if p.layout == "NCHW" else ones @ x.reshape(n, pixels, x.shape[3])
+            if p.layout == "NHWC":
+                return np.asarray(
+                    (_channel_sums(x.reshape(n, pixels, x.shape[3])) / pixels).reshape(p.out_shape(x.shape))
+                )
+            flat = x.reshape(-1, pixels)
+            sums = flat @ _ones(pixels, wide) if pixels <= RUN else flat.sum(axis=-1)
             return np.asarray((sums / pixels).reshape(p.out_shape(x.shape)))
-        return np.asarray(np.mean(x, axis=axes, keepdims=True, dtype=wide)).astype(x.dtype)
+        # in order of memory, which `sum` adds in pairs
+        ordered = np.ascontiguousarray(np.moveaxis(x, axes, (-2, -1)), wide)
+        sums = ordered.reshape(*ordered.shape[:2], -1).sum(axis=-1) if x.size else np.zeros(ordered.shape[:2], wide)
+        return np.asarray(sums / (p.rows.size * p.cols.size)).reshape(p.out_shape(x.shape)).astype(x.dtype)
+
+
+def _channel_sums(x: Array) -> Array:
+    """The sums of images (N, pixels, C) over their pixels: of runs of pixels, and of those in pairs."""
+    n, pixels, channels = x.shape
+    whole = pixels // RUN * RUN
+    parts = [_ones(RUN, x.dtype) @ x[:, :whole].reshape(n, -1, RUN, channels)] if whole else []
+    if whole < pixels:
+        parts.append((_ones(pixels - whole, x.dtype) @ x[:, whole:])[:, None])
+    sums = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    return np.asarray(in_pairs(sums.swapaxes(0, 1)))
 
 
 @lru_cache(maxsize=16)

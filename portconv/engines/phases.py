@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..core.backend import Candidate, PackedWeight, Plan
+from ..core.backend import Candidate, PackedWeight, Plan, executed
 from ..core.problem import Problem, TransposedProblem
 from .steps import Steps
 from .transposed import Phase, image_gradient_phases
@@ -92,13 +92,23 @@ def _interleaved(
     return whole if sources == list(range(size)) else xp.take(whole, xp.asarray(sources, **steps.device), axis=axis)
 
 
+class _Packed(NamedTuple):
+    packs: tuple[PackedWeight, ...]  # of the phases
+    weight: Any  # as it was given, for a plan that has another one within
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransposedPlan(Plan):
-    """The plan of a transposed convolution: the phases of its strides, each with the plan of its convolution."""
+    """The plan of a transposed convolution: the phases of its strides, each with the plan of its convolution.
+
+    All phases read the image. Libraries that differentiate them add what they find for it in the image's own dtype, one
+    rounding error of 16 bits after the other; so the plan `wide` is for those, of an image that is cast first.
+    """
 
     problem: TransposedProblem
     phases: tuple[tuple[Phase, Plan], ...]
     steps: Steps
+    wide: TransposedPlan | None = None
 
     @classmethod
     def of(cls, problem: TransposedProblem, plan: Callable[[Problem], Plan], steps: Steps) -> TransposedPlan:
@@ -108,6 +118,10 @@ class TransposedPlan(Plan):
             (phase, plan(replace(phase.problem, **changes)))
             for phase in image_gradient_phases(problem.convolution, problem.x_dtype)
         )
+        wide, differentiates = None, problem.traced or type(steps).records is not Steps.records
+        if len(phases) > 1 and problem.x_dtype in ("float16", "bfloat16") and differentiates:
+            to = problem.compute_dtype
+            wide = cls.of(replace(problem, x_dtype=to, dtype=to, out_dtype=problem.result_dtype), plan, steps)
         plans = sorted((plan for _, plan in phases), key=lambda plan: -plan.problem.flops)
         engines = dict.fromkeys(plan.engine for plan in plans)
         first = plans[0] if plans else None
@@ -115,7 +129,7 @@ class TransposedPlan(Plan):
         return cls(
             problem=problem, engine="+".join(engines) or "none",
             workspace_bytes=max((plan.workspace_bytes for plan in plans), default=0), candidates=candidates,
-            chosen_by=first.chosen_by if first else "", phases=phases, steps=steps,
+            chosen_by=first.chosen_by if first else "", phases=phases, steps=steps, wide=wide,
         )  # fmt: skip
 
     @cached_property
@@ -140,12 +154,13 @@ class TransposedPlan(Plan):
     def pack(self, weight: Any, /) -> PackedWeight:
         weight = self.steps.xp.reshape(weight, self.problem.weight_shape)
         packs = tuple(packed(phase, plan, weight, self.steps) for phase, plan in self.phases)
-        return PackedWeight(self.stamp, packs, sum(pack.nbytes for pack in packs))
+        nbytes = sum(pack.nbytes for pack in packs)
+        return PackedWeight(self.stamp, _Packed(packs, None if self.wide is None else weight), nbytes)
 
     def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
         if not self._filled:
             return False
-        calls = zip(self.phases, weight.data, strict=True)
+        calls = zip(self.phases, weight.data.packs, strict=True)
         return all(
             plan.fuses(part(phase, x), pack, bias, self._target(phase, residual)) for (phase, plan), pack in calls
         )
@@ -153,7 +168,7 @@ class TransposedPlan(Plan):
     def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
         phases = tuple((phase, plan.rebuilt(change, build)) for phase, plan in self.phases)
         changed: Any = change(self.problem)
-        return replace(self, problem=changed, phases=phases)
+        return replace(self, problem=changed, phases=phases, wide=None)  # it is for arrays that nobody differentiates
 
     def execute(
         self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
@@ -161,6 +176,11 @@ class TransposedPlan(Plan):
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
+        if bias is not None and steps.records(bias):  # as for the image, but no phase minds
+            bias = steps.cast(bias, p.compute_dtype)
+        if self.wide is not None and (p.traced or steps.records(x)):
+            x = steps.cast(x, p.compute_dtype)
+            return executed(self.wide, x, self.wide.pack(weight.data.weight), bias, residual, out)
         written = out
         if written is None and steps.writes and len(self.phases) > 1 and p.result_dtype != "bfloat16":
             written = steps.xp.empty(p.out_shape, dtype=steps.dtype(p.result_dtype), **steps.device)
@@ -169,7 +189,7 @@ class TransposedPlan(Plan):
         if into and not self._filled:
             written[...] = 0 if elsewhere is None else elsewhere
         parts = []
-        for (phase, plan), pack in zip(self.phases, weight.data, strict=True):
+        for (phase, plan), pack in zip(self.phases, weight.data.packs, strict=True):
             options = {"residual": self._target(phase, residual), "out": self._target(phase, written) if into else None}
             execute: Any = plan.execute
             given = {name: array for name, array in options.items() if array is not None}

@@ -103,6 +103,10 @@ class Steps:
         """The namespace of elementwise functions, where that is another one."""
         return self.xp
 
+    def records(self, *arrays: Any) -> bool:
+        """Whether the library may differentiate what is made of these arrays, or of one of them."""
+        return False
+
     def dtype(self, name: str) -> Any:
         """The namespace's dtype object of a standard name."""
         try:

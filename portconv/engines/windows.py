@@ -22,8 +22,11 @@ def applied(steps: Steps, x: Any, operation: WindowOperation, dtype: str) -> Any
     """The result of an operation for an image of the dtype of this name."""
     with steps.quiet():
         if not isinstance(operation, Pooling):
-            return _resized(steps, x, operation.rows, operation.cols, operation.layout, dtype)
+            y = _resized(steps, x, operation.rows, operation.cols, operation.layout, dtype)
+            return x * 1 if y is x else y  # which is an array of its own
         if operation.kind == "max":
+            if operation.rows.kernel == operation.cols.kernel == 1:
+                x = x * 1  # of which a single tap is a view
             return _largest(steps, x, operation, dtype)
         return steps.cast(_average(steps, steps.cast(x, compute_dtype(dtype)), operation), dtype)
 

@@ -14,7 +14,7 @@ from .. import Conv2d, UnsupportedError, conv2d, conv2d_vjp
 from ..core.backend import Backend
 from .problems import Problem
 
-__all__ = ["CALL", "DIFFERENTIATE", "gradients"]
+__all__ = ["CALL", "DIFFERENTIATE", "gradients", "traced"]
 
 
 def _plainly(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
@@ -57,10 +57,11 @@ def _as_layer(p: Problem, backend: Backend, arrays: list[Any], options: dict[str
 
 
 def _traced(_p: Problem, backend: Backend, arrays: list[Any], options: dict[str, Any]) -> Any:
-    def function(*arrays: Any) -> Any:
-        return conv2d(*arrays, **options)
+    return traced(backend, lambda *arrays: conv2d(*arrays, **options), [a for a in arrays if a is not None])
 
-    given = [a for a in arrays if a is not None]
+
+def traced(backend: Backend, function: Callable[..., Any], given: list[Any]) -> Any:
+    """The result of a function of arrays, whose values it does not see."""
     if backend.name == "jax":
         return importlib.import_module("jax").jit(function)(*given)
     if backend.name == "mlx":

@@ -71,9 +71,11 @@ class Problem:
 
     def __repr__(self) -> str:
         some = [
-            f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[2:-1] if getattr(self, f.name) != _default(f)
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)[2:]
+            if f.name != "number" and getattr(self, f.name) != _default(f)
         ]
-        return f"Problem({', '.join([repr(self.x_shape), repr(self.weight_shape), *some])})"
+        return f"{type(self).__name__}({', '.join([repr(self.x_shape), repr(self.weight_shape), *some])})"
 
     def argument(self, name: str) -> Any:
         """A keyword argument of the call, or its default."""
@@ -81,7 +83,12 @@ class Problem:
         return self.arguments.get(name, defaults[name])
 
     @property
-    def parts(self) -> tuple[int, int, int, int, int]:
+    def channels_last(self) -> bool:
+        """Whether image and result have their channels last."""
+        return str(self.arguments.get("layout", "")).endswith("C")
+
+    @property
+    def parts(self) -> tuple[int, ...]:
         """The weight's sizes as (G, O/G, I/G, kh, kw)."""
         groups = self.argument("groups")
         *rest, inputs, kh, kw = self.weight_shape
@@ -105,7 +112,7 @@ class Problem:
         return "float64" if "float64" in floating else floating.pop() if len(floating) == 1 else "float32"
 
     @property
-    def out_shape(self) -> tuple[int, int, int, int]:
+    def out_shape(self) -> Shape:
         """(N, O, oh, ow), whatever the layout; a size below 1 where the kernel does not fit."""
         g, o, _, *kernel = self.parts
         sizes = []

@@ -104,7 +104,11 @@ def verify(problem: Problem, library: Backend | str = "numpy", device: str | Non
     >>> verify(Problem((1, 3, 9, 9), (4, 3, 3, 3), {"padding": 1}, orders=("F", "C", "C"))).share < 1
     True
     """
-    backend = registry.get_backend(library)
+    return guarded(problem, registry.get_backend(library), device, _verified)
+
+
+def guarded(problem: Problem, backend: Backend, device: str | None, check: Callable[..., Outcome]) -> Outcome:
+    """What becomes of a problem by ``check(problem, backend, device, arrays, residual)``: see `verify`."""
     try:
         arrays, residual = _arrays(problem, backend, device)
     except (TypeError, ValueError) as error:  # a dtype that the library, or this device, does not have
@@ -116,7 +120,7 @@ def verify(problem: Problem, library: Backend | str = "numpy", device: str | Non
         # PyTorch's own, the first time that it differentiates forward
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
         try:
-            return _verified(problem, backend, device, arrays, residual)
+            return check(problem, backend, device, arrays, residual)
         except UnsupportedError as error:
             text = str(error)
             if problem.engine == "auto":
@@ -150,7 +154,7 @@ def _threads(count: int) -> Any:
 def _arrays(p: Problem, backend: Backend, device: str | None) -> tuple[list[Any], Any]:
     """Image, weight and bias (or None), and a residual (or None), in the problem's layout and memory orders."""
     data = make_data(p)
-    x = data.x if p.argument("layout") == "NCHW" else data.x.transpose(0, 2, 3, 1)
+    x = in_layout(p, data.x)
     found: list[Any] = []
     for values, dtype, order in zip((x, data.weight, data.bias), p.dtypes, p.orders, strict=True):
         found.append(None if values is None else arranged(backend, np.ascontiguousarray(values), dtype, device, order))
@@ -160,9 +164,14 @@ def _arrays(p: Problem, backend: Backend, device: str | None) -> tuple[list[Any]
         found[1] = data.weight.tolist()
     residual = None
     if data.residual is not None:
-        values = data.residual if p.argument("layout") == "NCHW" else data.residual.transpose(0, 2, 3, 1)
+        values = in_layout(p, data.residual)
         residual = arranged(backend, np.ascontiguousarray(values), p.dtype, device, p.residual)
     return found, residual
+
+
+def in_layout(p: Problem, a: Array) -> Array:
+    """An array whose channels are its second axis, in the problem's layout."""
+    return np.moveaxis(a, 1, -1) if p.channels_last else a
 
 
 def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any], residual: Any) -> Outcome:
@@ -178,18 +187,28 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
     if p.gradient:
         return Outcome(_gradient_share(p, backend, device, arrays, seen, key), *where)
     y = CALL[p.call](p, backend, arrays, options)
-    info, given = backend.describe(y), backend.describe(x)
+    values = checked_result(
+        p, backend, y, {"x": x, "weight": weight, "bias": bias, "residual": residual}, [*seen, added]
+    )
+    readings = _readings(p, backend, backend.describe(x).device, seen, plan.engine)
+    shares = [partial(_share, p, values, r, key + n, added) for n, r in readings]
+    return Outcome(_first_that_passes(shares), *where)
+
+
+def checked_result(p: Problem, backend: Backend, y: Any, given: dict[str, Any], seen: Sequence[Array | None]) -> Array:
+    """The values of a result, after all checks but those of the values; `seen` are the arguments' before the call."""
+    x = given["x"]
+    info, image = backend.describe(y), backend.describe(x)
     if library_of(y) != library_of(x):
         raise AssertionError(f"the result is an array of {library_of(y)}")
-    if (info.dtype, info.device) != (p.result_dtype, given.device):
-        raise AssertionError(f"the result is {info.dtype} on {info.device}, not {p.result_dtype} on {given.device}")
+    if (info.dtype, info.device) != (p.result_dtype, image.device):
+        raise AssertionError(f"the result is {info.dtype} on {info.device}, not {p.result_dtype} on {image.device}")
     values = np.asarray(backend.to_numpy(y))
-    shape = p.out_shape if p.argument("layout") == "NCHW" else tuple(p.out_shape[axis] for axis in (0, 2, 3, 1))
+    n, channels, *sizes = p.out_shape
+    shape = (n, *sizes, channels) if p.channels_last else p.out_shape
     if tuple(info.shape) != shape or values.shape != shape:
         raise AssertionError(f"the result has shape {info.shape} ({values.shape} in NumPy), not {shape}")
-    for name, array, before in zip(
-        ("x", "weight", "bias", "residual"), (*arrays, residual), (*seen, added), strict=True
-    ):
+    for (name, array), before in zip(given.items(), seen, strict=True):
         if array is not None and before is not None:
             if not np.array_equal(
                 np.asarray(backend.to_numpy(array)), before, equal_nan=before.dtype.kind not in "biu"
@@ -197,9 +216,7 @@ def _verified(p: Problem, backend: Backend, device: str | None, arrays: list[Any
                 raise AssertionError(f"the call changed `{name}`")
             if overlap(y, array):
                 raise AssertionError(f"the result shares memory with `{name}`")
-    readings = _readings(p, backend, given.device, seen, plan.engine)
-    shares = [partial(_share, p, values, r, key + n, added) for n, r in readings]
-    return Outcome(_first_that_passes(shares), *where)
+    return values
 
 
 def _readings(p: Problem, backend: Backend, device: str, seen: list[Any], engine: str) -> list[tuple[str, list[Any]]]:
@@ -252,11 +269,9 @@ def _gradient_share(
 ) -> float:
     """The largest error of the gradients of image, weight and bias, as a share of the bound."""
     options = p.keywords()
-    layout = p.argument("layout")
     values = make_data(p).dy
     assert values is not None
-    values = values if layout == "NCHW" else values.transpose(0, 2, 3, 1)
-    dy = backend.from_numpy(np.ascontiguousarray(values), dtype=p.result_dtype, device=device)
+    dy = backend.from_numpy(np.ascontiguousarray(in_layout(p, values)), dtype=p.result_dtype, device=device)
 
     cotangent = np.array(backend.to_numpy(dy))  # before: it is the caller's
 

@@ -32,6 +32,16 @@ __all__ = ["backend"]
 CPU = "cpu"  # the device of NumPy's chunks; that of others is the name of their library
 
 
+class _DaskSteps(Steps):
+    """Dask's dtypes are NumPy's, of which the namespace has not all."""
+
+    def dtype(self, name: str) -> Any:
+        return np.dtype(name)  # bfloat16, too, where the package that has it was imported
+
+
+_STEPS = _DaskSteps(array_api_compat.dask.array, writable=False)
+
+
 class DaskBackend:
     """See `portconv.extending.Backend`. Its candidates are those of the library in the chunks."""
 
@@ -82,7 +92,7 @@ class DaskBackend:
 
     def steps(self, _problem: Problem, /) -> Steps:
         """See `portconv.extending.Assembling`."""
-        return Steps(array_api_compat.dask.array, writable=False)
+        return _STEPS
 
     def finisher(self, _problem: Problem, /) -> Finisher:
         """See `portconv.extending.Finishing`."""

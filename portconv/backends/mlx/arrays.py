@@ -118,6 +118,9 @@ class MlxSteps(Steps):
         """As in `Steps`, with a value where it can have one."""
         return evaluated(mx.contiguous(x))
 
+    def records(self, *arrays: Any) -> bool:
+        return remembered(*arrays)
+
     @property
     def elementwise(self) -> ModuleType:
         return namespace

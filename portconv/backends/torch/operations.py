@@ -48,6 +48,9 @@ class TorchSteps(QuietSteps):
     def activated(self, x: Any, activation: Activation) -> Any:
         return activated(x, activation)
 
+    def records(self, *arrays: Any) -> bool:
+        return any(records(x) for x in arrays)
+
 
 def records(x: Any) -> bool:
     """Whether a gradient of the tensor may be recorded: by autograd, or somewhere in a nest of `torch.func`."""
