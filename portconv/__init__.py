@@ -12,7 +12,7 @@ from .module import Conv2d
 from .one_dimensional import conv1d, conv_transpose1d
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
 from .transposed_module import ConvTranspose2d
-from .volumes import conv3d
+from .volumes import conv3d, conv_transpose3d
 from .windows import avg_pool2d, global_avg_pool2d, interpolate2d, max_pool2d
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose2d_vjp",
+    "conv_transpose3d",
     "device",
     "environment",
     "get_backend",
