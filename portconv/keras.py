@@ -2,7 +2,8 @@
 
 `install` puts them into Keras, whose models then run on its NumPy back end without a call of JAX. The functions have
 the names and the signatures of ``keras.src.backend.numpy.nn``; where `data_format` is given and the arrays are NumPy's,
-they need no Keras.
+they need no Keras. A kernel of one or two axes that is used again is kept as a copy and packed, until it is gone; one
+that changes in place is seen.
 
 Examples
 --------
@@ -234,15 +235,13 @@ def conv_transpose(
     same = _word(padding) == "same"
     extents = map(dilated, call.kernel_sizes, dilation)
     cuts = [_cut(extent, s, same, more) for extent, s, more in zip(extents, stride, added, strict=True)]
-    extra = [max(-after, 0) for _, after in cuts]
-    within = [min(more, s - 1) for more, s in zip(extra, stride, strict=True)]
     transposed = conv_transpose3d if call.axes == 3 else conv_transpose2d
     y = transposed(
-        call.x, call.weight(call.kernel.shape[-2:]), stride=stride, output_padding=within, dilation=dilation,
+        call.x, call.weight(call.kernel.shape[-2:]), stride=stride, dilation=dilation,
         padding=[(before, max(after, 0)) for before, after in cuts], layout=call.layout,
     )  # fmt: skip
-    if within != extra:  # no tap meets what lies a stride or more beyond the last pixel
-        beyond = [(0, more - some) for more, some in zip(extra, within, strict=True)]
+    if any(after < 0 for _, after in cuts):  # no tap meets what lies beyond
+        beyond = [(0, max(-after, 0)) for _, after in cuts]
         y = np.pad(y, [(0, 0), *beyond, (0, 0)] if call.last else [(0, 0), (0, 0), *beyond])
     return call.result(y)
 
@@ -329,8 +328,9 @@ _replaced: list[tuple[Any, str, Any]] = []  # module, name, and the function of 
 def install() -> None:
     """Put the functions of this module into Keras, in the place of its NumPy back end's own; twice is as good as once.
 
-    Layers, models and ``keras.ops`` call them from then on, models that are already there, too. Keras itself imports
-    JAX, which must be installed, but calls it no more, but for ``keras.ops.fft`` and its kin.
+    Layers, models and ``keras.ops`` call them from then on, models that are already there, too. Keras itself still
+    imports JAX, which must be installed, and calls it for what is no convolution and no pooling: Fourier transforms,
+    and in versions before 3.15 the resizing of images.
 
     Raises
     ------
@@ -487,7 +487,7 @@ def _kept(kernel: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _cut(kernel: int, stride: int, same: bool, added: int | None) -> Pair:
-    """What is cut off before and after a transposed convolution along an axis; what is negative is put there instead.
+    """What is cut off before and after a transposed convolution along an axis; what is negative is missing.
 
     Of `n` pixels it makes ``(n - 1) * stride + kernel``, and Keras wants ``(n - 1) * stride + beyond`` of these.
     """
@@ -510,15 +510,15 @@ def _pooled(
     if call.axes < 3:
         return call.result(pooling(x, size, stride))
     # A window is the product of its axes: first all planes are pooled, then the lines of pixels along the depth.
-    if call.last:
-        n, depth, h, w, c = x.shape
-        y = pooling(x.reshape(n * depth, h, w, c), size[1:], stride[1:])
-        _, oh, ow, _ = y.shape
-        return pooling(y.reshape(n, depth, oh * ow, c), (size[0], 1), (stride[0], 1)).reshape(n, -1, oh, ow, c)
-    n, c, depth, h, w = x.shape
-    y = pooling(x.reshape(n, c * depth, h, w), size[1:], stride[1:])
-    _, _, oh, ow = y.shape
-    return pooling(y.reshape(n, c, depth, oh * ow), (size[0], 1), (stride[0], 1)).reshape(n, c, -1, oh, ow)
+    height = 1 if call.last else 2
+    n, depth, c = x.shape[0], x.shape[height], call.channels
+    shape = (n * depth, *x.shape[2:]) if call.last else (n, c * depth, *x.shape[3:])
+    planes = pooling(x.reshape(shape), size[1:], stride[1:])
+    oh, ow = planes.shape[height : height + 2]
+    lines = planes.reshape((n, depth, oh * ow, c) if call.last else (n, c, depth, oh * ow))
+    y = pooling(lines, (size[0], 1), (stride[0], 1))
+    od = y.shape[height]
+    return y.reshape((n, od, oh, ow, c) if call.last else (n, c, od, oh, ow))
 
 
 def _keras() -> Any:

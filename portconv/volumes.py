@@ -209,7 +209,7 @@ def conv_transpose3d(
     if step == 1:
         return volumes.result(like)
     whole = xp.stack([xp.zeros_like(like) if total is None else total for total in sums], axis=2)
-    whole = xp.reshape(whole, (like.shape[0], -1, *like.shape[2:]))
+    whole = xp.reshape(whole, (like.shape[0], step * like.shape[1], *like.shape[2:]))
     skipped = front - first * step
     return volumes.result(whole[:, skipped : skipped + od, ...])
 

@@ -97,7 +97,7 @@ def test_pooling_beside_jax(tier, jax, data_format):
     for shape, size, strides, padding in (
         ((2, 9, 3), 2, None, "same"),
         ((1, 7, 8, 2), (3, 2), (2, 1), "SAME"),
-        ((2, 5, 6, 7, 2), (2, 3, 2), (1, 2, 3), "same"),
+        ((2, 5, 6, 7, 2), (2, 3, 2), (3, 2, 1), "same"),
         ((1, 4, 5, 6, 3), 2, 1, "valid"),
     ):
         x, axes = numbers(shape), len(shape) - 2
@@ -126,6 +126,14 @@ def test_a_kernel_that_changes_in_place_is_seen_and_its_copy_goes_with_it():
     del kernel
     gc.collect()
     assert len(pk._kernels) == before
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_an_empty_batch(axes):
+    x, kernel, last = numbers((0, *(4,) * axes, 3)), numbers((*(2,) * axes, 3, 3)), {"data_format": "channels_last"}
+    assert pk.conv(x, kernel, 2, **last).shape == (0, *(2,) * axes, 3)
+    assert pk.conv_transpose(x, kernel, 2, **last).shape == (0, *(8,) * axes, 3)
+    assert pk.max_pool(x, 2, **last).shape == (0, *(2,) * axes, 3)
 
 
 def test_wrong_arguments(nothing_runs):

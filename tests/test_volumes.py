@@ -87,6 +87,12 @@ def test_gradients_by_autograd(torch):
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_an_empty_batch():
+    x, weight = numbers((0, 2, 4, 5, 6)), numbers((2, 2, 3, 3, 3))
+    assert portconv.conv3d(x, weight, padding=1).shape == (0, 2, 4, 5, 6)
+    assert portconv.conv_transpose3d(x, weight, stride=2).shape == (0, 2, 9, 11, 13)
+
+
 def test_wrong_arguments(nothing_runs):
     x, weight = numbers((1, 2, 4, 5, 6)), numbers((3, 2, 3, 3, 3))
     refused(ValueError, ["`x`", "5 axes"], portconv.conv3d, x[0], weight)
