@@ -122,6 +122,19 @@ def test_dtypes(backend, case, dtype):
 
 
 @few_cases
+def test_bfloat16_of_numpy(case, tier):
+    bfloat16 = pytest.importorskip("ml_dtypes", reason="NumPy has no bfloat16 without it").bfloat16
+    *arrays, options = arrays_of(case)
+    given = [a.astype(bfloat16) for a in arrays]
+    for bias in (given[2], None):
+        y = portconv.conv_transpose2d(*given[:2], bias, **options)
+        seen = [None if a is None else a.astype(np.float32) for a in (*given[:2], bias)]
+        assert y.dtype == bfloat16
+        expected = portconv.conv_transpose2d(*seen, **options)
+        np.testing.assert_allclose(y.astype(np.float32), expected, rtol=2**-8, atol=1e-5)
+
+
+@few_cases
 @pytest.mark.parametrize("out_dtype", ["float64", "uint8"])
 def test_another_dtype_of_the_result(case, out_dtype, tier):
     x, weight, bias, options = arrays_of(case)
