@@ -14,16 +14,20 @@ from .arrays import array_namespace
 from .core.array_types import library_of
 from .core.backend import Backend
 from .core.dtypes import FLOATING, compute_dtype, promote
-from .core.integers import integer, sequence_of_two
-from .core.shapes import met_taps, output_size, ranges
+from .core.errors import no_array
+from .core.integers import Pair, integer, pair, sequence_of_two
+from .core.shapes import met_taps, output_size, ranges, same_padding
 from .dispatch import path, registry
+from .dispatch.arguments import chosen
 from .engines.accuracy import TERMS, accumulate, in_pairs
 from .functional import conv2d
 from .gradient import checked_wrt, conv2d_vjp
 
-__all__ = ["conv3d", "conv3d_vjp", "triple"]
+__all__ = ["LAYOUTS", "arrays_of", "conv3d", "conv3d_vjp", "images_of", "planes_of", "sides_of", "triple"]
 
 Triple = tuple[int, int, int]
+Sides = tuple[Pair, Pair, Pair]
+LAYOUTS = {"NCDHW": "NCHW", "NDHWC": "NHWC"}  # of a volume, and of its planes
 HALVES = ("float16", "bfloat16")
 
 
@@ -37,6 +41,7 @@ def conv3d(
     groups: int = 1,
     conv_mode: str = "cross_correlation",
     *,
+    layout: str = "NCDHW",
     engine: str = "auto",
     accuracy: str = "normwise",
     strategy: str = "heuristic",
@@ -50,15 +55,21 @@ def conv3d(
     Parameters
     ----------
     x
-        Volume, ``(N, C, D, H, W)``; see `conv2d` for its dtypes.
+        Volume, ``(N, C, D, H, W)``, or ``(N, D, H, W, C)`` with ``layout="NDHWC"``; see `conv2d` for its dtypes.
     weight
-        ``(O, C/groups, kd, kh, kw)`` or ``(groups, O/groups, C/groups, kd, kh, kw)``. Floating, of the same library.
+        ``(O, C/groups, kd, kh, kw)`` in either layout, or ``(groups, O/groups, C/groups, kd, kh, kw)``. Floating, of
+        the same library.
     bias
         ``(1, O, 1, 1, 1)`` or ``(O,)``, or None.
-    stride, padding, dilation
-        An int, or three of them (depth, height, width). The padding is of zeros.
+    stride, dilation
+        An int, or three of them (depth, height, width).
+    padding
+        The same, or ``((front, back), (top, bottom), (left, right))``, ``"valid"`` or ``"same"`` as in `conv2d`. It is
+        of zeros.
     groups
         Groups of channels that are convolved apart; it divides `C` and `O`.
+    layout
+        ``"NCDHW"`` or ``"NDHWC"``, of `x` and of the result.
     conv_mode, engine, accuracy, strategy, backend
         As in `conv2d`, for each plane of the kernel.
 
@@ -79,7 +90,7 @@ def conv3d(
     >>> y.shape, float(y[0, 0, 0, 0, 0]), float(y[0, 0, 2, 4, 4])
     ((1, 4, 5, 8, 8), 16.0, 54.0)
     """
-    volume = _Volume.of(x, weight, bias, stride, padding, dilation, backend)
+    volume = _Volume.of(x, weight, bias, stride, padding, dilation, layout, backend)
     options: dict[str, Any] = {
         "engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": volume.library,
     }  # fmt: skip
@@ -96,6 +107,7 @@ def conv3d_vjp(
     groups: int = 1,
     conv_mode: str = "cross_correlation",
     *,
+    layout: str = "NCDHW",
     engine: str = "auto",
     accuracy: str = "normwise",
     strategy: str = "heuristic",
@@ -116,7 +128,7 @@ def conv3d_vjp(
     ((1, 4, 3, 3, 3), (1, 2, 4, 5, 5), 72.0, (4, 2, 2, 3, 3), True)
     """
     names = checked_wrt(wrt)
-    volume = _Volume.of(x, weight, bias, stride, padding, dilation, backend)
+    volume = _Volume.of(x, weight, bias, stride, padding, dilation, layout, backend)
     for name in names or ():
         if name == "residual" or (name == "bias" and bias is None):
             raise ValueError(f"`wrt` names {name!r}, but there is no `{name}`.")
@@ -161,58 +173,51 @@ class _Volume:
     """The arguments of a call, after the checks that those of its planes do not have."""
 
     library: Backend
-    x: Any  # (N, D, C, H, W), of float32 at least
+    layout: str  # of the volume and of the result
+    x: Any  # (N, D, C, H, W) or (N, D, H, W, C), of float32 at least
     bias: Any  # (O,), likewise
     given: tuple[Any, Any, Any]  # image, weight and bias as the user has them
     depth: int  # of the result
     taps: list[_Tap]
-    planes: dict[str, Any]  # stride, padding and dilation of the planes
+    planes: dict[str, Any]  # stride, padding, dilation and layout of the planes
     dtypes: list[str]  # of `given`
     dtype: str  # of the result
 
     @classmethod
-    def of(cls, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, backend: Any) -> _Volume:
-        strides, sides, dilations = (
-            triple("stride", stride, 1),
-            triple("padding", padding, 0),
-            triple("dilation", dilation, 1),
-        )
-        for name, array, axes in (("x", x, (5,)), ("weight", weight, (5, 6)), ("bias", bias, (1, 5))):
-            if array is None and name == "bias":
-                continue
-            if library_of(array) is None:
-                raise TypeError(f"`{name}` must be an array, but got {type(array).__name__}.")
-            if len(array.shape) not in axes:
-                allowed = " or ".join(str(n) for n in axes)
-                raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.")
-        library = registry.resolve(x, backend)
-        arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
-        dtypes = [info.dtype for info in path.described(library, arguments)]
-        dtype = promote(dtypes[0], dtypes[1], None if bias is None else dtypes[2])
-        depth, kd = x.shape[2], weight.shape[-3]
-        if min(depth, kd) < 1:
-            raise ValueError(f"`x` and `weight` must have a depth of at least 1, but got {depth} and {kd}.")
-        od = output_size(depth, kd, strides[0], sides[0], sides[0], dilations[0])
+    def of(
+        cls, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, layout: Any, backend: Any
+    ) -> _Volume:
+        strides, dilations = triple("stride", stride, 1), triple("dilation", dilation, 1)
+        same = isinstance(padding, str) and padding == "same"
+        given = None if same else sides_of(padding, "'same'")
+        library, dtypes, dtype, size = arrays_of(x, weight, bias, layout, backend)
+        depth, kd = size[0], weight.shape[-3]
+        axes = zip(size, weight.shape[-3:], strides, dilations, strict=True)
+        front, *sides = given or [same_padding(*axis) for axis in axes]
+        od = output_size(depth, kd, strides[0], *front, dilations[0])
         if od < 1:
             raise ValueError(
                 f"The kernel does not fit: with `dilation` {dilations} it is deeper than the volume with its "
                 f"`padding`. x.shape = {tuple(x.shape)}, weight.shape = {tuple(weight.shape)}."
             )
         taps = []
-        for tap, first, last in met_taps(od, depth, kd, strides[0], dilations[0], sides[0]):
-            before = (first + sides[0] - tap * dilations[0]) // strides[0]
+        for tap, first, last in met_taps(od, depth, kd, strides[0], dilations[0], front[0]):
+            before = (first + front[0] - tap * dilations[0]) // strides[0]
             made = slice(before, before + (last - first) // strides[0] + 1)
             taps.append(_Tap(tap, slice(first, last + 1, strides[0]), made))
         if not taps:
-            raise ValueError(f"`padding` {sides} is so large that no plane of the kernel meets the volume.")
+            raise ValueError(f"`padding` {padding} is so large that no plane of the kernel meets the volume.")
         taps.sort(key=lambda tap: tap.made.stop - tap.made.start)  # the last one stores the whole result, as a rule
-        xp, given = array_namespace(x), (x, weight, bias)
+        xp, arrays = array_namespace(x), (x, weight, bias)
         if dtypes[0] in HALVES:
             x = xp.astype(x, xp.float32)  # as a whole: libraries that differentiate add in the dtype that it has
         if bias is not None:
             bias = xp.reshape(bias if dtypes[2] not in HALVES else xp.astype(bias, xp.float32), (-1,))
-        planes = {"stride": strides[1:], "padding": sides[1:], "dilation": dilations[1:]}
-        return cls(library, xp.permute_dims(x, (0, 2, 1, 3, 4)), bias, given, od, taps, planes, dtypes, dtype)
+        planes = {
+            "stride": strides[1:], "padding": tuple(sides), "dilation": dilations[1:], "layout": LAYOUTS[layout],
+        }  # fmt: skip
+        planes_first = x if layout == "NDHWC" else xp.permute_dims(x, (0, 2, 1, 3, 4))
+        return cls(library, layout, planes_first, bias, arrays, od, taps, planes, dtypes, dtype)
 
     @property
     def _narrow(self) -> bool:
@@ -228,25 +233,36 @@ class _Volume:
             if self._narrow:
                 narrow = next(a.dtype for a, name in zip(self.given, self.dtypes, strict=False) if name == self.dtype)
                 total = total if total.dtype == narrow else xp.astype(total, narrow)
-        return xp.permute_dims(total, (0, 2, 1, 3, 4))
+        return self._turned(total)
+
+    @property
+    def _channels(self) -> int:
+        """The axis of the channels among planes."""
+        return 4 if self.layout == "NDHWC" else 2
+
+    def _turned(self, volume: Any) -> Any:
+        """From the layout of the call to planes first, or back."""
+        return volume if self.layout == "NDHWC" else array_namespace(volume).permute_dims(volume, (0, 2, 1, 3, 4))
 
     def _sum(self, run: slice, convolve: Callable[..., Any], alone: bool) -> Any:
-        """The sums of some planes of the kernel, (N, planes, O, oh, ow); with the bias if they are the first."""
+        """The sums of some planes of the kernel, (N, planes, plane); with the bias if they are the first."""
         xp, total, weight = array_namespace(self.x), None, self.given[1]
         bias = None if run.start else self.bias
         for tap in self.taps[run]:
             images, whole = self.x[:, tap.read, ...], tap.made == slice(0, self.depth)
             y = convolve(
-                _images(images), weight[..., tap.tap, :, :], bias if total is None else None, **self.planes,
-                residual=None if total is None else _images(total[:, tap.made, ...]),
+                images_of(images), weight[..., tap.tap, :, :], bias if total is None else None, **self.planes,
+                residual=None if total is None else images_of(total[:, tap.made, ...]),
                 out_dtype=self.dtype if self._narrow and alone and whole and tap is self.taps[-1] else None,
             )  # fmt: skip
-            y = _planes(y, *images.shape[:2])
+            y = planes_of(y, *images.shape[:2])
             if not whole:
                 rest = total
                 if rest is None:  # planes that this one of the kernel does not meet
                     blank = xp.zeros_like(y[:, :1, ...])
-                    blank = blank if bias is None else blank + xp.reshape(xp.astype(bias, y.dtype), (1, 1, -1, 1, 1))
+                    if bias is not None:
+                        shape = tuple(1 if axis != self._channels else -1 for axis in range(5))
+                        blank = blank + xp.reshape(xp.astype(bias, y.dtype), shape)
                     rest = xp.concat([blank] * self.depth, axis=1)
                 y = xp.concat([rest[:, : tap.made.start, ...], y, rest[:, tap.made.stop :, ...]], axis=1)
             total = y
@@ -257,27 +273,28 @@ class _Volume:
     ) -> tuple[Any, ...]:
         """Of image, weight and bias, from the functions that the planes of the kernel gave; None if not wanted."""
         xp, (x, weight, bias) = array_namespace(self.x), self.given
-        dy = xp.permute_dims(dy if not self._narrow else xp.astype(dy, xp.float32), (0, 2, 1, 3, 4))
+        dy = self._turned(dy if not self._narrow else xp.astype(dy, xp.float32))
         of_planes: list[list[Any]] = [[] for _ in range(self.x.shape[1])]
         of_taps: list[Any] = [None] * weight.shape[-3]
         with np.errstate(all="ignore"):
             for tap, pull in zip(self.taps, pullbacks, strict=False):
                 part = dy[:, tap.made, ...]
-                of_images, of_taps[tap.tap], _ = pull(_images(part))[:3]
+                of_images, of_taps[tap.tap], _ = pull(images_of(part))[:3]
                 if of_images is not None:
-                    found = _planes(of_images, *part.shape[:2])
+                    found = planes_of(of_images, *part.shape[:2])
                     for n, plane in enumerate(range(self.x.shape[1])[tap.read]):
                         of_planes[plane].append(found[:, n, ...])
             dx = dweight = dbias = None
             if "x" in wanted:
                 blank = xp.zeros_like(self.x[:, 0, ...])
-                dx = xp.stack([reduce(_plus, parts, None) if parts else blank for parts in of_planes], axis=2)
+                dx = xp.stack([reduce(_plus, parts, None) if parts else blank for parts in of_planes], axis=1)
+                dx = self._turned(dx)
                 dx = dx if dx.dtype == x.dtype else xp.astype(dx, x.dtype)
             if "weight" in wanted:
                 blank = next(found for found in of_taps if found is not None) * 0
                 dweight = xp.stack([blank if found is None else found for found in of_taps], axis=-3)
             if "bias" in wanted:
-                flat = xp.permute_dims(dy, (0, 1, 3, 4, 2))
+                flat = dy if self.layout == "NDHWC" else xp.permute_dims(dy, (0, 1, 3, 4, 2))
                 if dy.shape[0]:
                     flat = in_pairs(xp.reshape(flat, (math.prod(flat.shape[:4]), flat.shape[4])))
                 total = flat if dy.shape[0] else xp.sum(flat, axis=(0, 1, 2, 3))
@@ -285,16 +302,16 @@ class _Volume:
         return dx, dweight, dbias
 
 
-def _images(planes: Any) -> Any:
-    """(N, planes, C, H, W) as images."""
+def images_of(planes: Any) -> Any:
+    """(N, planes, plane) as images."""
     n, count, *rest = planes.shape
     if n == 0:  # which Dask cannot reshape
         return planes[:, 0, ...]
     return array_namespace(planes).reshape(planes, (n * count, *rest))
 
 
-def _planes(images: Any, n: int, count: int) -> Any:
-    """The images as (N, planes, C, H, W)."""
+def planes_of(images: Any, n: int, count: int) -> Any:
+    """The images as (N, planes, plane)."""
     xp = array_namespace(images)
     if n == 0:
         return xp.concat([images[:, None, ...]] * count, axis=1)
@@ -303,6 +320,30 @@ def _planes(images: Any, n: int, count: int) -> Any:
 
 def _plus(total: Any, term: Any) -> Any:
     return term if total is None else total + term
+
+
+def arrays_of(x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> tuple[Backend, list[str], str, Triple]:
+    """The library of a call's arrays, their dtypes, that of the result, and the size of the volume.
+
+    The checks are those that the arrays of its planes do not have.
+    """
+    last = LAYOUTS[chosen("layout", layout, tuple(LAYOUTS))] == "NHWC"
+    for name, array, axes in (("x", x, (5,)), ("weight", weight, (5, 6)), ("bias", bias, (1, 5))):
+        if array is None and name == "bias":
+            continue
+        if library_of(array) is None:
+            raise no_array(name, array)
+        if len(array.shape) not in axes:
+            allowed = " or ".join(str(n) for n in axes)
+            raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.")
+    library = registry.resolve(x, backend)
+    arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
+    dtypes = [info.dtype for info in path.described(library, arguments)]
+    dtype = promote(dtypes[0], dtypes[1], None if bias is None else dtypes[2])
+    size: Triple = tuple(x.shape)[1:4] if last else tuple(x.shape)[2:]
+    if min(size[0], weight.shape[-3]) < 1:
+        raise ValueError(f"`x` and `weight` must have a depth of at least 1, but got {size[0]} and {weight.shape[-3]}.")
+    return library, dtypes, dtype, size
 
 
 def triple(name: str, value: Any, minimum: int) -> Triple:
@@ -315,3 +356,19 @@ def triple(name: str, value: Any, minimum: int) -> Triple:
         raise ValueError(f"`{name}` must be an int or three of them (depth, height, width), but got {value!r}.")
     depth, height, width = (integer(f"{name}[{axis}]", item, minimum) for axis, item in enumerate(items))
     return depth, height, width
+
+
+def sides_of(padding: Any, *words: str) -> Sides:
+    """Padding with six sides, of an int, three of them, or three pairs; "valid" is none. `words` are allowed, too."""
+    if isinstance(padding, str):
+        if padding != "valid":
+            raise ValueError(f"`padding` as a string must be {' or '.join([*words, repr('valid')])}, not {padding!r}.")
+        padding = 0
+    items = sequence_of_two(padding)
+    if items is None or not any(sequence_of_two(item) is not None for item in items):
+        depth, height, width = triple("padding", padding, 0)
+        return (depth, depth), (height, height), (width, width)
+    if len(items) != 3:
+        raise ValueError(f"`padding` with six sides must be three pairs (depth, height, width), but got {padding!r}.")
+    depths, heights, widths = (pair(f"padding[{axis}]", item, 0) for axis, item in enumerate(items))
+    return depths, heights, widths

@@ -19,6 +19,7 @@ PACKAGE = Path(portconv.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 OPTIONAL = {"torch", "jax", "jaxlib", "mlx", "cupy", "dask", "numba", "scipy", "array_api_strict", "tensorflow", "onnx"}
+OPTIONAL |= {"keras"}
 COMPILER = {"numba", "scipy"}  # which Numba imports, where it is installed
 TOOLS = {"click", "rich", "matplotlib"}  # of the extra `bench`
 # What a module may import from outside: nobody else may name a library.
@@ -27,6 +28,7 @@ LIBRARIES = {
     "torch": {"torch"},
     "torch_library": {"torch"},
     "graph.reading": {"onnx"},
+    "keras": {"keras"},
     "processes.devices": {"mlx", "torch", "jax"},
     "testing.calls": {"mlx", "torch", "jax"},
     "bench.peers": {"mlx", "torch", "jax", "onnx"},  # in processes of their own

@@ -1,4 +1,4 @@
-"""`conv3d`, with every library: against PyTorch in float64, within the bounds of sums of planes."""
+"""`conv3d` and `conv_transpose3d`, with every library: beside PyTorch in float64, within the bounds of sums."""
 
 from __future__ import annotations
 
@@ -17,31 +17,66 @@ CASES = {
     ),
     "groups, a long kernel": ((1, 4, 12, 5, 6), (2, 3, 2, 11, 1, 2), {"groups": 2, "padding": (4, 0, 1)}),
 }  # fmt: skip
+TRANSPOSED = {
+    "phases without taps": (
+        (2, 3, 4, 5, 3), (3, 4, 2, 3, 2), {"stride": (3, 2, 1), "padding": (2, 1, 0), "output_padding": (1, 1, 0)},
+        "float32",
+    ),
+    "groups, dilation": (
+        (1, 4, 3, 4, 5), (2, 2, 3, 3, 1, 2),
+        {"groups": 2, "stride": (2, 1, 2), "dilation": (3, 1, 2), "padding": (3, 0, 1)}, "float16",
+    ),
+}  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def exact(torch, x, weight, bias, options):
-    """The result and the sums of magnitudes of its terms, by PyTorch in float64."""
+def check(backend, torch, name, x, weight, options, dtype):
+    """One of the functions beside PyTorch's of its name."""
+    if dtype not in backend.dtypes:
+        pytest.skip(f"{backend} has no {dtype}")
+    count = weight.shape[-4] * options.get("groups", 1) if "transpose" in name else int(np.prod(weight.shape[:-4]))
+    bias = numbers((1, count, 1, 1, 1), 3, dtype)
+    arrays = (backend.array(a) for a in (x, weight, bias))
+    y = getattr(portconv, name)(*arrays, **options, accuracy="elementwise")
+    assert backend.dtype_name(y) == dtype
+    # the result and the sums of magnitudes of its terms, in float64
     given = [torch.asarray(a.astype("f8")) for a in (x, weight.reshape(-1, *weight.shape[-4:]), bias.reshape(-1))]
-    return [torch.nn.functional.conv3d(*arrays, **options).numpy() for arrays in (given, [abs(a) for a in given])]
+    function = getattr(torch.nn.functional, name)
+    expected, magnitudes = (function(*some, **options).numpy() for some in (given, [abs(a) for a in given]))
+    assert tuple(y.shape) == expected.shape
+    bound = 8 * np.finfo("f8" if dtype == "float64" else "f4").eps * magnitudes
+    bound += (2.0**-11 if dtype == "float16" else 0) * abs(expected)
+    assert (abs(backend.numpy(y).astype("f8") - expected) <= bound).all()
 
 
 @pytest.mark.every_device
 @every_case
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_within_the_bound(backend, torch, case, dtype):
-    if dtype not in backend.dtypes:
-        pytest.skip(f"{backend} has no {dtype}")
     x_shape, weight_shape, options = case
+    check(backend, torch, "conv3d", numbers(x_shape, 1, dtype), numbers(weight_shape, 2, dtype), options, dtype)
+
+
+@pytest.mark.every_device
+@pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_transposed_within_the_bound(backend, torch, case):
+    x_shape, weight_shape, options, dtype = case
     x, weight = numbers(x_shape, 1, dtype), numbers(weight_shape, 2, dtype)
-    bias = numbers((1, int(np.prod(weight_shape[:-4])), 1, 1, 1), 3, dtype)
-    y = portconv.conv3d(*(backend.array(a) for a in (x, weight, bias)), **options, accuracy="elementwise")
-    assert backend.dtype_name(y) == dtype
-    expected, magnitudes = exact(torch, x, weight, bias, options)
-    assert tuple(y.shape) == expected.shape
-    bound = 8 * np.finfo("f8" if dtype == "float64" else "f4").eps * magnitudes
-    bound += (2.0**-11 if dtype == "float16" else 0) * abs(expected)
-    assert (abs(backend.numpy(y).astype("f8") - expected) <= bound).all()
+    check(backend, torch, "conv_transpose3d", x, weight, options, dtype)
+
+
+def test_channels_last_and_six_sides(backend):
+    x, weight, bias = numbers((2, 3, 4, 5, 6), 1), numbers((3, 3, 2, 3, 2), 2), numbers((3,), 3)
+    stride = (1, 2, 2)  # with these sizes "same" is a plane at the back, and a row on each side
+    padded = np.pad(x, ((0, 0), (0, 0), (0, 1), (1, 1), (0, 0)))
+    whole = portconv.conv_transpose3d(x, weight, bias, stride)
+    for function, padding, expected in (
+        (portconv.conv3d, "same", portconv.conv3d(padded, weight, bias, stride)),
+        (portconv.conv_transpose3d, ((0, 1), (1, 2), (2, 0)), whole[:, :, :-1, 1:-2, 2:]),
+    ):
+        last = backend.array(np.ascontiguousarray(x.transpose(0, 2, 3, 4, 1)))
+        y = function(last, backend.array(weight), backend.array(bias), stride, padding, layout="NDHWC")
+        np.testing.assert_allclose(backend.numpy(y).transpose(0, 4, 1, 2, 3), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients(backend, torch):
@@ -85,6 +120,12 @@ def test_gradients_by_autograd(torch):
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_an_empty_batch():
+    x, weight = numbers((0, 2, 4, 5, 6)), numbers((2, 2, 3, 3, 3))
+    assert portconv.conv3d(x, weight, padding=1).shape == (0, 2, 4, 5, 6)
+    assert portconv.conv_transpose3d(x, weight, stride=2).shape == (0, 2, 9, 11, 13)
+
+
 def test_wrong_arguments(nothing_runs):
     x, weight = numbers((1, 2, 4, 5, 6)), numbers((3, 2, 3, 3, 3))
     refused(ValueError, ["`x`", "5 axes"], portconv.conv3d, x[0], weight)
@@ -92,3 +133,10 @@ def test_wrong_arguments(nothing_runs):
     refused(ValueError, ["`stride`", "three"], portconv.conv3d, x, weight, stride=(1, 2))
     refused(ValueError, ["does not fit", "`dilation`"], portconv.conv3d, x, weight, dilation=2)
     refused(TypeError, ["`x`", "list"], portconv.conv3d, [1.0], weight)
+    refused(ValueError, ["`padding`", "three pairs"], portconv.conv3d, x, weight, padding=((1, 1), (0, 0)))
+    refused(ValueError, ["`padding`", "'valid'", "'same'"], portconv.conv3d, x, weight, padding="full")
+    refused(ValueError, ["`layout`", "NDHWC"], portconv.conv3d, x, weight, layout="NHWC")
+    weight = numbers((2, 3, 3, 3, 3))
+    refused(ValueError, ["`padding`", "'valid'"], portconv.conv_transpose3d, x, weight, padding="same")
+    refused(ValueError, ["`output_padding`", "`stride`"], portconv.conv_transpose3d, x, weight, output_padding=1)
+    refused(ValueError, ["Nothing is left", "planes"], portconv.conv_transpose3d, x, weight, padding=(3, 0, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ from ..cpu import windows
 from ..cpu.bridge import host_candidates, numpy_plan, numpy_steps
 from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment
+from ..cpu.views import bfloat16
 from ..engines.finished import Finisher
 from ..engines.steps import Steps
 
@@ -47,7 +47,7 @@ class NumpyBackend:
 
     def build(self, problem: Problem, engine: str, /) -> Plan:
         if problem.out_dtype == "bfloat16":
-            _bfloat16("out_dtype")
+            bfloat16("out_dtype")
         return numpy_plan(problem, engine)
 
     def vjp(
@@ -92,7 +92,7 @@ class NumpyBackend:
     def from_numpy(self, x: Any, /, *, dtype: str | None = None, device: str | None = None) -> np.ndarray[Any, Any]:
         if device not in (None, "cpu"):
             raise ValueError(f"`device` must be None or 'cpu' for the backend 'numpy', but got {device!r}.")
-        return np.asarray(x, dtype=_bfloat16() if dtype == "bfloat16" else dtype)
+        return np.asarray(x, dtype=bfloat16() if dtype == "bfloat16" else dtype)
 
     def to_numpy(self, x: Any, /) -> np.ndarray[Any, Any]:
         return np.asarray(x, dtype=np.float32) if x.dtype.name == "bfloat16" else np.asarray(x)
@@ -117,18 +117,6 @@ def _share(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 def _name(dtype: np.dtype[Any]) -> str:
     """NumPy makes the name anew whenever it is asked, which takes a microsecond."""
     return dtype.name
-
-
-def _bfloat16(argument: str = "dtype") -> np.dtype[Any]:
-    """The dtype of the package ml_dtypes, which JAX brings; NumPy has none of its own."""
-    try:
-        found: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-        return found
-    except ImportError:
-        raise TypeError(
-            f"`{argument}` 'bfloat16' does not exist in NumPy itself. Install ml_dtypes, which has it, or use float16 "
-            "or float32, or another backend."
-        ) from None
 
 
 _BACKEND = NumpyBackend()

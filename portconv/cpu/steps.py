@@ -17,7 +17,7 @@ from ..core.problem import Problem
 from ..engines.accuracy import RUN_TERMS, accumulate
 from ..engines.steps import Block, Steps, Window
 from . import blas, separable, threads
-from .views import strided
+from .views import bfloat16, strided
 
 __all__ = ["NumpySteps"]
 
@@ -36,6 +36,9 @@ class NumpySteps(Steps):
     def __init__(self) -> None:
         super().__init__(np, writable=True, workspace_bytes=24 << 20, block_bytes=8 << 20)
         self._kept = local()
+
+    def dtype(self, name: str) -> Any:
+        return bfloat16() if name == "bfloat16" else super().dtype(name)
 
     def cut(self, x: Array, window: Window, mode: str, dtype: str) -> Array:
         rows, cols = window.rows, window.cols
@@ -61,9 +64,6 @@ class NumpySteps(Steps):
 
     def cbhw(self, x: Array, layout: str) -> Array:
         return x.transpose(TO_CBHW[layout])
-
-    def dtype(self, name: str) -> Any:
-        return np.dtype(name)  # bfloat16, too, where the package that has it was imported
 
     def cast(self, x: Array, dtype: str) -> Array:
         return x.astype(np.dtype(dtype), copy=False)

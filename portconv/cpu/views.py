@@ -1,4 +1,4 @@
-"""The one place where NumPy arrays get other shapes and strides over the memory that they have.
+"""The one place where NumPy arrays get other shapes and strides over the memory that they have; and bfloat16.
 
 `numpy.lib.stride_tricks.as_strided` checks nothing: a stride that does not fit the array reads foreign memory without a
 word. The linter refuses it everywhere else.
@@ -6,12 +6,13 @@ word. The linter refuses it everywhere else.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BFLOAT16_BITS", "strided"]
+__all__ = ["BFLOAT16_BITS", "bfloat16", "strided"]
 
 # NumPy has no bfloat16. Its bits, seen so, are an image or a result of the compiled engines.
 BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
@@ -44,3 +45,15 @@ def _extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tupl
     """The bytes of an array's elements, the first and the one after the last, counted from its first element."""
     ends = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
     return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0) + itemsize
+
+
+def bfloat16(argument: str = "dtype") -> np.dtype[Any]:
+    """The dtype of the package ml_dtypes, which JAX brings; NumPy has none of its own."""
+    try:
+        found: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        return found
+    except ImportError:
+        raise TypeError(
+            f"`{argument}` 'bfloat16' does not exist in NumPy itself. Install ml_dtypes, which has it, or use float16 "
+            "or float32, or another backend."
+        ) from None

@@ -91,6 +91,7 @@ def generator():
     return module
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's own variables
 def test_layers_of_keras_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     pytest.importorskip("keras", reason="it is not installed")

@@ -1,0 +1,163 @@
+"""Transposed convolutions of volumes, `conv_transpose3d`: sums of transposed convolutions of planes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from .arrays import array_namespace
+from .core.dtypes import compute_dtype
+from .core.shapes import dilated
+from .engines.accuracy import accumulate
+from .transposed import conv_transpose2d
+from .volumes import LAYOUTS, arrays_of, images_of, planes_of, sides_of, triple
+
+__all__ = ["conv_transpose3d"]
+
+
+def conv_transpose3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    conv_mode: str = "cross_correlation",
+    *,
+    layout: str = "NCDHW",
+    engine: str = "auto",
+    accuracy: str = "normwise",
+    strategy: str = "heuristic",
+    backend: Any = None,
+) -> Any:
+    """Transposed three-dimensional convolution of an array of any library: what makes volumes larger by a stride.
+
+    Each plane of the kernel is a `conv_transpose2d` of all planes of the volume; their results are added in pairs.
+
+    Parameters
+    ----------
+    x
+        Volume, ``(N, I, D, H, W)``, or ``(N, D, H, W, I)`` with ``layout="NDHWC"``, of a floating dtype.
+    weight
+        ``(I, O/groups, kd, kh, kw)`` in either layout, or ``(groups, I/groups, O/groups, kd, kh, kw)``. Floating, of
+        the same library.
+    bias
+        ``(1, O, 1, 1, 1)`` or ``(O,)``, or None.
+    stride, dilation
+        An int, or three of them (depth, height, width).
+    padding
+        The same, or ``((front, back), (top, bottom), (left, right))``: what is cut off at the sides of the result.
+    output_padding
+        An int, or three of them, less than `stride`: planes, rows and columns that the result has besides.
+    groups
+        Groups of channels that are convolved apart; it divides `I` and `O`.
+    layout
+        ``"NCDHW"`` or ``"NDHWC"``, of `x` and of the result.
+    conv_mode, engine, accuracy, strategy, backend
+        As in `conv_transpose2d`, for each plane of the kernel.
+
+    Returns
+    -------
+    array
+        ``(N, O, od, oh, ow)``, or ``(N, od, oh, ow, O)``, with
+        ``od = (D - 1) * stride - front - back + dilation * (kd - 1) + output_padding + 1``, of the dtype to which those
+        of the arguments promote.
+
+    Raises
+    ------
+    TypeError, ValueError, UnsupportedError
+        As `conv_transpose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> x, weight = np.ones((1, 2, 3, 4, 4), np.float32), np.ones((2, 5, 2, 2, 2), np.float32)
+    >>> y = portconv.conv_transpose3d(x, weight, stride=2)
+    >>> y.shape, float(y[0, 0, 5, 7, 7])
+    ((1, 5, 6, 8, 8), 2.0)
+    """
+    strides, dilations = triple("stride", stride, 1), triple("dilation", dilation, 1)
+    (front, back), *sides = sides_of(padding)
+    extra = triple("output_padding", output_padding, 0)
+    step = strides[0]
+    if extra[0] >= step:
+        raise ValueError(f"`output_padding` must be less than `stride`, {strides}, but got {extra}.")
+    volumes = _Volumes(x, weight, bias, layout, backend)
+    depth, kd = volumes.size[0], weight.shape[-3]
+    od = (depth - 1) * step - front - back + dilated(kd, dilations[0]) + extra[0]
+    if od < 1:
+        raise ValueError(f"Nothing is left of the result: `padding` {padding} takes all of its planes.")
+    of_planes = partial(
+        conv_transpose2d, stride=strides[1:], padding=tuple(sides), output_padding=extra[1:], dilation=dilations[1:],
+        groups=groups, conv_mode=conv_mode, engine=engine, accuracy=accuracy, strategy=strategy, backend=backend,
+    )  # fmt: skip
+    # Planes are counted from `front` before the result's first. Those of a phase are `step` apart, and so are the
+    # planes that one of the kernel makes: a phase is a sum over every `step`-th one of the kernel, or less than that.
+    first, last = front // step, -(-(front + od) // step)
+
+    def terms(phase: int) -> Iterator[Any]:
+        for tap in range(kd):
+            shift, rest = divmod(tap * dilations[0] - phase, step)
+            start, stop = max(first - shift, 0), min(last - shift, depth)
+            if rest == 0 and start < stop:
+                yield volumes.term(of_planes, tap, slice(start, stop), start + shift - first, last - first)
+
+    sums = [_sum(terms(phase)) for phase in range(step)]
+    like = next((total for total in sums if total is not None), None)
+    if like is None:
+        raise ValueError(f"`padding` {padding} is so large that no plane of the kernel meets the result.")
+    xp = volumes.xp
+    if step == 1:
+        return volumes.result(like)
+    whole = xp.stack([xp.zeros_like(like) if total is None else total for total in sums], axis=2)
+    whole = xp.reshape(whole, (like.shape[0], step * like.shape[1], *like.shape[2:]))
+    skipped = front - first * step
+    return volumes.result(whole[:, skipped : skipped + od, ...])
+
+
+class _Volumes:
+    """The arrays of a call, checked, and what is done with planes of them: stacks are (N, planes, plane)."""
+
+    def __init__(self, x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> None:
+        _, dtypes, dtype, self.size = arrays_of(x, weight, bias, layout, backend)
+        self.layout, wide = layout, compute_dtype(dtype)
+        self.out_dtype = None if wide == dtype else wide  # sums of planes are rounded once, at the end
+        self.dtype = next(a for a, name in zip((x, weight, bias), dtypes, strict=False) if name == dtype).dtype
+        self.xp, self.weight, self.bias = array_namespace(x), weight, bias
+        # planes first: a view, whichever the layout
+        self.x = x if layout == "NDHWC" else self.xp.permute_dims(x, (0, 2, 1, 3, 4))
+
+    def term(self, of_planes: Callable[..., Any], tap: int, planes: slice, before: int, count: int) -> Any:
+        """What one plane of the kernel makes of these of the volume, among `count` planes, zero but for its own."""
+        xp, volume = self.xp, self.x[:, planes, ...]
+        n, depth = volume.shape[:2]
+        images, weight = images_of(volume), self.weight[..., tap, :, :]
+        y = planes_of(of_planes(images, weight, layout=LAYOUTS[self.layout], out_dtype=self.out_dtype), n, depth)
+        blank = xp.zeros_like(y[:, :1, ...])
+        after = count - before - depth
+        return xp.concat([*[blank] * before, y, *[blank] * after], axis=1) if before or after else y
+
+    def result(self, total: Any) -> Any:
+        """The result of the sums of planes: with the bias, in the layout and the dtype of the call."""
+        xp, last = self.xp, self.layout == "NDHWC"
+        if self.bias is not None:
+            shape = (1, 1, 1, 1, -1) if last else (1, 1, -1, 1, 1)
+            total = total + xp.astype(xp.reshape(self.bias, shape), total.dtype)
+        y = total if last else xp.permute_dims(total, (0, 2, 1, 3, 4))
+        return y if self.out_dtype is None else xp.astype(y, self.dtype)
+
+
+def _sum(terms: Iterator[Any]) -> Any:
+    """The sum in pairs; None of no terms."""
+    first = next(terms, None)
+    if first is None:
+        return None
+
+    def all_terms() -> Iterator[Any]:
+        yield first
+        yield from terms
+
+    return accumulate(all_terms(), lambda sums, term: term if sums is None else sums + term)
