@@ -35,7 +35,7 @@ class _OneDimensional(Module):
 
     @property
     def stride(self) -> int:
-        """Stride."""
+        """The stride, in pixels."""
         return self._arguments.spec.stride[1]
 
     @property
@@ -46,7 +46,7 @@ class _OneDimensional(Module):
 
     @property
     def dilation(self) -> int:
-        """Dilation."""
+        """The dilation, in pixels."""
         return self._arguments.spec.dilation[1]
 
     @property
@@ -75,7 +75,7 @@ class _OneDimensional(Module):
     def vjp(
         self, x: Any, *, residual: Any = None, wrt: Sequence[str] | str | None = None
     ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
-        """As `portconv.Conv2d.vjp`."""
+        """The result and a function that gives the gradients; see `portconv.conv1d_vjp`."""
         image, _, _, added, _ = widened(x, None, None, residual, None, self.layout)
         y, pull = super().vjp(image, residual=added, wrt=wrt)
         y = narrowed(y, self.layout)
