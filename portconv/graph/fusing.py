@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..formats.following import BatchNorm
 from .model import Graph, Node
 
 __all__ = ["fused"]
@@ -206,8 +207,7 @@ class _Fusing:
             if len(node.outputs) != 1 or node.attributes.get("training_mode", 0):
                 return None
             scale, shift, mean, variance = numbers
-            factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-            return factor, shift - mean * factor
+            return BatchNorm(scale, shift, mean, variance, node.attributes.get("epsilon", 1e-5)).factor_and_term()
         number = numbers[0]
         if number.ndim > 4 or number.size not in (1, channels):
             return None
