@@ -1,5 +1,6 @@
 """`portconv.onnx`: one file on the arrays of every library, and published networks beside ONNX Runtime."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -77,6 +78,39 @@ def test_one_file_on_the_arrays_of_every_library(library, tmp_path):
         y = network(x)
         assert type(y) is type(x)
         np.testing.assert_allclose(backend.to_numpy(y), reference.run(None, {"x": image})[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", ["mlx", "jax"])
+def test_a_network_that_is_traced_is_one_of_the_library(library, tmp_path):
+    """What has no values yet cannot be seen by NumPy, as it is else for these libraries on a CPU."""
+    if library not in portconv.available_backends():
+        pytest.skip("it is not installed")
+    module = importlib.import_module({"mlx": "mlx.core", "jax": "jax"}[library])
+    path = recogniser(tmp_path)
+    network, backend, image = portconv.onnx.load(path), portconv.get_backend(library), real(2, 3, 6, 5)
+    traced = (module.compile if library == "mlx" else module.jit)(network)
+    for _ in range(2):
+        y = backend.to_numpy(traced(backend.from_numpy(image)))
+        np.testing.assert_allclose(y, network(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_leaves_alone_what_others_hold(tmp_path):
+    """Sums and products are written into the memory of an operand only where nobody else sees it."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]), node("Add", ["a", "k"], ["b"]), node("Transpose", ["b"], ["t"]),
+        node("Mul", ["b", "k"], ["d"]), node("Mul", ["x", "d"], ["e"]), node("GlobalAveragePool", ["e"], ["g"]),
+        node("Add", ["e", "g"], ["f"]), node("Transpose", ["t"], ["u"]), node("Sub", ["f", "u"], ["y"]),
+    ]  # fmt: skip
+    path = file_of(tmp_path, nodes, {"w": real(4, 4, 1, 1), "k": real(1, 4, 1, 1)}, [1, 4, 5, 6])
+    network, x = portconv.onnx.load(path), real(1, 4, 5, 6)
+    before = x.copy()
+    expected = ReferenceEvaluator(str(path)).run(None, {"x": x})[0]
+    kept = network(x)
+    for _ in range(2):
+        np.testing.assert_allclose(network(x), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(x, before)
+        np.testing.assert_array_equal(kept, network(x))
 
 
 def test_without_the_package(tmp_path, monkeypatch):

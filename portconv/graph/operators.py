@@ -21,7 +21,7 @@ from ..core.errors import ModelError
 from ..engines.activations import activated, erf
 from . import recurrent, windows
 from .convolutions import pads_of
-from .host import alone, on_cpu, product
+from .host import one_by_one, side_by_side
 from .model import LARGEST, Node, check_size
 
 __all__ = ["OPERATORS", "Operator", "act"]
@@ -72,8 +72,8 @@ def _given(node: Node, name: str, value: Any) -> list[int] | None:
 
 def _fitting(*arrays: Array) -> None:
     """Whether the arrays can be broadcast, to no more elements than there may be."""
-    shapes = {tuple(a.shape) for a in arrays}
-    if len(shapes) > 1:
+    shapes = [tuple(a.shape) for a in arrays]
+    if shapes.count(shapes[0]) < len(shapes) and math.prod(map(math.prod, shapes)) > LARGEST:  # there are not more
         check_size(np.broadcast_shapes(*shapes))
 
 
@@ -680,7 +680,7 @@ def _matmul(xp: ModuleType, _node: Node, a: Array, b: Array) -> Array:
     if a.ndim > 1 and b.ndim > 1:
         batch = np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
         check_size((*batch, a.shape[-2], b.shape[-1]))
-    return product(xp, a, b)
+    return xp.matmul(a, b)
 
 
 @_operator("Gemm")
@@ -688,7 +688,7 @@ def _gemm(xp: ModuleType, node: Node, a: Array, b: Array, c: Array = None) -> Ar
     a = xp.matrix_transpose(a) if node.attributes.get("transA", 0) else a
     b = xp.matrix_transpose(b) if node.attributes.get("transB", 0) else b
     check_size((a.shape[0], b.shape[1]))
-    y = product(xp, a, b)
+    y = xp.matmul(a, b)
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     y = y if alpha == 1 else y * alpha
     return y if c is None else y + (c if beta == 1 else c * beta)
@@ -711,13 +711,8 @@ def _lstm(
     if lengths is not None and any(length != x.shape[0] for length in _ints(lengths)):
         raise ModelError("LSTM with sequences of several lengths is not supported.")
 
-    def compute(xp: ModuleType, *arrays: Array) -> tuple[Array, ...]:
-        x, w, r, b, h, c, p = arrays
-        return recurrent.lstm(
-            xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), lambda left, right: xp.matmul(left, right)
-        )
-
-    y, last, cell = on_cpu(xp, alone(compute), x, w, r, b, h, c, p)
+    each = side_by_side if isinstance(x, np.ndarray) else one_by_one
+    y, last, cell = recurrent.lstm(xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), each)
     if swapped:
         y = xp.permute_dims(y, (2, 0, 1, 3))
         last, cell = xp.permute_dims(last, (1, 0, 2)), xp.permute_dims(cell, (1, 0, 2))
