@@ -127,7 +127,7 @@ def load(path: str | os.PathLike[str]) -> Network:
     graph = read(file, SUPPORTED)
     try:
         return Network(fused(folded(graph)), len(graph.nodes), graph.metadata)
-    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ModelError(f"{file}: {error}") from error
 
 

@@ -525,6 +525,10 @@ def _conv_transpose(xp: ModuleType, node: Node, x: Array, weight: Array, bias: A
     else:
         around = pads_of(node, x.shape[2:], kernel, strides, dilations)
     groups = node.attributes.get("group", 1)
+    check_size((x.shape[0], weight.shape[1] * groups, *(
+        (n - 1) * s + more + (k - 1) * d + 1 - sum(pair)
+        for n, s, more, k, d, pair in zip(x.shape[2:], strides, extra, kernel, dilations, around, strict=True)
+    )))  # fmt: skip
     return windows.conv_transpose2d(xp, x, weight, bias, strides, around, dilations, groups, extra)
 
 
@@ -534,6 +538,8 @@ def _pooled(xp: ModuleType, node: Node, x: Array, kind: str) -> Array:
     if x.ndim != rank + 2 or not rank:
         raise ModelError(f"windows of {rank} axes do not fit an image of shape {tuple(x.shape)}.")
     strides, dilations = (tuple(node.attributes.get(name) or (1,) * rank) for name in ("strides", "dilations"))
+    if min(*kernel, *strides, *dilations) < 1:
+        raise ModelError(f"a window of {kernel} with strides {strides} and dilations {dilations} makes no sense.")
     pads = pads_of(node, x.shape[2:], kernel, strides, dilations)
     up, counted = (bool(node.attributes.get(name, 0)) for name in ("ceil_mode", "count_include_pad"))
     return windows.pooled(xp, x, kind, kernel, strides, pads, dilations, up=up, counted=counted)
@@ -708,6 +714,7 @@ def _lstm(
     if swapped:
         x = xp.permute_dims(x, (1, 0, 2))
         h, c = (None if state is None else xp.permute_dims(state, (1, 0, 2)) for state in (h, c))
+    check_size((x.shape[0], x.shape[1], *w.shape[:2]))  # gates
     if lengths is not None and any(length != x.shape[0] for length in _ints(lengths)):
         raise ModelError("LSTM with sequences of several lengths is not supported.")
 

@@ -34,6 +34,8 @@ def read(path: Path, operators: Container[str]) -> Graph:
         return _Reader(onnx, path).graph(proto, operators)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # names that are bytes, ...
+        raise ModelError(f"{path} is damaged: {error}") from error
 
 
 def _package() -> Any:
@@ -111,8 +113,10 @@ class _Reader:
             elif isinstance(value, self._onnx.TensorProto):
                 self._check_tensor(value)
                 value = self._array(value)
-            elif not isinstance(value, (int, float)):
+            elif isinstance(value, list) and all(isinstance(v, (int, float, bytes)) for v in value):
                 value = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value]
+            elif not isinstance(value, (int, float)):
+                raise ModelError(f"the attribute {attribute.name!r} of {node.op_type} is of a kind not supported.")
             attributes[attribute.name] = value
         return Node(node.op_type, tuple(node.input), tuple(node.output), attributes, opset)
 
@@ -207,7 +211,7 @@ def _check_operators(nodes: Iterable[Any], operators: Container[str]) -> None:
         if name not in operators:
             unknown.setdefault(name, node.name or (node.output[0] if node.output else ""))
     if unknown:
-        found = ", ".join(f"{name} (first in {where!r})" for name, where in sorted(unknown.items()))
+        found = ", ".join(f"{name} (first in {where!r})" for name, where in sorted(unknown.items(), key=str))
         raise ModelError(f"these operators are not supported: {found}.")
 
 
