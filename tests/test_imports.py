@@ -27,6 +27,7 @@ LIBRARIES = {
     "torch": {"torch"},
     "torch_library": {"torch"},
     "graph.reading": {"onnx"},
+    "graph.reference": {"onnx"},
     "processes.devices": {"mlx", "torch", "jax"},
     "testing.calls": {"mlx", "torch", "jax"},
     "bench.peers": {"mlx", "torch", "jax", "onnx"},  # in processes of their own

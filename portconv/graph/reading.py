@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import ModelError
 from .model import Constants, Graph, Node, Value, check_size
 
-__all__ = ["read"]
+__all__ = ["package", "read"]
 
 OLDEST, NEWEST = 7, 24  # sets of operators whose meanings are known here
 DOMAINS = ("", "ai.onnx")
@@ -23,7 +23,7 @@ DOMAINS = ("", "ai.onnx")
 
 def read(path: Path, operators: Container[str]) -> Graph:
     """The network of a file, all of whose operators must be among `operators`; else a `ModelError`."""
-    onnx = _package()
+    onnx = package()
     with path.open("rb"):  # what is missing or a folder is said in the system's words
         pass
     try:
@@ -38,7 +38,8 @@ def read(path: Path, operators: Container[str]) -> Graph:
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
-def _package() -> Any:
+def package() -> Any:
+    """The package onnx, or an error that says how to install it."""
     try:
         import onnx
         import onnx.checker
