@@ -80,17 +80,16 @@ def fold_batch_norm(conv: Any, weight: Any, bias: Any, mean: Any, var: Any, eps:
         raise ValueError(f"`eps` must be finite and at least 0, but got {eps!r}.")
     channels = conv.out_channels
     means, variances = _channels("mean", mean, channels), _channels("var", var, channels)
-    factors = np.ones(channels) if weight is None else _channels("weight", weight, channels)
-    shifts = np.zeros(channels) if bias is None else _channels("bias", bias, channels)
-    variances = variances + float(eps)
-    if not (variances > 0).all():
+    factors = None if weight is None else _channels("weight", weight, channels)
+    shifts = None if bias is None else _channels("bias", bias, channels)
+    if not (variances + float(eps) > 0).all():
         raise ValueError("`var` must be positive with `eps` in all channels: it is divided by its root.")
-    factors = factors / np.sqrt(variances)
+    factor, term = following.BatchNorm(factors, shifts, means, variances, float(eps)).factor_and_term()
     state = conv.state_dict()
     kernels = state["weight"].astype(np.float64)
     before = state["bias"].astype(np.float64).reshape(-1) if "bias" in state else 0.0
-    scaled = (kernels.reshape(channels, -1) * factors[:, None]).reshape(kernels.shape)
-    return _layer(conv, scaled, (before - means) * factors + shifts, None)
+    scaled = (kernels.reshape(channels, -1) * factor[:, None]).reshape(kernels.shape)
+    return _layer(conv, scaled, before * factor + term, None)
 
 
 def fuse(*chain: Any) -> Conv2d:

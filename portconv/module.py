@@ -37,6 +37,7 @@ class _Bound(NamedTuple):
     bias: Any
     source: Any  # the weight as the library holds it
     token: Any  # of `source` when it was packed
+    run: Callable[[Any], Any]  # the plan, as a function of the image
 
 
 class Module(Layer):
@@ -258,12 +259,22 @@ class Module(Layer):
         if bound is None or (bound.token is not None and bound.token != library.cache_token(bound.source)):
             bound = self._bind(library, info, out_dtype, more)
         if out is None and residual is None:
-            return bound.plan.execute(x, bound.weight, bound.bias)
+            return bound.run(x)
         if out is not None:
             path.check_out(library, bound.plan, out, x, bound.source, bound.bias, residual)
         return executed(bound.plan, x, bound.weight, bound.bias, residual, out)
 
     forward = __call__
+
+    def _ready(self, x: Any, residual: Any = None) -> Callable[..., Any]:
+        """The call as a function of an image, and a residual, like these: without what finds out what they are."""
+        library = registry.resolve(x)
+        arguments = [("x", x)] if residual is None else [("x", x), ("residual", residual)]
+        info, *more = path.described(library, arguments)
+        bound = self._bind(library, info, None, *more)
+        if residual is None:
+            return bound.run
+        return lambda x, residual: executed(bound.plan, x, bound.weight, bound.bias, residual)
 
     def vjp(
         self, x: Any, *, residual: Any = None, wrt: Sequence[str] | str | None = None
@@ -320,8 +331,10 @@ class Module(Layer):
         token = library.cache_token(weight)
         # gradients are recorded, or the values belong to a trace: such a pack is good for this call alone
         if plan.problem.traced or _recorded(weight):
-            return _Bound(plan, plan.pack(weight), bias, weight, token)
-        bound = _Bound(plan, packs.get(weight, token, plan), bias, weight, token)
+            packed = plan.pack(weight)
+            return _Bound(plan, packed, bias, weight, token, plan.ready(packed, bias))
+        packed = packs.get(weight, token, plan)
+        bound = _Bound(plan, packed, bias, weight, token, plan.ready(packed, bias))
         if len(known) >= MAX_BOUND:
             known.clear()
         known[library, info, out_dtype, residual] = bound

@@ -4,6 +4,8 @@ The nodes of the network are computed by `portconv.Conv2d` and the array namespa
 arrays of NumPy, MLX, PyTorch, JAX and every other array API library, on their devices. Reading a file needs the extra
 ``portconv[onnx]``.
 
+`ReferenceConv` and `ReferenceConvTranspose` take the place of slow operators of `onnx.reference.ReferenceEvaluator`.
+
 Examples
 --------
 >>> import numpy as np
@@ -19,7 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core.array_types import library_of
 from .core.errors import ModelError
@@ -27,9 +29,23 @@ from .dispatch.registry import get_backend
 from .graph.fusing import fused
 from .graph.model import Graph, Value
 from .graph.reading import read
+from .graph.reference import reference_conv, reference_conv_transpose
 from .graph.running import SUPPORTED, Runner, folded
 
-__all__ = ["ModelError", "Network", "Value", "load"]
+# Derived from classes of the package onnx, which nobody else needs before `load`.
+DERIVED = {"ReferenceConv": reference_conv, "ReferenceConvTranspose": reference_conv_transpose}
+
+if TYPE_CHECKING:
+    ReferenceConv: Any
+    ReferenceConvTranspose: Any
+
+__all__ = ["ModelError", "Network", "ReferenceConv", "ReferenceConvTranspose", "Value", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in DERIVED:
+        return DERIVED[name]()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Network:
@@ -127,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> Network:
     graph = read(file, SUPPORTED)
     try:
         return Network(fused(folded(graph)), len(graph.nodes), graph.metadata)
-    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ModelError(f"{file}: {error}") from error
 
 

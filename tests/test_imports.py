@@ -28,6 +28,7 @@ LIBRARIES = {
     "torch": {"torch"},
     "torch_library": {"torch"},
     "graph.reading": {"onnx"},
+    "graph.reference": {"onnx"},
     "keras": {"keras"},
     "processes.devices": {"mlx", "torch", "jax"},
     "testing.calls": {"mlx", "torch", "jax"},

@@ -1,5 +1,6 @@
 """`portconv.onnx`: one file on the arrays of every library, and published networks beside ONNX Runtime."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 import portconv  # noqa: E402
 import portconv.onnx  # noqa: E402
+from portconv.graph import reference  # noqa: E402
 
 
 def real(*shape, seed=0):
@@ -79,11 +81,79 @@ def test_one_file_on_the_arrays_of_every_library(library, tmp_path):
         np.testing.assert_allclose(backend.to_numpy(y), reference.run(None, {"x": image})[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("library", ["mlx", "jax"])
+def test_a_network_that_is_traced_is_one_of_the_library(library, tmp_path):
+    """What has no values yet cannot be seen by NumPy, as it is else for these libraries on a CPU."""
+    if library not in portconv.available_backends():
+        pytest.skip("it is not installed")
+    module = importlib.import_module({"mlx": "mlx.core", "jax": "jax"}[library])
+    path = recogniser(tmp_path)
+    network, backend, image = portconv.onnx.load(path), portconv.get_backend(library), real(2, 3, 6, 5)
+    traced = (module.compile if library == "mlx" else module.jit)(network)
+    for _ in range(2):
+        y = backend.to_numpy(traced(backend.from_numpy(image)))
+        np.testing.assert_allclose(y, network(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_leaves_alone_what_others_hold(tmp_path):
+    """Sums and products are written into the memory of an operand only where nobody else sees it."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]), node("Add", ["a", "k"], ["b"]), node("Transpose", ["b"], ["t"]),
+        node("Mul", ["b", "k"], ["d"]), node("Mul", ["x", "d"], ["e"]), node("GlobalAveragePool", ["e"], ["g"]),
+        node("Add", ["e", "g"], ["f"]), node("Transpose", ["t"], ["u"]), node("Sub", ["f", "u"], ["y"]),
+    ]  # fmt: skip
+    path = file_of(tmp_path, nodes, {"w": real(4, 4, 1, 1), "k": real(1, 4, 1, 1)}, [1, 4, 5, 6])
+    network, x = portconv.onnx.load(path), real(1, 4, 5, 6)
+    before = x.copy()
+    expected = ReferenceEvaluator(str(path)).run(None, {"x": x})[0]
+    kept = network(x)
+    for _ in range(2):
+        np.testing.assert_allclose(network(x), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(x, before)
+        np.testing.assert_array_equal(kept, network(x))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_the_convolution_of_the_reference_evaluator(rank):
+    image, sizes = real(2, 4, 7, 8, 5, 3)[(..., *(0,) * (4 - rank))], (3, 2, 2, 1)[:rank]
+    weight = real(6, 2, *sizes)
+    for options in (
+        {"strides": [2, 1, 1, 1][:rank], "pads": [1, 0, 1, 0][:rank] + [0, 1, 0, 0][:rank]},
+        {"dilations": [2, 1, 1, 1][:rank], "auto_pad": "SAME_LOWER"},
+    ):
+        for names in (["x", "w"], ["x", "w", "b"]):
+            node = helper.make_node("Conv", names, ["y"], group=2, kernel_shape=sizes, **options)
+            infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (*names, "y")]
+            model = helper.make_model(helper.make_graph([node], "one", infos[:-1], infos[-1:]))
+            given = {"x": image, "w": weight, "b": real(6)}
+            given = {name: given[name] for name in names}
+            expected = ReferenceEvaluator(model).run(None, given)[0]
+            y = ReferenceEvaluator(model, new_ops=[portconv.onnx.ReferenceConv]).run(None, given)[0]
+            assert y.dtype == expected.dtype
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_transposed_convolution_of_the_reference_evaluator():
+    x, weight, bias = real(2, 4, 5, 6), real(4, 6, 3, 2), real(6)
+    for options in ({"output_padding": [1, 0], "pads": [1, 0, 0, 1]}, {"dilations": [2, 1], "auto_pad": "SAME_UPPER"}):
+        node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[2, 2], **options)
+        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xwby"]
+        model = helper.make_model(helper.make_graph([node], "one", infos[:-1], infos[-1:]))
+        given = {"x": x, "w": weight, "b": bias}
+        expected = ReferenceEvaluator(model).run(None, given)[0]
+        y = ReferenceEvaluator(model, new_ops=[portconv.onnx.ReferenceConvTranspose]).run(None, given)[0]
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_the_package(tmp_path, monkeypatch):
     path = recogniser(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ImportError, match=r"portconv\[onnx\]"):
         portconv.onnx.load(path)
+    reference.reference_conv.cache_clear()
+    with pytest.raises(ImportError, match=r"portconv\[onnx\]"):
+        _ = portconv.onnx.ReferenceConv
 
 
 # --- published networks, where they are installed, of the packages rapidocr-onnxruntime and ddddocr -------------------

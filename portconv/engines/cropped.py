@@ -131,9 +131,19 @@ class CroppedPlan(Plan):
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, **options: Any) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
+        return self.inner.execute(self.inner.cut(x, self._index), weight.data, bias, **options)
+
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
+        run, cut, index = self.inner.ready(weight.data, bias), self.inner.cut, self._index
+        return lambda x: run(cut(x, index))
+
+    @property
+    def _index(self) -> tuple[slice, ...]:
+        """What of an image is left."""
         rows, cols, every = self.crop.rows, self.crop.cols, slice(None)
-        index = (every, rows, cols, every) if self.problem.layout == "NHWC" else (every, every, rows, cols)
-        return self.inner.execute(self.inner.cut(x, index), weight.data, bias, **options)
+        return (every, rows, cols, every) if self.problem.layout == "NHWC" else (every, every, rows, cols)
 
 
 def planned(

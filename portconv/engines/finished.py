@@ -82,6 +82,12 @@ class FinishedPlan(Plan):
         out[...] = y
         return out
 
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
+        if self.fused is None:
+            return super().ready(weight, bias)
+        run, fuses = self.fused.ready(weight, bias), self.fused.fuses
+        return lambda x: run(x) if fuses(x, weight, bias) else self.execute(x, weight, bias)
+
     def explain(self) -> str:
         how = "in operations of the library" if self.fused is None else "where results are stored"
         return f"{self.inner.explain()}\n  then {self.problem.epilogue}, {how}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..core.epilogue import Activation
 from .layers import Kind, check_methods
 
@@ -23,6 +25,12 @@ class BatchNorm:
     mean: Any
     var: Any
     eps: float
+
+    def factor_and_term(self) -> tuple[Any, Any]:
+        """What each channel is multiplied by, and what is added then; of parameters that are NumPy's, in float64."""
+        weight, bias = 1.0 if self.weight is None else self.weight, 0.0 if self.bias is None else self.bias
+        factor = np.asarray(weight, np.float64) / np.sqrt(np.asarray(self.var, np.float64) + self.eps)
+        return factor, bias - self.mean * factor
 
 
 def read_batch_norm(layer: Any) -> BatchNorm | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import array_namespace
 from ..core.epilogue import Activation
 from ..core.errors import ModelError
+from ..dispatch import registry
 from ..engines.activations import activated
 from ..functional import conv2d, conv2d_output_shape
 from ..module import Conv2d
@@ -40,6 +41,28 @@ def pads_of(
 
 
 PIECE = 1 << 15  # elements that are still near the core when they are read again
+MAX_RUNS = 64  # sizes of an image that are remembered
+
+
+class _Runs:
+    """A layer's calls without their checks, for NumPy's arrays like those that came before."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Callable[..., Any]] = {}
+
+    @staticmethod
+    def _kind(x: Any, residual: Any) -> Any:
+        return registry.resolve(x), x.shape, x.dtype, None if residual is None else (residual.shape, residual.dtype)
+
+    def find(self, x: Any, residual: Any = None) -> Callable[..., Any] | None:
+        """A function of arrays like these, if there is one."""
+        return self._known.get(self._kind(x, residual))
+
+    def remember(self, layer: Conv2d, x: Any, residual: Any = None) -> None:
+        """Have one for the next time."""
+        if len(self._known) >= MAX_RUNS:
+            self._known.clear()
+        self._known[self._kind(x, residual)] = layer._ready(x, residual)
 
 
 class Convolution:
@@ -55,11 +78,17 @@ class Convolution:
         self._weight = weight
         self._bias = bias
         self._ready: Conv2d | None = None  # the layer, where there is but one
+        self._runs = _Runs()
         self._affine = node.attributes.get("affine")
 
     def __call__(self, x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
         """`weight` and `bias` are passed over where they are constant."""
-        if self._ready is not None and residual is None and x.ndim == 4:
+        host = self._constant and type(x) is np.ndarray
+        if host:
+            run = self._runs.find(x, residual)
+            if run is not None:
+                return self._finished(run(x) if residual is None else run(x, residual))
+        elif self._ready is not None and residual is None and x.ndim == 4:
             return self._finished(self._ready(x))
         node = self._node
         shape = weight.shape if self._weight is None else self._weight.shape
@@ -77,24 +106,19 @@ class Convolution:
             "stride": strides, "padding": pads, "dilation": dilations, "groups": node.attributes.get("group", 1),
             "activation": node.attributes.get("activation"),
         }  # fmt: skip
-        if residual is not None:
-            sizes = conv2d_output_shape(
-                x.shape,
-                shape if rank == 2 else (*shape[:2], 1, *shape[2:]),
-                strides,
-                pads,
-                dilations,
-                options["groups"],
-            )
-            if tuple(residual.shape) == sizes:
-                y = self._convolved(x, weight, bias, residual, options)
-            else:  # one of the two is broadcast
-                check_size(np.broadcast_shapes(tuple(residual.shape), sizes))
-                y = self._convolved(x, weight, bias, None, {**options, "activation": None}) + residual
-                if (activation := _activation(options["activation"])) is not None:
-                    y = activated(array_namespace(y), y, activation)
+        sizes = conv2d_output_shape(
+            x.shape, shape if rank == 2 else (*shape[:2], 1, *shape[2:]), strides, pads, dilations, options["groups"]
+        )
+        check_size(sizes)
+        if residual is not None and tuple(residual.shape) != sizes:  # one of the two is broadcast
+            check_size(np.broadcast_shapes(tuple(residual.shape), sizes))
+            y = self._convolved(x, weight, bias, None, {**options, "activation": None}) + residual
+            if (activation := _activation(options["activation"])) is not None:
+                y = activated(array_namespace(y), y, activation)
         else:
-            y = self._convolved(x, weight, bias, None, options)
+            y = self._convolved(x, weight, bias, residual, options)
+            if host and rank == 2:
+                self._runs.remember(self._layer(options), x, residual)
         return self._finished(y[:, :, 0, :] if rank == 1 else y)
 
     def _finished(self, y: Any) -> Any:
@@ -108,17 +132,20 @@ class Convolution:
         for start in range(0, flat.size, PIECE):
             piece = flat[start : start + PIECE]
             piece *= factor
-            piece += term
+            if term:
+                piece += term
         return y
 
     def _convolved(self, x: Any, weight: Any, bias: Any, residual: Any, options: dict[str, Any]) -> Any:
         if not self._constant:
             return conv2d(x, weight, bias, residual=residual, **options)
-        key = options["padding"], options["activation"]
-        layer = self._layers.get(key) or self._layer(key, options)
+        layer = self._layer(options)
         return layer(x) if residual is None else layer(x, residual=residual)
 
-    def _layer(self, key: Any, options: dict[str, Any]) -> Conv2d:
+    def _layer(self, options: dict[str, Any]) -> Conv2d:
+        key = options["padding"], options["activation"]
+        if key in self._layers:
+            return self._layers[key]
         assert self._weight is not None
         weight: Any = self._weight
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
@@ -161,6 +188,7 @@ class Product:
         self._layer.weight = np.ascontiguousarray(self._matrix.T)[:, :, None, None]
         if self._bias is not None:
             self._layer.bias = self._bias
+        self._runs = _Runs()
 
     @staticmethod
     def suits(node: Node, matrix: Any, bias: Any) -> bool:
@@ -187,5 +215,10 @@ class Product:
         check_size((rows, self._matrix.shape[1]))
         if rows == 0:
             return xp.zeros((*lead, self._matrix.shape[1]), dtype=x.dtype)
-        y = self._layer(xp.reshape(x, (1, 1, rows, inputs)))
+        image = xp.reshape(x, (1, 1, rows, inputs))
+        run = self._runs.find(image) if type(image) is np.ndarray else self._layer
+        if run is None:
+            run = self._layer
+            self._runs.remember(run, image)
+        y = run(image)
         return xp.reshape(y, (*lead, self._matrix.shape[1]))

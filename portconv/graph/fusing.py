@@ -6,11 +6,13 @@ factors and terms of each channel go into weight and bias, an activation and a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..formats.following import BatchNorm
 from .model import Graph, Node
 
 __all__ = ["fused"]
@@ -52,6 +54,7 @@ class _Fusing:
             self._silu,
             self._hard_swish,
             self._relu6,
+            self._hard_sigmoid,
             self._linear,
             self._affine,
             self._activation,
@@ -144,6 +147,18 @@ class _Fusing:
             return None
         return self._replaced(convolution, node, activation="relu6")
 
+    def _hard_sigmoid(self, node: Node) -> Node | None:
+        """``clip(a x + b, 0, 1)``: a sixth of the relu6 of ``6 a x + 6 b``."""
+        convolution = self._made(node.inputs[0], "Conv") if node.operator == "HardSigmoid" else None
+        if convolution is None:
+            return None
+        alpha, beta = (6 * float(node.attributes.get(name, usual)) for name, usual in (("alpha", 0.2), ("beta", 0.5)))
+        scaled = self._scaled(convolution, node, lambda channels: (np.full(channels, alpha), np.full(channels, beta)))
+        if scaled is None:
+            return None
+        more = {"activation": "relu6", "affine": (1 / 6, 0.0)}
+        return Node(scaled.operator, scaled.inputs, scaled.outputs, {**scaled.attributes, **more}, scaled.opset)
+
     def _ends(self, clip: Node) -> tuple[float | None, float | None]:
         """The numbers of a Clip between which it keeps its input."""
         ends = [
@@ -171,17 +186,10 @@ class _Fusing:
             return None
         for x in node.inputs[: 2 if node.operator in ("Add", "Mul") else 1]:
             convolution = self._made(x, "Conv", "ConvTranspose")
-            if convolution is None or "activation" in convolution.attributes or convolution.has(3):
-                continue
-            weight = self._constants.get(convolution.inputs[1])
-            bias = self._constants.get(convolution.inputs[2]) if convolution.has(2) else np.zeros(1, np.float32)
-            if weight is None or bias is None or weight.dtype.kind != "f" or weight.ndim != 4:
-                continue
-            turned = convolution.operator == "ConvTranspose"
-            channels = weight.shape[1] * convolution.attributes.get("group", 1) if turned else weight.shape[0]
-            found = self._factor_and_term(node, x, channels)
-            if found is not None:
-                return self._scaled(convolution, node, weight, bias, *found)
+            if convolution is not None:
+                found = self._scaled(convolution, node, partial(self._factor_and_term, node, x))
+                if found is not None:
+                    return found
         return None
 
     def _affine(self, node: Node) -> Node | None:
@@ -206,8 +214,7 @@ class _Fusing:
             if len(node.outputs) != 1 or node.attributes.get("training_mode", 0):
                 return None
             scale, shift, mean, variance = numbers
-            factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-            return factor, shift - mean * factor
+            return BatchNorm(scale, shift, mean, variance, node.attributes.get("epsilon", 1e-5)).factor_and_term()
         number = numbers[0]
         if number.ndim > 4 or number.size not in (1, channels):
             return None
@@ -223,16 +230,27 @@ class _Fusing:
                 return number, zero
         return None if np.any(number == 0) else (1 / number, zero)
 
-    def _scaled(self, convolution: Node, node: Node, weight: Any, bias: Any, factor: Any, term: Any) -> Node:
-        if convolution.operator == "Conv":
-            scaled = weight * factor[:, None, None, None]
-        else:
-            groups = convolution.attributes.get("group", 1)
-            by_group = weight.reshape(groups, -1, *weight.shape[1:])
-            scaled = (by_group * factor.reshape(groups, 1, -1, 1, 1)).reshape(weight.shape)
+    def _scaled(
+        self, convolution: Node, node: Node, factor_and_term: Callable[[int], tuple[Any, Any] | None]
+    ) -> Node | None:
+        """The convolution with a factor and a term for each of so many channels; None where it cannot have them."""
+        if "activation" in convolution.attributes or convolution.has(3):
+            return None
+        weight = self._constants.get(convolution.inputs[1])
+        bias = self._constants.get(convolution.inputs[2]) if convolution.has(2) else None
+        if weight is None or (bias is None and convolution.has(2)) or weight.dtype.kind != "f" or weight.ndim != 4:
+            return None
+        groups = convolution.attributes.get("group", 1)
+        turned = convolution.operator == "ConvTranspose"
+        found = factor_and_term(weight.shape[1] * groups if turned else weight.shape[0])
+        if found is None:
+            return None
+        factor, term = found
+        by_channel = factor.reshape((groups, 1, -1, 1, 1) if turned else (-1, 1, 1, 1))
+        whole = weight.reshape(groups, -1, *weight.shape[1:]) if turned else weight
         names = f"{node.outputs[0]} weight", f"{node.outputs[0]} bias"
-        self._constants[names[0]] = np.asarray(scaled, weight.dtype)
-        self._constants[names[1]] = np.asarray(bias * factor + term, weight.dtype)
+        self._constants[names[0]] = np.asarray((whole * by_channel).reshape(weight.shape), weight.dtype)
+        self._constants[names[1]] = np.asarray((0.0 if bias is None else bias * factor) + term, weight.dtype)
         self._readers |= dict.fromkeys(names, 1)
         self._drop(convolution)
         inputs = (convolution.inputs[0], *names)

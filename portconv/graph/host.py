@@ -1,55 +1,46 @@
-"""What libraries compute slowly on a CPU, by NumPy on the same memory: products, and many small steps in a row."""
+"""How NumPy computes for a network: for libraries that are slow at it on a CPU, and with few threads or many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import array_api_compat.numpy as np_namespace
-
-from ..core.array_types import library_of
+from ..cpu import threads
 from ..cpu.blas import limited
-from ..dispatch.registry import get_backend
+from ..dispatch import registry
 
-__all__ = ["alone", "on_cpu", "product"]
+__all__ = ["one_by_one", "seen", "side_by_side"]
 
 # Libraries whose arrays have values at once on a CPU, and take longer there for a small step than NumPy does.
 SLOW_STEPS = ("mlx", "jax")
 
 
-def product(xp: ModuleType, a: Any, b: Any) -> Any:
-    """``a @ b``; of MLX's arrays on a CPU by NumPy, whose BLAS is several times as fast."""
-    if library_of(a) != "mlx":
-        return xp.matmul(a, b)
-    return on_cpu(xp, lambda xp, a, b: (xp.matmul(a, b),), a, b)[0]
-
-
-def on_cpu(xp: ModuleType, function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[Any, ...]:
-    """``function(xp, *arrays)``, by NumPy where the library is slow on a CPU and the arrays are there."""
-    first = arrays[0]
-    if library_of(first) not in SLOW_STEPS:
-        return function(xp, *arrays)
-    backend = get_backend(first)
-    infos = [backend.describe(a) for a in arrays if a is not None]
-    if any(info.traced or info.dtype not in ("float32", "float64") or not _cpu(info.device) for info in infos):
-        return function(xp, *arrays)
+def seen(arrays: Sequence[Any]) -> list[Any] | None:
+    """Arrays of one library as NumPy's, where it is slow on a CPU and they are there; else None."""
+    backend = registry.get_backend(arrays[0])
+    if backend.name not in SLOW_STEPS or registry.resolve(arrays[0]) is not backend:
+        return None
+    infos = [backend.describe(a) for a in arrays]
+    if any(info.traced or info.dtype == "bfloat16" or "cpu" not in info.device.lower() for info in infos):
+        return None
     try:
-        values = [None if a is None else backend.to_numpy(a) for a in arrays]
+        return [backend.to_numpy(a) for a in arrays]
     except ValueError:  # a library differentiates, or traces unseen: there are no values yet
-        return function(xp, *arrays)
-    return tuple(backend.from_numpy(y, device=infos[0].device) for y in function(np_namespace, *values))
+        return None
 
 
-def alone(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """The function, with one thread of NumPy's BLAS: to wake another one takes longer than a small product."""
+def side_by_side(function: Callable[[int], Any], items: list[int]) -> list[Any]:
+    """What a function of NumPy makes of each item: many small steps, whose products are too small for two threads."""
+    found: dict[int, Any] = {}
 
-    def compute(xp: ModuleType, *arrays: Any) -> tuple[Any, ...]:
-        with limited(1):
-            return function(xp, *arrays)
+    def task(item: int) -> None:
+        found[item] = function(item)
 
-    return compute
+    with limited(1):
+        threads.run(task, items, threads.allowed_threads())
+    return [found[item] for item in items]
 
 
-def _cpu(device: str) -> bool:
-    return "cpu" in device.lower()
+def one_by_one(function: Callable[[int], Any], items: list[int]) -> list[Any]:
+    """The same in turn, for libraries that have threads of their own."""
+    return [function(item) for item in items]

@@ -21,7 +21,7 @@ from ..core.errors import ModelError
 from ..engines.activations import activated, erf
 from . import recurrent, windows
 from .convolutions import pads_of
-from .host import alone, on_cpu, product
+from .host import one_by_one, side_by_side
 from .model import LARGEST, Node, check_size
 
 __all__ = ["OPERATORS", "Operator", "act"]
@@ -72,8 +72,8 @@ def _given(node: Node, name: str, value: Any) -> list[int] | None:
 
 def _fitting(*arrays: Array) -> None:
     """Whether the arrays can be broadcast, to no more elements than there may be."""
-    shapes = {tuple(a.shape) for a in arrays}
-    if len(shapes) > 1:
+    shapes = [tuple(a.shape) for a in arrays]
+    if shapes.count(shapes[0]) < len(shapes) and math.prod(map(math.prod, shapes)) > LARGEST:  # there are not more
         check_size(np.broadcast_shapes(*shapes))
 
 
@@ -525,6 +525,10 @@ def _conv_transpose(xp: ModuleType, node: Node, x: Array, weight: Array, bias: A
     else:
         around = pads_of(node, x.shape[2:], kernel, strides, dilations)
     groups = node.attributes.get("group", 1)
+    check_size((x.shape[0], weight.shape[1] * groups, *(
+        (n - 1) * s + more + (k - 1) * d + 1 - sum(pair)
+        for n, s, more, k, d, pair in zip(x.shape[2:], strides, extra, kernel, dilations, around, strict=True)
+    )))  # fmt: skip
     return windows.conv_transpose2d(xp, x, weight, bias, strides, around, dilations, groups, extra)
 
 
@@ -534,6 +538,8 @@ def _pooled(xp: ModuleType, node: Node, x: Array, kind: str) -> Array:
     if x.ndim != rank + 2 or not rank:
         raise ModelError(f"windows of {rank} axes do not fit an image of shape {tuple(x.shape)}.")
     strides, dilations = (tuple(node.attributes.get(name) or (1,) * rank) for name in ("strides", "dilations"))
+    if min(*kernel, *strides, *dilations) < 1:
+        raise ModelError(f"a window of {kernel} with strides {strides} and dilations {dilations} makes no sense.")
     pads = pads_of(node, x.shape[2:], kernel, strides, dilations)
     up, counted = (bool(node.attributes.get(name, 0)) for name in ("ceil_mode", "count_include_pad"))
     return windows.pooled(xp, x, kind, kernel, strides, pads, dilations, up=up, counted=counted)
@@ -680,7 +686,7 @@ def _matmul(xp: ModuleType, _node: Node, a: Array, b: Array) -> Array:
     if a.ndim > 1 and b.ndim > 1:
         batch = np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
         check_size((*batch, a.shape[-2], b.shape[-1]))
-    return product(xp, a, b)
+    return xp.matmul(a, b)
 
 
 @_operator("Gemm")
@@ -688,7 +694,7 @@ def _gemm(xp: ModuleType, node: Node, a: Array, b: Array, c: Array = None) -> Ar
     a = xp.matrix_transpose(a) if node.attributes.get("transA", 0) else a
     b = xp.matrix_transpose(b) if node.attributes.get("transB", 0) else b
     check_size((a.shape[0], b.shape[1]))
-    y = product(xp, a, b)
+    y = xp.matmul(a, b)
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     y = y if alpha == 1 else y * alpha
     return y if c is None else y + (c if beta == 1 else c * beta)
@@ -708,16 +714,12 @@ def _lstm(
     if swapped:
         x = xp.permute_dims(x, (1, 0, 2))
         h, c = (None if state is None else xp.permute_dims(state, (1, 0, 2)) for state in (h, c))
+    check_size((x.shape[0], x.shape[1], *w.shape[:2]))  # gates
     if lengths is not None and any(length != x.shape[0] for length in _ints(lengths)):
         raise ModelError("LSTM with sequences of several lengths is not supported.")
 
-    def compute(xp: ModuleType, *arrays: Array) -> tuple[Array, ...]:
-        x, w, r, b, h, c, p = arrays
-        return recurrent.lstm(
-            xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), lambda left, right: xp.matmul(left, right)
-        )
-
-    y, last, cell = on_cpu(xp, alone(compute), x, w, r, b, h, c, p)
+    each = side_by_side if isinstance(x, np.ndarray) else one_by_one
+    y, last, cell = recurrent.lstm(xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), each)
     if swapped:
         y = xp.permute_dims(y, (2, 0, 1, 3))
         last, cell = xp.permute_dims(last, (1, 0, 2)), xp.permute_dims(cell, (1, 0, 2))

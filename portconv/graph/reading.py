@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import ModelError
 from .model import Constants, Graph, Node, Value, check_size
 
-__all__ = ["read"]
+__all__ = ["package", "read"]
 
 OLDEST, NEWEST = 7, 24  # sets of operators whose meanings are known here
 DOMAINS = ("", "ai.onnx")
@@ -23,7 +23,7 @@ DOMAINS = ("", "ai.onnx")
 
 def read(path: Path, operators: Container[str]) -> Graph:
     """The network of a file, all of whose operators must be among `operators`; else a `ModelError`."""
-    onnx = _package()
+    onnx = package()
     with path.open("rb"):  # what is missing or a folder is said in the system's words
         pass
     try:
@@ -34,9 +34,12 @@ def read(path: Path, operators: Container[str]) -> Graph:
         return _Reader(onnx, path).graph(proto, operators)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # names that are bytes, ...
+        raise ModelError(f"{path} is damaged: {error}") from error
 
 
-def _package() -> Any:
+def package() -> Any:
+    """The package onnx, or an error that says how to install it."""
     try:
         import onnx
         import onnx.checker
@@ -111,8 +114,10 @@ class _Reader:
             elif isinstance(value, self._onnx.TensorProto):
                 self._check_tensor(value)
                 value = self._array(value)
-            elif not isinstance(value, (int, float)):
+            elif isinstance(value, list) and all(isinstance(v, (int, float, bytes)) for v in value):
                 value = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value]
+            elif not isinstance(value, (int, float)):
+                raise ModelError(f"the attribute {attribute.name!r} of {node.op_type} is of a kind not supported.")
             attributes[attribute.name] = value
         return Node(node.op_type, tuple(node.input), tuple(node.output), attributes, opset)
 
@@ -207,7 +212,7 @@ def _check_operators(nodes: Iterable[Any], operators: Container[str]) -> None:
         if name not in operators:
             unknown.setdefault(name, node.name or (node.output[0] if node.output else ""))
     if unknown:
-        found = ", ".join(f"{name} (first in {where!r})" for name, where in sorted(unknown.items()))
+        found = ", ".join(f"{name} (first in {where!r})" for name, where in sorted(unknown.items(), key=str))
         raise ModelError(f"these operators are not supported: {found}.")
 
 

@@ -17,7 +17,7 @@ Function = Callable[[Any], Any]
 
 def lstm(
     xp: ModuleType, x: Any, weights: Any, recurrences: Any, biases: Any, h: Any, c: Any, peepholes: Any,
-    direction: str, sigmoid: Function, product: Callable[[Any, Any], Any],
+    direction: str, sigmoid: Function, each: Callable[[Callable[[int], Any], list[int]], list[Any]],
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """All outputs ``(T, D, N, H)``, and the last output and cell ``(D, N, H)``, of a sequence ``(T, N, I)``.
 
@@ -29,16 +29,18 @@ def lstm(
         What to begin with, ``(D, N, H)``, or None for zeros.
     direction
         ``"forward"``, ``"reverse"``, or ``"bidirectional"``: both, in this order.
-    sigmoid, product
-        How they are computed.
+    sigmoid
+        How it is computed.
+    each
+        ``[function(k) for k in list]``, for the directions.
     """
     steps, batch, _ = x.shape
     size = recurrences.shape[2]
     ways = {"forward": (1,), "reverse": (-1,), "bidirectional": (1, -1)}[direction]
-    outputs, hs, cs = [], [], []
-    for way, step in enumerate(ways):
+
+    def one(way: int) -> tuple[Any, Any, Any]:
         # what does not depend on the steps before, for all steps at once
-        entering = product(xp.reshape(x, (steps * batch, x.shape[2])), xp.matrix_transpose(weights[way, ...]))
+        entering = xp.matmul(xp.reshape(x, (steps * batch, x.shape[2])), xp.matrix_transpose(weights[way, ...]))
         if biases is not None:
             entering = entering + (biases[way, : 4 * size] + biases[way, 4 * size :])
         entering = xp.reshape(entering, (steps, batch, 4 * size))
@@ -47,8 +49,8 @@ def lstm(
         cell = xp.zeros_like(state) if c is None else c[way, ...]
         peep = None if peepholes is None else [peepholes[way, k * size : (k + 1) * size] for k in range(3)]
         found: list[Any] = [None] * steps
-        for t in range(steps)[::step]:
-            gates = entering[t, ...] + product(state, recurrence)
+        for t in range(steps)[:: ways[way]]:
+            gates = entering[t, ...] + xp.matmul(state, recurrence)
             if peep is None:
                 ahead = sigmoid(gates[:, : 3 * size])
                 i, o, f = ahead[:, :size], ahead[:, size : 2 * size], ahead[:, 2 * size :]
@@ -60,7 +62,7 @@ def lstm(
                 o = sigmoid(gates[:, size : 2 * size] + peep[1] * cell)
             state = o * xp.tanh(cell)
             found[t] = state
-        outputs.append(xp.stack(found, axis=0))
-        hs.append(state)
-        cs.append(cell)
+        return xp.stack(found, axis=0), state, cell
+
+    outputs, hs, cs = zip(*each(one, list(range(len(ways)))), strict=True)
     return xp.stack(outputs, axis=1), xp.stack(hs, axis=0), xp.stack(cs, axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import array_namespace
 from ..core.errors import ModelError
 from ..dispatch.registry import get_backend
+from . import host
 from .convolutions import Convolution, Product
 from .model import Constants, Graph, Node
 from .operators import OPERATORS
@@ -20,11 +21,33 @@ __all__ = ["SUPPORTED", "Runner", "folded"]
 SUPPORTED = frozenset({*OPERATORS, "Conv"} - {"Silu"})
 
 
-class _Step:
-    """A node that is ready to run: its function, and the names that nothing after it needs."""
+# Operators that make new memory, and those that leave nothing behind that sees the memory of their inputs.
+NEW = frozenset({"Add", "Conv", "Div", "HardSigmoid", "Mul", "Sigmoid", "Sub"})
+READING = NEW | {"GlobalAveragePool", "GlobalMaxPool"}
+# Those that can write into the memory of an input.
+IN_PLACE: dict[str, Callable[..., Any]] = {"Add": np.add, "Mul": np.multiply}
 
-    def __init__(self, node: Node, constants: Constants, done: tuple[str, ...] = ()) -> None:
-        self.node, self.done = node, done
+
+class _Step:
+    """A node that is ready to run: its function, and where the values that it reads and makes have their places.
+
+    Parameters
+    ----------
+    node, constants
+        Of the graph.
+    places
+        The place of each name's value. That of "" is always None.
+    done
+        Names that nothing after it needs.
+    spare
+        Those of its inputs whose memory nobody else sees, then or later.
+    """
+
+    def __init__(
+        self, node: Node, constants: Constants, places: Mapping[str, int], done: Sequence[str] = (),
+        spare: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.node = node
         self.host: frozenset[int] = frozenset()
         self.function: Callable[..., Any]
         self.convolves = node.operator == "Conv"
@@ -40,30 +63,40 @@ class _Step:
         else:
             operator = OPERATORS[node.operator]
             self.function, self.host, self.names = operator.function, operator.host, node.inputs
+        self._inputs = tuple(places[name] for name in self.names)
+        self._outputs = tuple(places[name] if name else None for name in node.outputs)
+        self._done = tuple(places[name] for name in done)
+        self._spare = [k for k, name in enumerate(node.inputs) if name in spare] if node.operator in IN_PLACE else []
 
-    def __call__(self, values: dict[str, Any], home: _Home) -> None:
-        node = self.node
-        inputs = [values[name] if name else None for name in self.names]
-        own = False
-        if home.library is not None:
-            own = self._moved(inputs, home)
+    def __call__(self, values: list[Any], home: _Home) -> None:
+        inputs = [values[place] for place in self._inputs]
+        own = home.library is not None and self._moved(inputs, home)
         try:
             if self.convolves:
                 found = self.function(*inputs)
-            else:
-                found = self.function(home.namespace if own else home.numpy, node, *inputs)
-        except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
-            kind = ModelError if isinstance(error, ModelError) else type(error)
+            elif not self._spare or (found := self._in_place(*inputs)) is None:
+                found = self.function(home.namespace if own else home.numpy, self.node, *inputs)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            kind = type(error) if type(error) in (TypeError, ValueError) else ModelError
             shapes = ", ".join("none" if value is None else str(tuple(value.shape)) for value in inputs)
-            if kind is KeyError:
-                kind, error = ModelError, ValueError(f"{error} is missing.")
-            raise kind(f"{node}, of arrays of shapes {shapes}: {error}") from error
+            what = f"{error} is missing." if isinstance(error, KeyError) else str(error)
+            raise kind(f"{self.node}, of arrays of shapes {shapes}: {what}") from error
         results = found if isinstance(found, tuple) else (found,)
-        for name, value in zip(node.outputs, results, strict=False):
-            if name:
-                values[name] = np.asarray(value) if isinstance(value, np.generic) else value
-        for name in self.done:
-            values.pop(name, None)
+        for place, value in zip(self._outputs, results, strict=False):
+            if place is not None:
+                values[place] = np.asarray(value) if isinstance(value, np.generic) else value
+        for place in self._done:
+            values[place] = None
+
+    def _in_place(self, a: Any, b: Any) -> Any:
+        """The result in the memory of an input of NumPy's that is as large; None where neither is."""
+        if type(a) is not np.ndarray or type(b) is not np.ndarray or a.dtype != b.dtype:
+            return None
+        for k in self._spare:
+            target, other = (a, b) if k == 0 else (b, a)
+            if target.ndim == other.ndim and all(n in (1, m) for n, m in zip(other.shape, target.shape, strict=True)):
+                return IN_PLACE[self.node.operator](a, b, out=target)
+        return None
 
     def _moved(self, inputs: list[Any], home: _Home) -> bool:
         """Bring the inputs to where the node computes, in their list; whether that is the library of the images."""
@@ -118,6 +151,7 @@ class Runner:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        places = _places(graph)
         last: dict[str, int] = {}
         for k, node in enumerate(graph.nodes):
             last |= dict.fromkeys((*node.inputs, *node.outputs), k)
@@ -126,22 +160,50 @@ class Runner:
         for name, k in last.items():
             if name not in kept:
                 ends[k].append(name)
-        self._steps = [_Step(node, graph.constants, tuple(done)) for node, done in zip(graph.nodes, ends, strict=True)]
+        spare = _spare(graph)
+        self._steps = [
+            _Step(node, graph.constants, places, done, spare.intersection(done))
+            for node, done in zip(graph.nodes, ends, strict=True)
+        ]
+        self._inputs, self._outputs = ([places[name] for name in names] for names in (graph.inputs, graph.outputs))
+        self._values: list[Any] = [graph.constants.get(name) for name in places]
         self._copies: dict[Any, dict[str, Any]] = {}
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """The outputs, in their order, for the inputs in theirs."""
-        x = inputs[0]
-        home = _Home(x, self.graph.constants, {})
-        if home.library is not None and not home.library.describe(x).traced:
-            home._copies = self._copies.setdefault((home.library.name, home.device), {})
-        values = {**self.graph.constants, **dict(zip(self.graph.inputs, inputs, strict=True))}
+        first = _Home(inputs[0], self.graph.constants, {})
+        seen = None if first.library is None else host.seen(inputs)
+        home = first
+        if seen is not None:
+            inputs, home = seen, _Home(seen[0], self.graph.constants, {})
+        elif first.library is not None and not first.library.describe(inputs[0]).traced:
+            home._copies = self._copies.setdefault((first.library.name, first.device), {})
+        values = self._values.copy()
+        for place, value in zip(self._inputs, inputs, strict=True):
+            values[place] = value
         for step in self._steps:
             step(values, home)
-        found = [values[name] for name in self.graph.outputs]
-        if home.library is None:
+        found = [values[place] for place in self._outputs]
+        if first.library is None:
             return tuple(found)
-        return tuple(home.array(y) if isinstance(y, np.ndarray) else y for y in found)
+        return tuple(first.array(y) if isinstance(y, np.ndarray) else y for y in found)
+
+
+def _places(graph: Graph) -> dict[str, int]:
+    """A place for the value of each name, first that of none."""
+    names = dict.fromkeys(("", *graph.inputs, *graph.constants))
+    for node in graph.nodes:
+        names |= dict.fromkeys(node.outputs)
+    return {name: place for place, name in enumerate(names)}
+
+
+def _spare(graph: Graph) -> set[str]:
+    """Values in memory of their own, which no other value shares: whoever reads one last may write there."""
+    found = {name for node in graph.nodes if node.operator in NEW for name in node.outputs}
+    for node in graph.nodes:
+        if node.operator not in READING:
+            found.difference_update(node.inputs)
+    return found - {*graph.outputs, *graph.constants, *graph.inputs, ""}
 
 
 # Elements of a constant that is computed when the network is read: more would make a small file a large network.
@@ -157,9 +219,10 @@ def folded(graph: Graph) -> Graph:
         if not all(name in constants for name in names) or node.operator in ("Conv", "ConvTranspose"):
             nodes.append(node)
             continue
-        values = {name: constants[name] for name in names}
-        _Step(node, constants)(values, home)
-        made = {name: np.asarray(values[name]) for name in node.outputs if name}
+        places = _places(Graph({}, {}, {name: constants[name] for name in names}, (node,)))
+        values = [constants.get(name) if name in names else None for name in places]
+        _Step(node, constants, places)(values, home)
+        made = {name: np.asarray(values[places[name]]) for name in node.outputs if name}
         if sum(math.prod(value.shape) for value in made.values()) > MOST and node.operator != "Constant":
             nodes.append(node)
             continue

@@ -45,6 +45,9 @@ CASES = {
     "another hard sigmoid": (
         [CONV, node("HardSigmoid", ["c"], ["g"]), node("Mul", ["c", "g"], ["y"])], ["Conv", "HardSigmoid", "Mul"],
     ),
+    "a gate": (
+        [CONV, node("HardSigmoid", ["c"], ["g"], alpha=0.3, beta=0.4), node("Mul", ["x", "g"], ["y"])], ["Conv", "Mul"],
+    ),
     "relu6": ([CONV, node("Clip", ["c", "zero", "six"], ["y"])], ["Conv"]),
     "another clip": ([CONV, node("Clip", ["c", "zero", "three"], ["y"])], ["Conv", "Clip"]),
     "leaky relu": ([CONV, node("LeakyRelu", ["c"], ["y"], alpha=0.2)], ["Conv"]),

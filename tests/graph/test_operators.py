@@ -1,5 +1,7 @@
 """Each operator of ONNX against the reference implementation of the package `onnx`."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -37,10 +39,14 @@ def model(operator, x, others=(), opset=17, outputs=1, **attributes):
     return proto
 
 
-def run(tmp_path, proto, x):
+def loaded(tmp_path, proto):
     file = tmp_path / "model.onnx"
     file.write_bytes(proto.SerializeToString())
-    found = portconv.onnx.load(file)(*x)
+    return portconv.onnx.load(file)
+
+
+def run(tmp_path, proto, x):
+    found = loaded(tmp_path, proto)(*x)
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -253,14 +259,32 @@ BAD = {
     "Resize": ([IMAGE], [None, np.array([1, 1, 1e30, 1], np.float32)], {}),
     "Split": ([X], [ints(1, 1)], {"axis": 3, "outputs": 2}),
     "MaxPool": ([IMAGE], [], {"kernel_shape": [3, 3], "pads": [1 << 30, 0, 0, 0]}),
+    "MaxPool of nothing": ([IMAGE], [], {"kernel_shape": [3, 0]}),
+    "Range": ([np.array(value, np.float32) for value in (0, 1 << 30, 1)],),
+    "Conv": ([IMAGE], [real(1, 4, 3, 3)], {"pads": [1 << 20] * 4}),
+    "ConvTranspose": ([IMAGE], [WEIGHT], {"strides": [1 << 20, 1 << 20]}),
+    "ConvTranspose with more rows": ([IMAGE], [WEIGHT], {"output_padding": [1 << 20, 1 << 20]}),
+    "Add": ([real(1 << 15, 1), real(1, 1 << 15)],),
+    "MatMul": ([real(1 << 15, 1), real(1, 1 << 15)],),
+    "Gather of rows": ([real(1, 1 << 15)], [np.zeros(1 << 15, np.int64)]),
+    "Concat": ([np.broadcast_to(np.float32(0), (1 << 14, 1 << 14))] * 2, [], {"axis": 0}),
+    "LSTM": ([np.broadcast_to(np.float32(0), (1 << 14, 1 << 11, 1))], [real(1, 64, 1), real(1, 64, 16)]),
 }
 
 
-@pytest.mark.parametrize("operator", BAD)
-def test_sizes_that_do_not_fit_are_errors(operator, tmp_path):
-    x, others, options = BAD[operator]
-    with pytest.raises((ModelError, ValueError), match=operator):
-        run(tmp_path, model_without_inference(operator, x, others, **options), x)
+@pytest.mark.parametrize("case", BAD)
+def test_sizes_that_do_not_fit_are_errors(case, tmp_path):
+    operator = case.partition(" ")[0]
+    x, *more = BAD[case]
+    others, options = (*more, *([], {})[len(more) :])
+    network = loaded(tmp_path, model_without_inference(operator, x, others, **options))
+    tracemalloc.start()
+    try:
+        with pytest.raises((ModelError, ValueError), match=operator):
+            network(*x)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def model_without_inference(operator, x, others, outputs=1, **attributes):

@@ -95,6 +95,8 @@ def test_a_cycle_and_a_gap(tmp_path):
 def test_operators_that_there_are_not(tmp_path):
     nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("NonMaxSuppression", ["a", "a"], ["y"])]
     refused(tmp_path, network(nodes), "NonMaxSuppression")
+    damaged = network([helper.make_node(name, ["x"], ["y"]) for name in ("Relx", "Rely")]).SerializeToString()
+    refused(tmp_path, damaged.replace(b"Relx", b"Rel\xff"), "Rel")
     refused(tmp_path, network([helper.make_node("Relu", ["x"], ["y"], domain="com.x")]), r"com\.x\.Relu")
     refused(tmp_path, network([helper.make_node("Relu", ["x"], ["y"])], opset=3), "set of operators")
 
@@ -102,6 +104,10 @@ def test_operators_that_there_are_not(tmp_path):
 def test_attributes_that_make_no_sense(tmp_path):
     refused(tmp_path, network([helper.make_node("Relu", ["x"], ["y"], speed=3)]), "speed")
     refused(tmp_path, network([helper.make_node("Concat", ["x", "x"], ["y"])]), "axis")
+    for attribute in (onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.TENSOR):
+        node = helper.make_node("Relu", ["x"], ["y"])
+        node.attribute.add(name="kind", type=attribute)
+        refused(tmp_path, network([node]), "kind|UNDEFINED")
 
 
 def test_external_data(tmp_path):

@@ -226,19 +226,40 @@ class CompiledPlan(EnginePlan):
         usable = out is not None and _writable(out) and (residual is None or out.flags.c_contiguous)
         y = out if usable else _new(p.out_shape, self.result_dtype, self.result_bytes)
         if y.size:
-            epilogue, call = self.neutral, self.call
+            call = self.call
             if residual is not None and call is not None:
                 residual, call = np.ascontiguousarray(residual, self.dtype), np.array(call)
                 call[RESIDUAL] = residual.ctypes.data - y.ctypes.data
-            if bias is not None or call is not None:
-                epilogue = read_only(with_call(epilogue, p.out_channels, bias, call))
-            memory, numbers = memory_of(x, p.layout, self.dtype, self.usual_x)
-            y_memory, y_numbers = memory_of(y, p.layout, self.dtype, self.usual_y)
-            self.fill(read_only(memory), numbers, y_memory, y_numbers, weight.data, epilogue, team.launch)
+            self._compute(x, y, weight, self._records(bias, call))
         if out is None or y is out:
             return y
         np.copyto(out, y)
         return out
+
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
+        if weight.stamp != self.stamp:
+            raise self.packed_for_another(weight)
+        shape, records = self.problem.out_shape, self._records(bias, self.call)
+
+        def run(x: Any) -> Any:
+            y = _new(shape, self.result_dtype, self.result_bytes)
+            if y.size:
+                self._compute(x, y, weight, records)
+            return y
+
+        return run
+
+    def _records(self, bias: Any, call: Array | None) -> Array:
+        """What the kernels apply to sums; `call` must live as long."""
+        if bias is None and call is None:
+            return self.neutral
+        return read_only(with_call(self.neutral, self.problem.out_channels, bias, call))
+
+    def _compute(self, x: Array, y: Array, weight: PackedWeight, records: Array) -> None:
+        """Compute the result into `y`, which has elements."""
+        memory, numbers = memory_of(x, self.problem.layout, self.dtype, self.usual_x)
+        y_memory, y_numbers = memory_of(y, self.problem.layout, self.dtype, self.usual_y)
+        self.fill(read_only(memory), numbers, y_memory, y_numbers, weight.data, records, team.launch)
 
     def fill(
         self, x: Array, x_strides: Ints, y: Array, y_strides: Ints, data: Any, epilogue: Array, launch: Launch
