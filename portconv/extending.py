@@ -5,7 +5,7 @@ engines from `host_candidates` and `host_plan`. Gradients are NumPy's, unless it
 activations and residuals, unless it is `Finishing`, and pooling and interpolation, unless it is `Windowing`. Transposed
 convolutions need one that is `Assembling`.
 `portconv.register_backend`, or an entry point of the group ``portconv.backends``, makes it serve the arrays of its
-library; `portconv.testing.check_backend` verifies it.
+library; `portconv.testing.check_backend` verifies it. `warmup_gradients` compiles ahead what NumPy's gradients need.
 `examples/plugin` is a whole one.
 """
 
@@ -22,6 +22,7 @@ from .core.backend import (
 )
 from .core.problem import Problem
 from .cpu.bridge import host_candidates, host_plan
+from .cpu.gradient import warmup_gradients
 from .cpu.machine import host_environment
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "host_candidates",
     "host_environment",
     "host_plan",
+    "warmup_gradients",
 ]

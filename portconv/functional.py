@@ -299,7 +299,7 @@ def tune(
     return plan
 
 
-def warmup(layer_or_x: Any, /, *arguments: Any, **options: Any) -> Plan:
+def warmup(layer_or_x: Any, /, *arguments: Any, gradients: bool = False, **options: Any) -> Plan:
     """Compile ahead what convolutions of this size need, so that the first one takes no longer than any other.
 
     With the extra ``jit``, engines on a CPU are compiled for the machine when they are needed first, which takes some
@@ -312,6 +312,8 @@ def warmup(layer_or_x: Any, /, *arguments: Any, **options: Any) -> Plan:
     layer_or_x
         A `Conv2d`, or anything that has a method `plan`, which is then given the arguments that follow: the image, or
         its shape. Or else the image, or its shape, and the arguments that follow are the others of `plan_conv2d`.
+    gradients
+        Whether to compile what the gradients of image and weight need as well, as in a training.
 
     Returns
     -------
@@ -329,12 +331,16 @@ def warmup(layer_or_x: Any, /, *arguments: Any, **options: Any) -> Plan:
     >>> conv = portconv.Conv2d(1, 4, 3, padding=1, engine="direct")
     >>> portconv.warmup(conv, (1, 1, 480, 640)).output_shape
     (1, 4, 480, 640)
-    >>> portconv.warmup((1, 1, 480, 640), (4, 1, 3, 3), padding=1, engine="direct").engine
+    >>> portconv.warmup((1, 1, 480, 640), (4, 1, 3, 3), padding=1, engine="direct", gradients=True).engine
     'direct'
     """
     is_layer = library_of(layer_or_x) is None and hasattr(layer_or_x, "plan")
     plan: Plan = (layer_or_x.plan if is_layer else partial(plan_conv2d, layer_or_x))(*arguments, **options)
     plan.warmup()
+    if flag("gradients", gradients):
+        from .cpu.gradient import warmup_gradients  # not before it is needed: it imports NumPy's engines
+
+        warmup_gradients(plan)
     return plan
 
 

@@ -82,6 +82,39 @@ def test_nothing_is_left_to_compile(run_python):
 
 
 @pytest.mark.usefixtures("jit")
+def test_nothing_of_gradients_is_left_to_compile(run_python):
+    """For dense layers and depthwise ones, strides, borders that are folded, and activations."""
+    code = """
+    seen = []
+    from numba.core.dispatcher import Dispatcher
+    compile = Dispatcher.compile
+    def noting(self, given):
+        before = len(self.overloads)
+        found = compile(self, given)
+        seen.extend([self.__name__] * (len(self.overloads) - before))
+        return found
+    Dispatcher.compile = noting
+
+    def trained(x_shape, weight_shape, **options):
+        launch, team.launch = team.launch, fail
+        portconv.warmup((x_shape[0], x_shape[1], 2048, 2048), weight_shape, gradients=True, dtype="float32", **options)
+        team.launch = launch
+        seen.clear()
+        x, weight = rng.standard_normal(x_shape).astype("f4"), rng.standard_normal(weight_shape).astype("f4")
+        y, vjp = portconv.conv2d_vjp(x, weight, **options)
+        vjp(y)
+        assert not seen, seen
+
+    trained((2, 16, 12, 40), (8, 16, 3, 3), engine="gemm", padding=1, activation="relu")
+    trained((2, 16, 12, 40), (8, 16, 3, 3), engine="gemm", padding=1, stride=2)
+    trained((2, 16, 12, 40), (8, 16, 3, 3), engine="gemm", padding=1, padding_mode="reflect")
+    trained((2, 16, 30, 40), (16, 1, 3, 3), engine="direct", groups=16, padding=1)
+    print("done")
+    """
+    assert run_python(CODE + code, timeout=600, PORTCONV_JIT="1") == "done\n"
+
+
+@pytest.mark.usefixtures("jit")
 def test_the_team_has_nothing_left_to_compile_either(run_python):
     code = """
     from portconv.cpu.compiled import jobs
@@ -131,7 +164,7 @@ def test_a_layer_or_the_arguments_of_planning(tier):
 
 def test_plans_without_anything_to_compile(in_plain_tier):
     for engine in ("gemm", "winograd", "fft", "direct"):
-        assert portconv.warmup((1, 8, 20, 20), (8, 8, 3, 3), engine=engine).warmup() == ()
+        assert portconv.warmup((1, 8, 20, 20), (8, 8, 3, 3), engine=engine, gradients=True).warmup() == ()
     assert portconv.warmup((1, 1, 1, 9), (1, 1, 3, 3), padding=1).warmup() == ()  # cropped
 
 

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 import portconv
-from portconv import machine
+from portconv import extending, machine
 
 from ..bench.layers import Layer, LayerError
 from .options import Arrays, array_options, layer_options, layers_of
@@ -38,7 +38,10 @@ class _Row:
 @click.command(short_help="Compile ahead what layers need, so that no first call waits for it.")
 @layer_options
 @array_options
-def warmup(library: str, device: str | None, dtype: str, layout: str, accuracy: str, **given: Any) -> int:
+@click.option("--gradients", is_flag=True, help="Compile what the gradients of image and weight need, too.")
+def warmup(
+    library: str, device: str | None, dtype: str, layout: str, accuracy: str, gradients: bool, **given: Any
+) -> int:
     """Compile the engines of layers for this machine, where that has not been done, and keep the code.
 
     Nothing is computed, however large the images are. Do it where seconds do no harm, as when a container is built: the
@@ -47,6 +50,7 @@ def warmup(library: str, device: str | None, dtype: str, layout: str, accuracy: 
     \b
     portconv warmup --suite resnet50
     portconv warmup --x 1x64x56x56 --weight 64x64x3x3 --padding 1
+    portconv warmup --suite resnet50 --library torch --gradients
     """  # noqa: D301  \b is a character that keeps click from filling the paragraph
     try:
         layers = layers_of(**given)
@@ -54,7 +58,7 @@ def warmup(library: str, device: str | None, dtype: str, layout: str, accuracy: 
     except (LayerError, ImportError, ValueError) as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
     start = time.perf_counter()
-    rows = each(layers, partial(_row, arrays), _Row.verdict)
+    rows = each(layers, partial(_row, arrays, gradients), _Row.verdict)
     seconds = time.perf_counter() - start
     console = Console(highlight=False)
     for row in rows:
@@ -64,12 +68,12 @@ def warmup(library: str, device: str | None, dtype: str, layout: str, accuracy: 
     return 1 if any(row.error for row in rows) else 0
 
 
-def _row(arrays: Arrays, layer: Layer) -> _Row:
+def _row(arrays: Arrays, gradients: bool, layer: Layer) -> _Row:
     arguments, options = arrays.arguments(layer)
     start = time.perf_counter()
     try:
         plan = portconv.plan_conv2d(*arguments, **options)
-        compiled = plan.warmup()
+        compiled = (*plan.warmup(), *(extending.warmup_gradients(plan) if gradients else ()))
     except Exception as error:  # noqa: BLE001  it belongs in the report, and the next layer gets its turn
         return _Row(layer, error=f"{type(error).__name__}: {error}"[:300])
     return _Row(layer, plan.engine, compiled, time.perf_counter() - start)

@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 
 from ..core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
-from ..core.problem import Problem
+from ..core.epilogue import Epilogue
+from ..core.problem import Problem, TransposedProblem
 from ..core.shapes import ranges
 from ..engines import gradients
 from ..engines.accuracy import TERMS, accumulate, in_pairs
 from ..engines.cropped import planned
 from .bridge import bridged, host_candidates, jit_enabled, numpy_plan, numpy_steps
 
-__all__ = ["bias_gradient", "host_pullback", "host_vjp", "image_gradient", "in_pairs", "weight_gradient"]
+__all__ = [
+    "bias_gradient",
+    "host_pullback",
+    "host_vjp",
+    "image_gradient",
+    "in_pairs",
+    "warmup_gradients",
+    "weight_gradient",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -81,6 +90,25 @@ def host_pullback(
         return found[0], found[1], found[2]
 
     return vjp
+
+
+def warmup_gradients(plan: Plan) -> tuple[str, ...]:
+    """Compile ahead what the gradients of a plan's arguments need, or load it; the names of what had to be compiled.
+
+    Nothing is computed. Plans of libraries that have no compiled engines have nothing to compile. A weight whose
+    gradient is recorded is packed once, and may have another engine for that, which is compiled as well.
+    """
+    if not any(candidate.tier == "compiled" for candidate in plan.candidates):
+        return ()
+    p = plan.problem
+    # the gradients of a transposed convolution are those of the one that it is the gradient of
+    whole = bridged(
+        p.convolution if isinstance(p, TransposedProblem) else replace(p, epilogue=Epilogue(), out_dtype=None)
+    )
+    plans = [_plan(whole), *gradients.image_gradient_plans(whole, _plan)]
+    if whole.batch and (compiled := _compiled(whole)) is not None:
+        plans.append(compiled)
+    return tuple(dict.fromkeys(name for some in plans for name in some.warmup()))
 
 
 def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:

@@ -18,7 +18,7 @@ from .phases import assembled, packed, part
 from .steps import Steps
 from .transposed import gradient_size, image_gradient_phases
 
-__all__ = ["bias_gradient", "image_gradient", "weight_gradient"]
+__all__ = ["bias_gradient", "image_gradient", "image_gradient_plans", "weight_gradient"]
 
 BLOCK_ELEMENTS = 1 << 22  # of the products of parts of a sum that are alive at a time
 FEW = 8  # copies that are added one after the other
@@ -45,8 +45,7 @@ def image_gradient(
         The dtype of the cotangent, by default the problem's.
     """
     xp = steps.xp
-    folded = p.padding_mode != "zeros" and any(p.padding)  # of copies in the border everything counts, of zeros nothing
-    whole = replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype, out_dtype=None)
+    whole, folded = _in_planes(p)
     dy = dy if p.layout == "NCHW" else xp.permute_dims(dy, NCHW_FROM_NHWC)
     weight = xp.reshape(weight, p.weight_shape)
     parts = []
@@ -63,6 +62,18 @@ def image_gradient(
             dx = _folded(dx, p.width, left, right, p.padding_mode, 3, steps)
         dx = steps.cast(dx, p.dtype)
     return dx if p.layout == "NCHW" else xp.permute_dims(dx, NHWC_FROM_NCHW)
+
+
+def image_gradient_plans(p: Problem, plan: Callable[[Problem], Plan]) -> list[Plan]:
+    """The plans by which `image_gradient` computes, for a cotangent of the problem's dtype."""
+    whole, folded = _in_planes(p)
+    return [plan(phase.problem) for phase in image_gradient_phases(whole, p.dtype, folded)]
+
+
+def _in_planes(p: Problem) -> tuple[Problem, bool]:
+    """The problem whose phases are computed, and whether the gradient of its border is folded into the image's."""
+    folded = p.padding_mode != "zeros" and any(p.padding)  # of copies in the border everything counts, of zeros nothing
+    return replace(p, layout="NCHW", dtype=p.compute_dtype if folded else p.dtype, out_dtype=None), folded
 
 
 def _folded(dx: Any, size: int, before: int, after: int, mode: str, axis: int, steps: Steps) -> Any:

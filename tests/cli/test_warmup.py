@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import portconv
+from portconv import extending
 from portconv.cli import main
 from portconv.core.backend import Plan
 from tests.helpers import lines
@@ -43,6 +44,12 @@ def test_it_says_what_was_compiled(in_plain_tier, planned, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("Compiled one, two in ")
     assert "compiled one, two in" in err
+
+
+def test_gradients(in_plain_tier, planned, capsys, monkeypatch):
+    monkeypatch.setattr(extending, "warmup_gradients", lambda plan: (plan.problem.dtype,))
+    assert main(["warmup", *SIZES, "--gradients"]) == 0
+    assert capsys.readouterr().out.startswith("Compiled one, two, float32 in ")
 
 
 def test_suites(in_plain_tier, planned, capsys):

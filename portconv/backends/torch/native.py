@@ -120,7 +120,8 @@ class NativePlan(Plan):
         top, bottom, left, right = p.padding
         same = p.x_dtype == p.result_dtype == self._work_dtype and p.layout == "NCHW" and p.device == "cpu"
         own_padding = not any(p.padding) or (p.padding_mode == "zeros" and (top, left) == (bottom, right))
-        return same and own_padding and not in_parts(p)
+        misread = p.in_channels == 1 and _may_be_misread(p, p.kernel[0])
+        return same and own_padding and not in_parts(p) and not misread
 
     @cached_property
     def _options(self) -> tuple[Any, ...]:
@@ -176,6 +177,8 @@ class NativePlan(Plan):
 
     def _convolved(self, x: Any, weight: Any, bias: Any = None, padding: tuple[int, int] = (0, 0)) -> Any:
         p = self.problem
+        if x.shape[1] == 1 and _may_be_misread(p, weight.shape[2]):
+            x, weight = (a.squeeze(1).unsqueeze(1) for a in (x, weight))  # whose stride is that of the default format
         with _full_precision(x):
             return torch.nn.functional.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)
 
@@ -190,6 +193,15 @@ class NativePlan(Plan):
                 if p.layout == "NHWC":  # PyTorch is at a loss with some of the channels of each pixel
                     window = window.contiguous(memory_format=torch.channels_last)
                 yield self._convolved(window, weight[:, some, i, j])
+
+
+def _may_be_misread(p: Problem, kernel_rows: int) -> bool:
+    """Whether PyTorch must not take an image of one channel for one with its channels last.
+
+    One channel has both memory formats, whatever its stride says. Where a kernel of one row leaves out rows of such an
+    image, oneDNN was seen to write beyond its memory if the stride says that channels are last (2.13).
+    """
+    return p.device == "cpu" and kernel_rows == 1 and p.stride[0] > 1
 
 
 def _sum(total: Any, term: Any) -> Any:

@@ -88,3 +88,16 @@ def test_many_parts_of_a_small_layer_cost_their_calls(torch):
     costs = {candidate.engine: candidate.seconds for candidate in squeeze.candidates}
     short = portconv.plan_conv2d((1, 120, 1, 1), (480, 120, 1, 1), backend="torch")
     assert costs["native"] > 5 * next(c.seconds for c in short.candidates if c.engine == "native")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_no_image_of_one_channel_is_said_to_have_it_last(torch, layout, monkeypatch):
+    """OneDNN writes beyond the memory of such an image where a kernel of one row leaves out rows."""
+    seen, own = [], torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a: seen.append(a[0].stride()) or own(*a))
+    x, weight = numbers((2, 9, 8, 1)), numbers((2, 1, 1, 3), 1)
+    image = torch.tensor(x) if layout == "NHWC" else torch.tensor(x).permute(0, 3, 1, 2)
+    y = portconv.conv2d(image, torch.tensor(weight), stride=(2, 1), layout=layout, engine="native").numpy()
+    y = y if layout == "NCHW" else y.transpose(0, 3, 1, 2)
+    assert seen == [(72, 72, 8, 1)]
+    assert_close(y, reference_conv2d(x.transpose(0, 3, 1, 2), weight, stride=(2, 1)))

@@ -17,7 +17,18 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS
 from ... import threads
 from .. import team
-from ..base import CACHE_BYTES, Array, memory_of, one_array, read_only, round_up, sources, usual_numbers
+from ..base import (
+    CACHE_BYTES,
+    Array,
+    Launch,
+    compiled_by,
+    memory_of,
+    one_array,
+    read_only,
+    round_up,
+    sources,
+    usual_numbers,
+)
 from ..gemm.kernels import LEVELS
 from ..jobs import job_of, take
 from ..kernel import address, kernel, table, words
@@ -197,8 +208,14 @@ class CompiledDepthwiseGradient:
         )  # fmt: skip
         return cls(p, geometry, tables)
 
-    def compute(self, x: Array, dy: Array) -> Array:
-        """The sums (G, O/G, 1, kh, kw), in the dtype of the computation."""
+    def warmup(self) -> tuple[str, ...]:
+        """Compile ahead what `compute` runs, or load it; the names of what had to be compiled."""
+        p, dtype = self.problem, self.problem.compute_dtype
+        x, dy = (np.empty((0, *shape[1:]), dtype) for shape in (p.x_shape, p.out_shape))
+        return compiled_by(lambda launch: self.compute(x, dy, launch))
+
+    def compute(self, x: Array, dy: Array, launch: Launch | None = None) -> Array:
+        """The sums (G, O/G, 1, kh, kw), in the dtype of the computation, by kernels that `launch` runs."""
         p, dtype = self.problem, np.dtype(self.problem.compute_dtype)
         memory, numbers = memory_of(x, p.layout, dtype, usual_numbers(p.x_shape, p.layout, dtype))
         dy = np.ascontiguousarray(dy, dtype)
@@ -206,7 +223,7 @@ class CompiledDepthwiseGradient:
         parts = threads.usable_cores()
         scratch = threads.scratch(parts * self.geometry.part_size, dtype)
         found = np.empty(p.weight_shape, dtype)
-        team.launch(
+        (launch or team.launch)(
             gradient, parts, read_only(memory), read_only(dy.ravel()), given, self.tables, found.reshape(-1), scratch
         )
         return found

@@ -12,7 +12,7 @@ from ....core.problem import Problem
 from ....engines.accuracy import TERMS, accumulate
 from ... import threads
 from .. import team
-from ..base import Array, memory_of, read_only, round_up, sources, usual_numbers
+from ..base import Array, Launch, compiled_by, memory_of, read_only, round_up, sources, usual_numbers
 from ..gemm.kernels import LEVELS
 from ..vectors import MAX_VECTORS, VECTOR_BYTES, lanes
 from . import kernels
@@ -100,19 +100,25 @@ class CompiledWeightGradient:
         rows_table, cols_table, taps = map(read_only, tables)
         return cls(p, geometry, pieces, images * g * blocks * block, (rows_table, cols_table, taps))
 
-    def compute(self, x: Array, dy: Array) -> Array:
-        """The sums (G, O/G, I/G, kh, kw), in the dtype of the computation."""
-        p, geometry = self.problem, self.geometry
+    def warmup(self) -> tuple[str, ...]:
+        """Compile ahead what `compute` runs, or load it; the names of what had to be compiled."""
+        p, dtype = self.problem, self.problem.compute_dtype
+        x, dy = (np.empty((0, *shape[1:]), dtype) for shape in (p.x_shape, p.out_shape))
+        return compiled_by(lambda launch: self.compute(x, dy, launch))
+
+    def compute(self, x: Array, dy: Array, launch: Launch | None = None) -> Array:
+        """The sums (G, O/G, I/G, kh, kw), in the dtype of the computation, by kernels that `launch` runs."""
+        p, geometry, launch = self.problem, self.geometry, launch or team.launch
         i, (kh, kw) = geometry.inputs, p.kernel
-        sums = read_only(accumulate(self._sums(x, dy)))
+        sums = read_only(accumulate(self._sums(x, dy, launch)))
         width = len(sums) // (p.out_channels * geometry.taps)
         row, step = (width, i) if geometry.pixels else (kw * width, width)
         found = np.empty(p.weight_shape, sums.dtype)
         parts, pitch = threads.usable_cores(), geometry.taps * width
-        team.launch(kernels.arrange, parts, sums, i, kh, kw, row, pitch, step, found.reshape(-1))
+        launch(kernels.arrange, parts, sums, i, kh, kw, row, pitch, step, found.reshape(-1))
         return found
 
-    def _sums(self, x: Array, dy: Array) -> Iterator[Array]:
+    def _sums(self, x: Array, dy: Array, launch: Launch) -> Iterator[Array]:
         """Those of each part, (G * O/G, taps, vectors * lanes)."""
         p, geometry, dtype = self.problem, self.geometry, np.dtype(self.problem.compute_dtype)
         lane = VECTOR_BYTES // dtype.itemsize
@@ -129,6 +135,6 @@ class CompiledWeightGradient:
         for piece in self.pieces:
             given = read_only(np.array((*numbers, *strides, *piece, *geometry), np.int64))
             out = np.empty(p.out_channels * geometry.taps * geometry.vectors * lane, dtype)
-            team.launch(kernels.stage, parts, memory, given, rows, cols, staged, scratch)
-            team.launch(kernels.gradient, parts, cotangent, given, taps, staged, out, scratch)
+            launch(kernels.stage, parts, memory, given, rows, cols, staged, scratch)
+            launch(kernels.gradient, parts, cotangent, given, taps, staged, out, scratch)
             yield out
