@@ -6,6 +6,9 @@ pytest runs the blocks themselves, as documents (`testpaths` and `--doctest-glob
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -103,3 +106,23 @@ def test_files_and_tests_that_are_named_are_there(page):
         if test:
             tree = ast.parse((ROOT / file).read_text("utf-8"))
             assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
+
+
+def public_modules():
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    return [
+        "portconv",
+        *(f"portconv.{name}" for name in re.search(r"^```public\n(.*?)^```", text, re.M | re.S)[1].split()),
+    ]
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_every_public_name_has_an_example(name):
+    library = name.rpartition(".")[2]
+    if library in ("keras", "mlx", "torch"):
+        pytest.importorskip({"mlx": "mlx.nn"}.get(library, library))
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        value = getattr(module, public)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert doctest.DocTestParser().get_examples(inspect.getdoc(value)), f"{name}.{public}"

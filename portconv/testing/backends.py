@@ -18,7 +18,14 @@ __all__ = ["CheckResult", "check_backend"]
 
 
 class CheckResult(NamedTuple):
-    """One problem that `check_backend` ran: the largest share of the bound used."""
+    """One problem that `check_backend` ran: the largest share of the bound used.
+
+    Examples
+    --------
+    >>> from portconv.testing import check_backend
+    >>> max(result.worst for result in check_backend("numpy")) < 1
+    True
+    """
 
     engine: str
     problem: str
