@@ -5,7 +5,6 @@ pytest runs the blocks themselves, as documents (`testpaths` and `--doctest-glob
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -104,8 +103,7 @@ def test_files_and_tests_that_are_named_are_there(page):
     for file, test in re.findall(r"`((?:tests|examples|benchmarks|portconv|docs)/[\w/.-]*)(?:::(\w+))?`", text):
         assert (ROOT / file).exists(), file
         if test:
-            tree = ast.parse((ROOT / file).read_text("utf-8"))
-            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
+            assert re.search(rf"^def {test}\(", (ROOT / file).read_text("utf-8"), re.M), f"{file}::{test}"
 
 
 def public_modules():
