@@ -22,6 +22,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive, directives
 from matplotlib import style
 from matplotlib.figure import Figure
+from sklearn.datasets import load_sample_image
 
 import portconv
 from portconv.bench.chart import LOOKS
@@ -184,6 +185,42 @@ def shares() -> Figure:
     return drawn
 
 
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+
+def photographs() -> Figure:
+    """What the tutorial of this name makes of its photograph."""
+    photo = load_sample_image("china.jpg")
+
+    def per_channel(kernel: np.ndarray) -> np.ndarray:
+        weight = np.broadcast_to(kernel.astype(np.float32), (3, 1, *kernel.shape))
+        same = {"padding": "same", "padding_mode": "reflect", "groups": 3, "layout": "NHWC", "out_dtype": "uint8"}
+        return portconv.conv2d(photo[None], weight, **same)[0]
+
+    def gaussian(size: int, sigma: float) -> np.ndarray:
+        line = np.exp(-(((np.arange(size) - size // 2) / sigma) ** 2) / 2)
+        return np.outer(line, line) / line.sum() ** 2
+
+    sharpen = -gaussian(5, 1.2)
+    sharpen[2, 2] += 2
+    sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32)
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    weight = np.stack([sobel, sobel.T])[:, None] * luma[:, None, None]
+    both = portconv.conv2d(photo[None], weight, padding=1, padding_mode="replicate", layout="NHWC")[0]
+    pictures = {
+        "the photograph": photo,
+        "blurred": per_channel(gaussian(31, 6.0)),
+        "sharpened": per_channel(sharpen),
+        "its edges": np.hypot(both[..., 0], both[..., 1]),
+    }
+    drawn = Figure(figsize=(WIDTH, 4.2), layout="constrained", dpi=150)
+    for place, (title, picture) in zip(drawn.subplots(2, 2).flat, pictures.items(), strict=True):
+        place.imshow(picture, cmap="gray")
+        place.set_title(title, fontsize=9)
+        place.set_axis_off()
+    return drawn
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +236,7 @@ def charts() -> Iterator[tuple[str, Chart, Path | None]]:
         yield path.stem, lambda path=path: layers(json.loads(path.read_text("utf-8"))), path
     for path in sorted(RESULTS.glob("gigapixel-*.json")):
         yield path.stem, lambda path=path: gigapixel(json.loads(path.read_text("utf-8"))), path
+    yield "photographs", photographs, None
     yield "long-sums", long_sums, None
     yield "shares", shares, None
 
