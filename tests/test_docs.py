@@ -117,7 +117,7 @@ def public_modules():
 @pytest.mark.parametrize("name", public_modules())
 def test_every_public_name_has_an_example(name):
     library = name.rpartition(".")[2]
-    if library in ("keras", "mlx", "torch"):
+    if library in ("mlx", "torch"):
         pytest.importorskip({"mlx": "mlx.nn"}.get(library, library))
     module = importlib.import_module(name)
     for public in module.__all__:
