@@ -56,7 +56,7 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}
-html_sidebars = {"index": [], "benchmarks": [], "matrix": []}
+html_sidebars = {"index": [], "install": [], "benchmarks": [], "matrix": []}
 html_theme_options = {
     "logo": {"text": "portconv"},
     "navigation_with_keys": False,
