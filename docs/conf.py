@@ -51,6 +51,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "portconv"
+html_baseurl = "https://portconv.github.io/portconv"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
@@ -59,13 +60,14 @@ html_context = {"default_mode": "auto"}
 html_sidebars = {"index": [], "install": [], "benchmarks": [], "matrix": []}
 html_theme_options = {
     "logo": {"text": "portconv"},
+    "github_url": "https://github.com/portconv/portconv",
     "navigation_with_keys": False,
     "show_prev_next": True,
     "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
-    "navbar_end": ["theme-switcher"],
+    "navbar_end": ["theme-switcher", "navbar-icon-links"],
     "navbar_persistent": ["search-button"],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
