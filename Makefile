@@ -1,8 +1,9 @@
-# make demo, readme, test and lint set up what they need by themselves: Python >= 3.10 and make are all that must be there.
+# make demo, readme, docs, test and lint set up what they need by themselves: Python >= 3.10 and make are all that must be there.
 #
 #   make demo                          the built-in photograph
 #   make demo IMAGE="my photo.jpg"     another one
 #   make readme                        the examples of README.md, with NumPy alone
+#   make docs                          the pages, in docs/_build/html; a warning is an error
 #   make test ARGS="-k padding -x"     arguments for pytest; WORKERS=1 for one process, as a debugger needs
 #   make test-gpu ARGS="-x"            the tests that need a GPU, with the libraries' builds for it; fails where there is none,
 #                                      and with PORTCONV_EXPECT_GPU=torch,jax where one of these finds none
@@ -16,10 +17,11 @@ VENV := .venv
 # The demo and the examples of the README must work without what only the tests install.
 VENV_DEMO := .venv-demo
 VENV_README := .venv-readme
+VENV_DOCS := .venv-docs
 VENV_MUTANTS := .venv-mutants
 # PyTorch, JAX, CuPy and MLX for CUDA: gigabytes, and MLX's build for CPUs does not go beside that for CUDA.
 VENV_GPU := .venv-gpu
-VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_MUTANTS) $(VENV_GPU)
+VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_DOCS) $(VENV_MUTANTS) $(VENV_GPU)
 BIN := $(VENV)/bin
 # Within the rule of a file in a virtual environment: that environment's pip.
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
@@ -52,7 +54,7 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo readme test test-gpu fuzz defects lint mutants clean
+.PHONY: help demo readme docs test test-gpu fuzz defects lint mutants clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -62,6 +64,10 @@ demo: $(VENV_DEMO)/.demo
 
 readme: $(VENV_README)/.readme
 	$(VENV_README)/bin/python tests/readme.py README.md
+
+# Links within the pages are checked; no other page is fetched.
+docs: $(VENV_DOCS)/.docs
+	$(VENV_DOCS)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),--numprocesses $(WORKERS) --dist worksteal) $(ARGS)
@@ -87,7 +93,7 @@ mutants: $(VENV_MUTANTS)/.mutants
 	$(VENV_MUTANTS)/bin/python tests/mutants.py --sample $(SAMPLE) --seed $(SEED)
 
 clean:
-	rm -rf $(VENVS) .mutants .defects build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
+	rm -rf $(VENVS) .mutants .defects build dist docs/_build docs/reference/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis portconv-demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The files .venv*/.* are stamps: each says that an installation succeeded; a newer pyproject.toml repeats it.
@@ -99,6 +105,10 @@ $(VENV_DEMO)/.demo: $(VENV_DEMO)/.pip pyproject.toml
 # As a user installs it: what a wheel leaves out is missing here, too.
 $(VENV_README)/.readme: $(VENV_README)/.pip pyproject.toml README.md $(shell find portconv -name '*.py')
 	$(PIP) install .
+	@touch $@
+
+$(VENV_DOCS)/.docs: $(VENV_DOCS)/.pip pyproject.toml
+	$(PIP) install --editable . --group docs
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml

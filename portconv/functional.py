@@ -185,6 +185,8 @@ def plan_conv2d(
     The plan has ``engine``, ``workspace_bytes``, ``output_shape``, ``explain()``, ``pack(weight)`` and
     ``execute(x, packed, bias)``.
 
+    The other arguments are those of `conv2d`, and so are the errors.
+
     Parameters
     ----------
     x_or_shape, weight_or_shape
@@ -199,8 +201,6 @@ def plan_conv2d(
         Name or `Backend`; by default that of the array, ``"numpy"`` for shapes.
     device
         Where shapes are given, the device in the library's own words; by default its default device.
-
-    The other arguments are those of `conv2d`, and so are the errors.
 
     Examples
     --------
@@ -261,13 +261,13 @@ def tune(
     It takes about a quarter of a second for each engine that is worth its time, on random data. Run it while nothing
     else does: times that were taken while something else used a core are not kept.
 
+    The other arguments are those of `plan_conv2d`, without `engine` and `strategy`, and so are the errors.
+
     Parameters
     ----------
     remember
         Whether the result is kept, for this and later processes: see `portconv.wisdom`. Layers that have convolved
         images of this size already keep their engine.
-
-    The other arguments are those of `plan_conv2d`, without `engine` and `strategy`, and so are the errors.
 
     Returns
     -------
@@ -405,12 +405,12 @@ def conv2d_output_shape(
 ) -> tuple[int, int, int, int]:
     """Shape of the result of `conv2d` for these shapes, in `layout`; integers only.
 
+    The other arguments, and the errors for shapes that do not fit, are those of `conv2d`.
+
     Parameters
     ----------
     x_shape, weight_shape
         Tuples of ints, as for the arrays of `conv2d`.
-
-    The other arguments, and the errors for shapes that do not fit, are those of `conv2d`.
 
     Examples
     --------

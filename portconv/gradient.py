@@ -48,15 +48,15 @@ def conv2d_vjp(
     differentiation trains by. Where a library differentiates by itself, `conv2d` within its own transformations does
     as well.
 
+    The other arguments are those of `conv2d`; the engine is that of the result. There is no `out_dtype`: rounding to
+    integers has no derivative.
+
     Parameters
     ----------
     wrt
         The arguments that gradients are wanted for, with respect to which is differentiated: ``"x"``, ``"weight"``,
         ``"bias"``, ``"residual"``, or several of them. The others cost nothing. None: all that are there and of a
         floating dtype.
-
-    The other arguments are those of `conv2d`; the engine is that of the result. There is no `out_dtype`: rounding to
-    integers has no derivative.
 
     Returns
     -------

@@ -60,6 +60,22 @@ class Network:
         then it is a name, or None.
     metadata
         What the file says of itself, texts by name: the classes that a network tells apart, say.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, onnx
+    >>> from onnx import helper
+    >>> from portconv.onnx import load
+    >>> image, features = (helper.make_tensor_value_info(name, 1, [None, 3, 8, 8]) for name in ("image", "features"))
+    >>> graph = helper.make_graph([helper.make_node("Relu", ["image"], ["features"])], "net", [image], [features])
+    >>> with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+    ...     version = {"opset_imports": [helper.make_opsetid("", 21)], "ir_version": 10}
+    ...     onnx.save(helper.make_model(graph, **version), file.name)
+    ...     network = load(file.name)
+    >>> network
+    Network(image float32 (?, 3, 8, 8) -> features float32 (?, 3, 8, 8), 1 nodes)
+    >>> float(network(np.full((1, 3, 8, 8), -1, np.float32)).max())
+    0.0
     """
 
     def __init__(self, graph: Graph, nodes: int, metadata: Mapping[str, str]) -> None:

@@ -199,6 +199,15 @@ class Comparison:
     model_ms
         Milliseconds of the whole model with PyTorch's own, and with portconv's. It is the whole that counts: a layer
         that is timed alone finds in the caches what other operators would have driven out.
+
+    Examples
+    --------
+    >>> from portconv.torch import Comparison
+    >>> print(Comparison((("conv1", "winograd", 2.0, 1.0),), (2.5, 1.5)))
+    layer      engine     torch ms  portconv ms  ratio
+    conv1      winograd      2.000        1.000   2.00
+    all 1                    2.000        1.000   2.00
+    the model                2.500        1.500   1.67
     """
 
     layers: tuple[tuple[str, str, float, float], ...]

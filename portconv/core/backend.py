@@ -33,6 +33,12 @@ class ArrayInfo(NamedTuple):
     """What a backend says of an array: `dtype` by its standard name ("float32"), `device` in the library's own words.
 
     `traced` is true for an array whose values are not known yet, such as those inside `jax.jit`.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> portconv.get_backend("numpy").describe(np.zeros((1, 2), np.float16))
+    ArrayInfo(shape=(1, 2), dtype='float16', device='cpu', traced=False)
     """
 
     shape: tuple[int, ...]
@@ -43,7 +49,14 @@ class ArrayInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine's offer for a problem: what it would cost, or why it cannot run."""
+    """An engine's offer for a problem: what it would cost, or why it cannot run.
+
+    Examples
+    --------
+    >>> from portconv.extending import Candidate
+    >>> Candidate("native", why_not="it reads NCHW only").engine
+    'native'
+    """
 
     engine: str
     seconds: float = float("inf")  # estimated; "measure" replaces it by what the clock said
@@ -57,7 +70,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A weight in the form that one engine reads; `stamp` names the engine and what else the form depends on."""
+    """A weight in the form that one engine reads; `stamp` names the engine and what else the form depends on.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> plan = portconv.plan_conv2d((1, 4, 20, 20), (8, 4, 3, 3))
+    >>> packed = plan.pack(np.ones((8, 4, 3, 3), np.float32))
+    >>> packed.stamp == plan.stamp, packed.nbytes > 0
+    (True, True)
+    """
 
     stamp: Hashable
     data: Any
@@ -71,6 +93,14 @@ class Plan:
 
     Subclasses give `stamp`, `pack` and `execute`. The planner fills in `candidates` and `chosen_by`:
     "heuristic", "measurement", "wisdom" (measured by an earlier process) or "the caller".
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> x, weight = np.ones((1, 4, 20, 20), np.float32), np.ones((8, 4, 3, 3), np.float32)
+    >>> plan = portconv.plan_conv2d(x, weight, engine="gemm")
+    >>> plan.engine, plan.chosen_by, plan.execute(x, plan.pack(weight)).shape
+    ('gemm', 'the caller', (1, 8, 18, 18))
     """
 
     problem: Problem
@@ -180,7 +210,15 @@ class EnginePlan(Plan):
 
 @runtime_checkable
 class Backend(Protocol):
-    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing."""
+    """The adapter of one array library. Stateless: two calls with equal arguments mean the same thing.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> from portconv.extending import Backend
+    >>> isinstance(portconv.get_backend("numpy"), Backend)
+    True
+    """
 
     def __hash__(self) -> int: ...
 
@@ -227,6 +265,12 @@ class Differentiable(Protocol):
     """What a back end may have besides the members of `Backend`: derivatives of its own.
 
     Where it has none NumPy computes them, and the arrays come and go by `to_numpy` and `from_numpy`.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> callable(portconv.get_backend("numpy").vjp)
+    True
     """
 
     def vjp(
@@ -243,6 +287,12 @@ class Assembling(Protocol):
     """What a back end may have besides the members of `Backend`: transposed convolutions.
 
     These are convolutions, planned like any other, whose results are put together in the operations of the library.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> callable(portconv.get_backend("numpy").steps)
+    True
     """
 
     def steps(self, problem: Problem, /) -> Any:
@@ -254,6 +304,12 @@ class Finishing(Protocol):
 
     Where it has none NumPy computes it, and the arrays come and go by `to_numpy` and `from_numpy`. A back end whose
     `build` takes problems with a residual or an activation, too, says so by a method `fuses(problem, engine)`.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> callable(portconv.get_backend("torch").finisher)
+    True
     """
 
     def finisher(self, problem: Problem, /) -> Any:
@@ -264,6 +320,12 @@ class Windowing(Protocol):
     """What a back end may have besides the members of `Backend`: pooling and interpolation in operations of its own.
 
     Where it has none NumPy computes them, and the arrays come and go by `to_numpy` and `from_numpy`.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> callable(portconv.get_backend("numpy").windowed)
+    True
     """
 
     def windowed(self, x: Any, info: ArrayInfo, operation: WindowOperation, /) -> Any:

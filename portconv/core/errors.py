@@ -19,15 +19,48 @@ __all__ = [
 
 
 class UnsupportedError(ValueError):
-    """An engine or backend that the user named cannot run this problem; the message says why."""
+    """An engine or backend that the user named cannot run this problem; the message says why.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> portconv.plan_conv2d((1, 1, 9, 9), (1, 1, 3, 3), engine="native")
+    Traceback (most recent call last):
+      ...
+    portconv.core.errors.UnsupportedError: `engine` 'native' cannot run this with the backend 'numpy': NumPy has no ...
+    """
 
 
 class ModelError(ValueError):
-    """A file of a network is damaged, makes no sense or needs what there is not here; the message says what."""
+    """A file of a network is damaged, makes no sense or needs what there is not here; the message says what.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from portconv import onnx
+    >>> with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+    ...     try:
+    ...         onnx.load(file.name)
+    ...     except onnx.ModelError:
+    ...         print("it is empty")
+    it is empty
+    """
 
 
 class WeightsError(ValueError):
-    """A file of weights cannot be used, or does not say enough; the message names it and says how to mend that."""
+    """A file of weights cannot be used, or does not say enough; the message names it and says how to mend that.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from portconv import weights
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     try:
+    ...         weights.load(file.name)
+    ...     except weights.WeightsError:
+    ...         print("it is empty")
+    it is empty
+    """
 
 
 def choices(names: Iterable[str]) -> str:

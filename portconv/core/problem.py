@@ -23,6 +23,13 @@ class Problem:
     `traced` says that the values are not known yet (`jax.jit`). `packed_once` says that a weight is packed for one
     call, as in training, which changes it from step to step: what packing takes counts, and the weight's memory may be
     read until the call is over.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> problem = portconv.plan_conv2d((1, 4, 20, 20), (8, 4, 3, 3), padding="same", stride=2).problem
+    >>> problem.kernel, problem.padding, problem.out_shape
+    ((3, 3), (0, 1, 0, 1), (1, 8, 10, 10))
     """
 
     batch: int

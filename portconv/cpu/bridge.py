@@ -46,7 +46,16 @@ def bridged(p: Problem) -> Problem:
 
 
 def host_candidates(problem: Problem, costs: Costs = CPU, compiled_costs: CompiledCosts = COMPILED) -> list[Candidate]:
-    """The estimates of portconv's engines on NumPy, the compiled ones where there are."""
+    """The estimates of portconv's engines on NumPy, the compiled ones where there are.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> from portconv.extending import host_candidates
+    >>> problem = portconv.plan_conv2d((1, 4, 20, 20), (8, 4, 3, 3)).problem
+    >>> sorted(candidate.engine for candidate in host_candidates(problem))
+    ['direct', 'fft', 'gemm', 'winograd']
+    """
     plain = engines.candidates(problem, numpy_steps(), costs)
     if not jit_enabled():
         return plain
@@ -101,6 +110,16 @@ def host_plan(
         writes into; or None for problems whose result `take` is to take.
     kept
         NumPy's memory for a result that `take` copies: it may be the same in every call of a thread.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> from portconv.extending import host_plan
+    >>> problem = portconv.plan_conv2d((1, 4, 20, 20), (8, 4, 3, 3)).problem
+    >>> plan = host_plan(problem, "gemm", view=np.asarray, take=lambda y, problem: y.tolist())  # to lists
+    >>> packed = plan.pack(np.ones((8, 4, 3, 3), np.float32))
+    >>> plan.execute(np.ones((1, 4, 20, 20), np.float32), packed)[0][0][0][0]
+    36.0
     """
     inner = None if bits is None else _of_bfloat16(problem, engine)
     if inner is None:

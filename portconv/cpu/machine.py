@@ -23,7 +23,14 @@ _VECTORS |= {"NEON": 128, "ASIMD": 128, "VSX": 128, "VX": 128}
 
 
 def host_environment() -> dict[str, str]:
-    """What the times of NumPy's engines depend on: processor, NumPy and its BLAS, tier, threads."""
+    """What the times of NumPy's engines depend on: processor, NumPy and its BLAS, tier, threads.
+
+    Examples
+    --------
+    >>> from portconv.extending import host_environment
+    >>> sorted(host_environment())
+    ['blas', 'cpu', 'numpy', 'threads', 'tier']
+    """
     return {
         "cpu": processor(),
         "numpy": np.__version__,

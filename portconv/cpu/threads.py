@@ -44,7 +44,14 @@ _kept = local()  # scratch memory of each thread, by its use and the character o
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Cores that this process may run on.
+
+    Examples
+    --------
+    >>> from portconv import machine
+    >>> machine.usable_cores() >= 1
+    True
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

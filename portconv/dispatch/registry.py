@@ -187,6 +187,14 @@ def register_backend(name: str, backend: Backend, /) -> None:
         If `backend` lacks a member of the protocol.
     ValueError
         If the name is taken.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> portconv.register_backend("numpy", portconv.get_backend("numpy"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+      ...
+    ValueError: `name` 'numpy' is taken. ...
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise TypeError(f"`name` must be the name of a top-level package, but got {name!r}.")

@@ -43,14 +43,31 @@ Key: TypeAlias = tuple[str, str]  # what the times depend on beyond the problem,
 
 
 class Record(NamedTuple):
-    """What was measured for a problem: seconds of each engine, and when (ISO 8601, UTC)."""
+    """What was measured for a problem: seconds of each engine, and when (ISO 8601, UTC).
+
+    Examples
+    --------
+    >>> from portconv.wisdom import Record
+    >>> record = Record({"gemm": 2e-3, "winograd": 1e-3}, "2026-01-01T00:00:00+00:00")
+    >>> min(record.seconds, key=record.seconds.get)
+    'winograd'
+    """
 
     seconds: dict[str, float]
     when: str
 
 
 class WisdomError(Exception):
-    """The file cannot be used; the message names it and says how to mend that."""
+    """The file cannot be used; the message names it and says how to mend that.
+
+    Examples
+    --------
+    >>> from portconv import wisdom
+    >>> try:
+    ...     kept = wisdom.load()
+    ... except wisdom.WisdomError as error:
+    ...     print(error)
+    """
 
 
 _Stamp: TypeAlias = tuple[str, int, int, int]
@@ -62,7 +79,14 @@ _warned: set[str] = set()
 
 
 def enabled() -> bool:
-    """Whether measurements are read and kept: unless the environment says ``PORTCONV_WISDOM=0``."""
+    """Whether measurements are read and kept: unless the environment says ``PORTCONV_WISDOM=0``.
+
+    Examples
+    --------
+    >>> from portconv import wisdom
+    >>> wisdom.enabled() in (False, True)
+    True
+    """
     return os.environ.get("PORTCONV_WISDOM", "").strip() != "0"
 
 
@@ -226,6 +250,17 @@ def clear() -> bool:
     ------
     WisdomError
         If the file cannot be deleted.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from portconv import wisdom
+    >>> before = os.environ.get("PORTCONV_CACHE_DIR")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     os.environ["PORTCONV_CACHE_DIR"] = folder
+    ...     wisdom.clear()
+    False
+    >>> _ = os.environ.pop("PORTCONV_CACHE_DIR") if before is None else os.environ.update(PORTCONV_CACHE_DIR=before)
     """
     file = path()
     if not file.parent.is_dir():

@@ -37,6 +37,13 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
         The layout of each convolution's weight, by name.
     metadata
         The file's other texts, by name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.weights import Weights
+    >>> Weights({"conv.weight": np.ones((8, 3, 3, 3))}, {"conv.weight": "OIHW"}, {})
+    Weights(conv.weight: (8, 3, 3, 3) OIHW)
     """
 
     def __init__(

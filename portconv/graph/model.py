@@ -20,7 +20,14 @@ LARGEST = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a network takes or gives: the name of its dtype, and its sizes; a name or None where any size will do."""
+    """What a network takes or gives: the name of its dtype, and its sizes; a name or None where any size will do.
+
+    Examples
+    --------
+    >>> from portconv.onnx import Value
+    >>> print(Value("float32", (None, 3, 224, 224)))
+    float32 (?, 3, 224, 224)
+    """
 
     dtype: str
     shape: tuple[int | str | None, ...] | None

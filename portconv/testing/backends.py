@@ -18,7 +18,14 @@ __all__ = ["CheckResult", "check_backend"]
 
 
 class CheckResult(NamedTuple):
-    """One problem that `check_backend` ran: the largest share of the bound used."""
+    """One problem that `check_backend` ran: the largest share of the bound used.
+
+    Examples
+    --------
+    >>> from portconv.testing import CheckResult
+    >>> CheckResult("gemm", "3x3", 0.02).worst
+    0.02
+    """
 
     engine: str
     problem: str

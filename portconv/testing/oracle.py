@@ -41,6 +41,14 @@ class Reference(NamedTuple):
     every weight met the largest pixel of its channel: ``sum over channels of max |x| * sum |w|``, plus ``|bias|``,
     for each image and output channel; pixels that no output reads, and weights that meet only padding, do not count.
     `terms` is the length of the longest sum.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.testing import reference_conv2d
+    >>> exact = reference_conv2d(-np.ones((1, 2, 5, 5)), np.ones((1, 2, 3, 3)))
+    >>> exact.y.shape, float(exact.y[0, 0, 0, 0]), float(exact.c[0, 0, 0, 0]), exact.terms
+    ((1, 1, 3, 3), -18.0, 18.0, 18)
     """
 
     y: Array

@@ -43,6 +43,12 @@ class Problem:
     `activation` is as `conv2d` takes it. `residual` is the memory order of one, of the weight's dtype; without a
     residual it is empty. `mistake` is the argument that an error must name. `repr` gives what differs from a plain
     call.
+
+    Examples
+    --------
+    >>> from portconv.testing import Problem
+    >>> Problem((1, 3, 9, 9), (4, 3, 3, 3), {"padding": 1}, data="nan").out_shape
+    (1, 4, 9, 9)
     """
 
     x_shape: Shape
@@ -160,7 +166,14 @@ def _default(f: Any) -> Any:
 
 
 def fits(p: Problem) -> bool:
-    """Whether the call is one that must succeed: the kernel fits, and the padding suits its mode."""
+    """Whether the call is one that must succeed: the kernel fits, and the padding suits its mode.
+
+    Examples
+    --------
+    >>> from portconv.testing import Problem, fits
+    >>> fits(Problem((1, 1, 4, 4), (1, 1, 5, 5))), fits(Problem((1, 1, 4, 4), (1, 1, 5, 5), {"padding": 1}))
+    (False, True)
+    """
     if min(p.out_shape[2:]) < 1:
         return False
     padding, mode = p.argument("padding"), p.argument("padding_mode")
@@ -180,7 +193,14 @@ def fits(p: Problem) -> bool:
 
 
 class Scope(NamedTuple):
-    """What of the product a library has; how much it can do in a moment."""
+    """What of the product a library has; how much it can do in a moment.
+
+    Examples
+    --------
+    >>> from portconv.testing import Scope, draw
+    >>> draw(0, 1, Scope(dtypes=("float32",), engines=("gemm",))).dtype
+    'float32'
+    """
 
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
     x_dtypes: tuple[str, ...] = INTEGERS

@@ -37,7 +37,16 @@ class Data(NamedTuple):
 
 
 def make_data(p: Problem) -> Data:
-    """The values of a problem, the same on every machine."""
+    """The values of a problem, the same on every machine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.testing import Problem, make_data
+    >>> data = make_data(Problem((1, 3, 9, 9), (4, 3, 3, 3), data="constant"))
+    >>> data.x.shape, data.weight.shape, bool((data.x == data.x[0, 0, 0, 0]).all())
+    ((1, 3, 9, 9), (4, 3, 3, 3), True)
+    """
     rng = np.random.default_rng([p.seed, *p.x_shape, *p.weight_shape])
     x_dtype, dtype, bias_dtype = p.dtypes
     x = _image(rng, p.x_shape, x_dtype, p.data)

@@ -36,6 +36,12 @@ class Outcome(NamedTuple):
 
     `share` is the largest error as a share of the bound, None for a call that was refused, and `reason` says why.
     `engine` and `tier` are those that computed it.
+
+    Examples
+    --------
+    >>> from portconv.testing import Problem, verify
+    >>> verify(Problem((1, 3, 9, 9), (4, 3, 3, 3), engine="native")).reason
+    'NumPy has no convolution of its own'
     """
 
     share: float | None
@@ -49,7 +55,14 @@ _SLOW = {"array_api_strict": (2**22, 2**17), "jax": (2**24, 2**20)}
 
 
 def scope_of(name: str, device: str | None = None) -> Scope:
-    """What there is to draw from for a library: dtypes that it has, memory orders, ways to call, gradients."""
+    """What there is to draw from for a library: dtypes that it has, memory orders, ways to call, gradients.
+
+    Examples
+    --------
+    >>> from portconv.testing import scope_of
+    >>> scope_of("numpy").engines
+    ('gemm', 'winograd', 'direct', 'fft')
+    """
     library = registry.get_backend(name)
 
     def has(dtype: str) -> bool:
