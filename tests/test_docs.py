@@ -101,7 +101,7 @@ def test_commands_are_there(page):
 def test_files_and_tests_that_are_named_are_there(page):
     text = page.read_text("utf-8")
     for file, test in re.findall(r"`((?:tests|examples|benchmarks|portconv|docs)/[\w/.-]*)(?:::(\w+))?`", text):
-        assert (ROOT / file).exists(), file
+        assert (ROOT / file).exists() or file.startswith("docs/_build"), file
         if test:
             assert re.search(rf"^def {test}\(", (ROOT / file).read_text("utf-8"), re.M), f"{file}::{test}"
 

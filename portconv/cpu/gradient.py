@@ -97,6 +97,14 @@ def warmup_gradients(plan: Plan) -> tuple[str, ...]:
 
     Nothing is computed. Plans of libraries that have no compiled engines have nothing to compile. A weight whose
     gradient is recorded is packed once, and may have another engine for that, which is compiled as well.
+
+    Examples
+    --------
+    >>> import portconv
+    >>> from portconv.extending import warmup_gradients
+    >>> plan = portconv.plan_conv2d((0, 3, 9, 9), (8, 3, 3, 3))  # no image: nothing is needed
+    >>> warmup_gradients(plan)
+    ()
     """
     if not any(candidate.tier == "compiled" for candidate in plan.candidates):
         return ()

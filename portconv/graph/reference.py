@@ -62,8 +62,8 @@ def reference_conv() -> Any:
                 y = conv1d(x, weight, bias, strides[0], pads[0], dilations[0], groups)
             elif rank == 2:
                 y = conv2d(x, weight, bias, strides, pads, dilations, groups)
-            else:  # whose padding is the same on both sides
-                y = conv3d(np.pad(x, ((0, 0), (0, 0), *pads)), weight, bias, strides, 0, dilations, groups)
+            else:
+                y = conv3d(x, weight, bias, strides, pads, dilations, groups)
             return (y.astype(x.dtype, copy=False),)
 
     ReferenceConv.__name__ = "Conv"  # by which the evaluator finds what it replaces
@@ -81,6 +81,12 @@ def reference_conv_transpose() -> Any:
 
         It takes images of two axes, ``(N, C, H, W)``, with every attribute that the operator has, as `ReferenceConv`
         does; others are left to the evaluator's own operator.
+
+        Examples
+        --------
+        >>> import portconv.onnx
+        >>> portconv.onnx.ReferenceConvTranspose.__name__  # new_ops=[...] of an evaluator
+        'ConvTranspose'
         """
 
         def _run(self, x: Any, weight: Any, bias: Any = None, **attributes: Any) -> tuple[Any]:
