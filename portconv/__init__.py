@@ -55,3 +55,8 @@ __all__ = [
     "use_backend",
     "warmup",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names: what an editor offers."""
+    return sorted([*__all__, "__version__"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -15,7 +15,49 @@ from .dispatch import path, planner, registry
 from .dispatch.arguments import Conv2dSpec, device_name, flag, make_problem, normalised
 from .dispatch.path import described, prepared
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .core.words import Accuracy, ComputeMode, ConvMode, Layout, PaddingMode, Strategy
+    from .signatures import ActivationLike, ArrayT, CallOptions, NumpyArray, PaddingLike, Size
+
 __all__ = ["conv2d", "conv2d_output_shape", "plan_conv2d", "plan_like", "tune", "warmup"]
+
+
+@overload
+def conv2d(
+    x: NumpyArray,
+    weight: NumpyArray,
+    bias: NumpyArray | None = None,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
+    *,
+    out: NumpyArray | None = None,
+    residual: NumpyArray | None = None,
+    **options: Unpack[CallOptions],
+) -> NumpyArray: ...
+
+
+@overload
+def conv2d(
+    x: ArrayT,
+    weight: ArrayT,
+    bias: ArrayT | None = None,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
+    *,
+    out: ArrayT | None = None,
+    residual: ArrayT | None = None,
+    **options: Unpack[CallOptions],
+) -> ArrayT: ...
 
 
 def conv2d(
@@ -25,15 +67,15 @@ def conv2d(
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
-    groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    groups: Any = 1,
+    conv_mode: Any = "cross_correlation",
+    compute_mode: Any = "default",
     *,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
+    padding_mode: Any = "zeros",
+    layout: Any = "NCHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Any = "normwise",
+    strategy: Any = "heuristic",
     backend: Any = None,
     out_dtype: Any = None,
     out: Any = None,
@@ -161,23 +203,23 @@ def plan_conv2d(
     x_or_shape: Any,
     weight_or_shape: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     dtype: str | None = None,
     backend: Any = None,
     device: str | None = None,
     out_dtype: Any = None,
-    activation: Any = None,
+    activation: ActivationLike = None,
     residual: Any = None,
 ) -> Plan:
     """How `conv2d` would compute this, without computing it.
@@ -242,12 +284,12 @@ def tune(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    accuracy: str = "normwise",
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    accuracy: Accuracy = "normwise",
     dtype: str | None = None,
     backend: Any = None,
     device: str | None = None,
@@ -400,8 +442,8 @@ def conv2d_output_shape(
     dilation: Any = 1,
     groups: int = 1,
     *,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
 ) -> tuple[int, int, int, int]:
     """Shape of the result of `conv2d` for these shapes, in `layout`; integers only.
 

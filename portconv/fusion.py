@@ -195,10 +195,13 @@ def _channels(name: str, value: Any, channels: int) -> np.ndarray[Any, Any]:
 
 def _layer(conv: Conv2d, weight: Any, bias: Any, activation: Activation | None) -> Conv2d:
     """A layer like another one, with these parameters and this activation."""
+    modes: dict[str, Any] = {
+        name: getattr(conv, name)
+        for name in ("conv_mode", "compute_mode", "padding_mode", "layout", "engine", "accuracy", "strategy")
+    }
     made = Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-        bias is not None, conv.conv_mode, conv.compute_mode, conv.padding_mode, name=conv.name, layout=conv.layout,
-        engine=conv.engine, accuracy=conv.accuracy, strategy=conv.strategy, activation=activation, **conv._place(),
+        bias is not None, name=conv.name, **modes, **{**conv._place(), "activation": activation},
     )  # fmt: skip
     made._take(weight, bias)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
 from .core.dtypes import FLOATING
@@ -16,6 +16,10 @@ from .engines.finished import FinishedPlan
 from .engines.gradients import bias_gradient
 from .engines.phases import TransposedPlan
 
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ComputeMode, ConvMode, Layout, PaddingMode, Strategy
+    from .signatures import ActivationLike, PaddingLike, Size
+
 __all__ = ["checked_wrt", "conv2d_vjp", "value_and_gradients"]
 
 ARGUMENTS = ("x", "weight", "bias", "residual")
@@ -25,20 +29,20 @@ def conv2d_vjp(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     backend: Any = None,
-    activation: Any = None,
+    activation: ActivationLike = None,
     residual: Any = None,
     wrt: Sequence[str] | str | None = None,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:

@@ -236,7 +236,7 @@ def conv_transpose(
     same = _word(padding) == "same"
     extents = map(dilated, call.kernel_sizes, dilation)
     cuts = [_cut(extent, s, same, more) for extent, s, more in zip(extents, stride, added, strict=True)]
-    transposed = conv_transpose3d if call.axes == 3 else conv_transpose2d
+    transposed: Any = conv_transpose3d if call.axes == 3 else conv_transpose2d
     y = transposed(
         call.x, call.weight(call.kernel.shape[-2:]), stride=stride, dilation=dilation,
         padding=[(before, max(after, 0)) for before, after in cuts], layout=call.layout,
@@ -445,11 +445,11 @@ class _Call:
 
     def convolved(self, channels: tuple[int, ...], strides: Any, padding: Any, dilation_rate: Any) -> Any:
         """The convolution with the kernel, where its last axes are these (C/groups, O)."""
-        options = {
+        options: dict[str, Any] = {
             "stride": self.numbers("strides", strides, 1), "padding": self.sides(padding),
             "dilation": self.numbers("dilation_rate", dilation_rate, 1),
         }  # fmt: skip
-        convolution = conv3d if self.axes == 3 else conv2d
+        convolution: Any = conv3d if self.axes == 3 else conv2d
         groups = self.channels // channels[0]
         return self.result(convolution(self.x, self.weight(channels), **options, groups=groups, layout=self.layout))
 

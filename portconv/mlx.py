@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,16 @@ from .formats import layers
 from .formats.layouts import convert_layout, is_ambiguous
 from .layer import Layer, LayerArguments, checked_name
 
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ComputeMode, ConvMode, Layout, PaddingMode, Strategy
+
 __all__ = ["Conv2d"]
+
+
+def __dir__() -> list[str]:
+    """The public names: what an editor offers."""
+    return sorted(__all__)
+
 
 WEIGHT_LAYOUTS = ("OIHW", "OHWI")
 MAX_PACKS = 8  # of one weight: engines, and image sizes where an engine's packed weight depends on them
@@ -127,16 +136,16 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         dilation: Any = 1,
         groups: int = 1,
         bias: Any = True,
-        conv_mode: str = "cross_correlation",
-        compute_mode: str = "default",
-        padding_mode: str = "zeros",
+        conv_mode: ConvMode = "cross_correlation",
+        compute_mode: ComputeMode = "default",
+        padding_mode: PaddingMode = "zeros",
         *,
         name: str | None = None,
         dtype: Any = "float32",
-        layout: str = "NCHW",
+        layout: Layout = "NCHW",
         engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
         activation: Any = None,
         weight_layout: str = "OIHW",
         rng: Any = None,
@@ -156,7 +165,7 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         self._draw(rng, dtype_name(dtype))
 
     @classmethod
-    def from_mlx(cls, layer: Any, *, weight_layout: str = "OHWI", layout: str = "NHWC", **options: Any) -> Conv2d:
+    def from_mlx(cls, layer: Any, *, weight_layout: str = "OHWI", layout: Layout = "NHWC", **options: Any) -> Conv2d:
         """A layer that computes what an `mlx.nn.Conv2d` does, with copies of its parameters.
 
         Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from .dispatch.packing import PackCache
 from .dispatch.path import info_of
 from .gradient import checked_wrt, value_and_gradients
 from .layer import Layer, LayerArguments, checked_name
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ComputeMode, ConvMode, Layout, PaddingMode, Strategy
+    from .signatures import ActivationLike, ArrayT, NumpyArray, PaddingLike, Size
 
 __all__ = ["Conv2d", "Module"]
 
@@ -249,6 +253,16 @@ class Module(Layer):
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
+    @overload
+    def __call__(
+        self, x: NumpyArray, *, residual: NumpyArray | None = None, out_dtype: Any = None, out: NumpyArray | None = None
+    ) -> NumpyArray: ...
+
+    @overload
+    def __call__(
+        self, x: ArrayT, *, residual: ArrayT | None = None, out_dtype: Any = None, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
     def __call__(self, x: Any, *, residual: Any = None, out_dtype: Any = None, out: Any = None) -> Any:
         """Convolve an image ``(N, in_channels, H, W)``, or NHWC if that is the layout; see `portconv.conv2d`."""
         library = registry.resolve(x)
@@ -456,25 +470,25 @@ class Conv2d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: PaddingLike = 0,
+        dilation: Size = 1,
+        groups: SupportsIndex = 1,
         bias: Any = True,
-        conv_mode: str = "cross_correlation",
-        compute_mode: str = "default",
-        padding_mode: str = "zeros",
+        conv_mode: ConvMode = "cross_correlation",
+        compute_mode: ComputeMode = "default",
+        padding_mode: PaddingMode = "zeros",
         *,
         name: str | None = None,
         dtype: Any = "float32",
         backend: Any = "numpy",
         device: str | None = None,
-        layout: str = "NCHW",
+        layout: Layout = "NCHW",
         engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
-        activation: Any = None,
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
+        activation: ActivationLike = None,
         rng: Any = None,
     ) -> None:
         arguments = LayerArguments.normalise(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core.array_types import library_of
 from .core.errors import choices
@@ -13,12 +13,15 @@ from .functional import conv2d
 from .gradient import conv2d_vjp
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
 
+if TYPE_CHECKING:
+    from .core.words import ComputeMode, ConvMode, Layout, SignalLayout
+
 __all__ = [
     "LAYOUTS", "conv1d", "conv1d_vjp", "conv_transpose1d", "conv_transpose1d_vjp", "image_layout", "narrowed",
     "padding_of", "pulled_back", "widened",
 ]  # fmt: skip
 
-LAYOUTS = {"NCW": "NCHW", "NWC": "NHWC"}
+LAYOUTS: dict[str, Layout] = {"NCW": "NCHW", "NWC": "NHWC"}
 
 
 def conv1d(
@@ -29,10 +32,10 @@ def conv1d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    layout: str = "NCW",
+    layout: SignalLayout = "NCW",
     out: Any = None,
     residual: Any = None,
     **options: Any,
@@ -94,10 +97,10 @@ def conv1d_vjp(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    layout: str = "NCW",
+    layout: SignalLayout = "NCW",
     residual: Any = None,
     **options: Any,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
@@ -132,10 +135,10 @@ def conv_transpose1d(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    layout: str = "NCW",
+    layout: SignalLayout = "NCW",
     out: Any = None,
     residual: Any = None,
     **options: Any,
@@ -195,10 +198,10 @@ def conv_transpose1d_vjp(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    layout: str = "NCW",
+    layout: SignalLayout = "NCW",
     residual: Any = None,
     **options: Any,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:

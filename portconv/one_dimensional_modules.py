@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core.array_types import library_of
 from .core.backend import Plan
@@ -15,6 +15,9 @@ from .layer import LayerArguments
 from .module import Module
 from .one_dimensional import LAYOUTS, image_layout, narrowed, padding_of, pulled_back, widened
 from .transposed_module import TransposedModule
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ComputeMode, ConvMode, PaddingMode, SignalLayout, Strategy
 
 __all__ = ["Conv1d", "ConvTranspose1d"]
 
@@ -176,18 +179,18 @@ class Conv1d(_OneDimensional):
         dilation: int = 1,
         groups: int = 1,
         bias: Any = True,
-        conv_mode: str = "cross_correlation",
-        compute_mode: str = "default",
-        padding_mode: str = "zeros",
+        conv_mode: ConvMode = "cross_correlation",
+        compute_mode: ComputeMode = "default",
+        padding_mode: PaddingMode = "zeros",
         *,
         name: str | None = None,
         dtype: Any = "float32",
         backend: Any = "numpy",
         device: str | None = None,
-        layout: str = "NCW",
+        layout: SignalLayout = "NCW",
         engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
         activation: Any = None,
         rng: Any = None,
     ) -> None:
@@ -258,17 +261,17 @@ class ConvTranspose1d(_OneDimensional, TransposedModule):
         dilation: int = 1,
         groups: int = 1,
         bias: Any = True,
-        conv_mode: str = "cross_correlation",
-        compute_mode: str = "default",
+        conv_mode: ConvMode = "cross_correlation",
+        compute_mode: ComputeMode = "default",
         *,
         name: str | None = None,
         dtype: Any = "float32",
         backend: Any = "numpy",
         device: str | None = None,
-        layout: str = "NCW",
+        layout: SignalLayout = "NCW",
         engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
         activation: Any = None,
         rng: Any = None,
     ) -> None:

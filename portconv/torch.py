@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 try:
     import torch
@@ -25,6 +25,9 @@ from .core.backend import PackedWeight, Plan
 from .dispatch.arguments import Conv2dSpec
 from .dispatch.path import plan_for, prepared
 from .dispatch.registry import resolve
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, Strategy
 
 __all__ = ["Comparison", "Conv2d", "compare", "replace_convolutions"]
 
@@ -80,7 +83,12 @@ class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed her
     _bound: _Bound | None = None  # of the last call
 
     def __init__(
-        self, *args: Any, engine: str = "auto", accuracy: str = "normwise", strategy: str = "heuristic", **kwargs: Any
+        self,
+        *args: Any,
+        engine: str = "auto",
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.engine, self.accuracy, self.strategy = engine, accuracy, strategy

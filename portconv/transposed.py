@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core.backend import executed
 from .dispatch import path
 from .dispatch.transposed import normalised_transposed
 from .gradient import checked_wrt, value_and_gradients
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ComputeMode, ConvMode, Layout, Strategy
 
 __all__ = ["conv_transpose2d", "conv_transpose2d_vjp"]
 
@@ -23,13 +26,13 @@ def conv_transpose2d(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    layout: str = "NCHW",
+    layout: Layout = "NCHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     backend: Any = None,
     out_dtype: Any = None,
     out: Any = None,
@@ -119,13 +122,13 @@ def conv_transpose2d_vjp(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
-    compute_mode: str = "default",
+    conv_mode: ConvMode = "cross_correlation",
+    compute_mode: ComputeMode = "default",
     *,
-    layout: str = "NCHW",
+    layout: Layout = "NCHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     backend: Any = None,
     activation: Any = None,
     residual: Any = None,

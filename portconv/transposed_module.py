@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .dispatch.transposed import ConvTranspose2dSpec, normalised_transposed
 from .layer import LayerArguments
 from .module import Module
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ComputeMode, ConvMode, Layout, Strategy
 
 __all__ = ["ConvTranspose2d", "TransposedModule"]
 
@@ -108,17 +111,17 @@ class ConvTranspose2d(TransposedModule):
         dilation: Any = 1,
         groups: int = 1,
         bias: Any = True,
-        conv_mode: str = "cross_correlation",
-        compute_mode: str = "default",
+        conv_mode: ConvMode = "cross_correlation",
+        compute_mode: ComputeMode = "default",
         *,
         name: str | None = None,
         dtype: Any = "float32",
         backend: Any = "numpy",
         device: str | None = None,
-        layout: str = "NCHW",
+        layout: Layout = "NCHW",
         engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
         activation: Any = None,
         rng: Any = None,
     ) -> None:

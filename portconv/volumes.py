@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +23,14 @@ from .engines.accuracy import TERMS, accumulate, in_pairs
 from .functional import conv2d
 from .gradient import checked_wrt, conv2d_vjp
 
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ConvMode, Layout, Strategy, VolumeLayout
+
 __all__ = ["LAYOUTS", "arrays_of", "conv3d", "conv3d_vjp", "images_of", "planes_of", "sides_of", "triple"]
 
 Triple = tuple[int, int, int]
 Sides = tuple[Pair, Pair, Pair]
-LAYOUTS = {"NCDHW": "NCHW", "NDHWC": "NHWC"}  # of a volume, and of its planes
+LAYOUTS: dict[str, Layout] = {"NCDHW": "NCHW", "NDHWC": "NHWC"}  # of a volume, and of its planes
 HALVES = ("float16", "bfloat16")
 
 
@@ -39,12 +42,12 @@ def conv3d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
+    conv_mode: ConvMode = "cross_correlation",
     *,
-    layout: str = "NCDHW",
+    layout: VolumeLayout = "NCDHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     backend: Any = None,
 ) -> Any:
     """Three-dimensional convolution (cross-correlation) of an array of any library.
@@ -105,12 +108,12 @@ def conv3d_vjp(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
+    conv_mode: ConvMode = "cross_correlation",
     *,
-    layout: str = "NCDHW",
+    layout: VolumeLayout = "NCDHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     backend: Any = None,
     wrt: Sequence[str] | str | None = None,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:

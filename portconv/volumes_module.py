@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core.array_types import library_of
 from .core.backend import Plan
@@ -15,6 +15,9 @@ from .functional import plan_like
 from .layer import LayerArguments
 from .module import Module
 from .volumes import conv3d, conv3d_vjp, triple
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ConvMode, Strategy
 
 __all__ = ["Conv3d"]
 
@@ -78,15 +81,15 @@ class Conv3d(Module):
         dilation: Any = 1,
         groups: int = 1,
         bias: Any = True,
-        conv_mode: str = "cross_correlation",
+        conv_mode: ConvMode = "cross_correlation",
         *,
         name: str | None = None,
         dtype: Any = "float32",
         backend: Any = "numpy",
         device: str | None = None,
         engine: str = "auto",
-        accuracy: str = "normwise",
-        strategy: str = "heuristic",
+        accuracy: Accuracy = "normwise",
+        strategy: Strategy = "heuristic",
         rng: Any = None,
     ) -> None:
         triples = triple("stride", stride, 1), triple("padding", padding, 0), triple("dilation", dilation, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arrays import array_namespace
 from .core.dtypes import compute_dtype
@@ -12,6 +12,9 @@ from .core.shapes import dilated
 from .engines.accuracy import accumulate
 from .transposed import conv_transpose2d
 from .volumes import LAYOUTS, arrays_of, images_of, planes_of, sides_of, triple
+
+if TYPE_CHECKING:
+    from .core.words import Accuracy, ConvMode, Strategy, VolumeLayout
 
 __all__ = ["conv_transpose3d"]
 
@@ -25,12 +28,12 @@ def conv_transpose3d(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    conv_mode: str = "cross_correlation",
+    conv_mode: ConvMode = "cross_correlation",
     *,
-    layout: str = "NCDHW",
+    layout: VolumeLayout = "NCDHW",
     engine: str = "auto",
-    accuracy: str = "normwise",
-    strategy: str = "heuristic",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
     backend: Any = None,
 ) -> Any:
     """Transposed three-dimensional convolution of an array of any library: what makes volumes larger by a stride.

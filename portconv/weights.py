@@ -28,7 +28,7 @@ Examples
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from .formats.files import Weights, load, save
 from .formats.layers import LayerState
 from .formats.layouts import check_axes, checked_layout, convert_layout
 from .module import Conv2d
+
+if TYPE_CHECKING:
+    from .core.words import PaddingMode
 
 __all__ = [
     "Weights",
@@ -232,7 +235,7 @@ def from_arrays(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
+    padding_mode: PaddingMode = "zeros",
     backend: Any = None,
     device: str | None = None,
     **options: Any,

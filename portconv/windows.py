@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core.backend import ArrayInfo
 from .core.windows import WindowOperation
+from .core.words import AVERAGES
 from .dispatch import registry
 from .dispatch import windows as arguments
 from .dispatch.path import info_of
+
+if TYPE_CHECKING:
+    from .core.words import Average, Interpolation, Layout
+    from .signatures import ArrayT, PaddingLike, Size
 
 __all__ = ["applied", "avg_pool2d", "global_avg_pool2d", "interpolate2d", "max_pool2d"]
 
 
 def max_pool2d(
-    x: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    x: ArrayT,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: PaddingLike = 0,
     *,
-    dilation: Any = 1,
+    dilation: Size = 1,
     ceil_mode: bool = False,
-    layout: str = "NCHW",
-) -> Any:
+    layout: Layout = "NCHW",
+) -> ArrayT:
     """The largest number in each window, for an array of any library.
 
     It is differentiable where the library is; of equal numbers the first in the window has the gradient, as in PyTorch.
@@ -70,7 +75,7 @@ def max_pool2d(
     >>> portconv.max_pool2d(x, 3, stride=2, padding=1).shape
     (1, 1, 2, 2)
     """
-    mode = arguments.AVERAGES[0]
+    mode = AVERAGES[0]
     return applied(
         x,
         lambda info: arguments.pooling(
@@ -80,15 +85,15 @@ def max_pool2d(
 
 
 def avg_pool2d(
-    x: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    mode: str = "average_count_exclude_padding",
+    x: ArrayT,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: PaddingLike = 0,
+    mode: Average = "average_count_exclude_padding",
     *,
     ceil_mode: bool = False,
-    layout: str = "NCHW",
-) -> Any:
+    layout: Layout = "NCHW",
+) -> ArrayT:
     """The mean of each window, for an array of any library; differentiable where the library is.
 
     The names, their order and the modes are those of ``megengine.functional.avg_pool2d``.
@@ -131,7 +136,7 @@ def avg_pool2d(
     )
 
 
-def global_avg_pool2d(x: Any, *, layout: str = "NCHW") -> Any:
+def global_avg_pool2d(x: ArrayT, *, layout: Layout = "NCHW") -> ArrayT:
     """The mean of each channel of each image, for an array of any library; differentiable where the library is.
 
     Parameters
@@ -161,14 +166,14 @@ def global_avg_pool2d(x: Any, *, layout: str = "NCHW") -> Any:
 
 
 def interpolate2d(
-    x: Any,
+    x: ArrayT,
     size: Any = None,
     scale_factor: Any = None,
-    mode: str = "bilinear",
+    mode: Interpolation = "bilinear",
     *,
     align_corners: bool = False,
-    layout: str = "NCHW",
-) -> Any:
+    layout: Layout = "NCHW",
+) -> ArrayT:
     """The image in another size, for an array of any library; differentiable where the library is.
 
     Positions are those of ``torch.nn.functional.interpolate``, as exact fractions. There is no smoothing before an
@@ -218,10 +223,11 @@ def interpolate2d(
     )
 
 
-def applied(x: Any, operation: Callable[[ArrayInfo], WindowOperation]) -> Any:
+def applied(x: ArrayT, operation: Callable[[ArrayInfo], WindowOperation]) -> ArrayT:
     """What the operation for an array of this description makes of it."""
     library = registry.resolve(x)
     info = info_of(library, "x", x)
     from .cpu.windows import applied_by  # the engines, which no import of portconv waits for
 
-    return applied_by(library, x, info, operation(info))
+    result: ArrayT = applied_by(library, x, info, operation(info))
+    return result

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.core.epilogue import ACTIVATIONS
+from portconv.core.words import ACTIVATIONS
 from portconv.testing import Problem, assert_close, reference_conv2d, verify
 from portconv.testing.calls import DIFFERENTIATE
 

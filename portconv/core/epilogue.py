@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ACTIVATIONS", "SLOPE", "Activation", "Epilogue"]
+__all__ = ["SLOPE", "Activation", "Epilogue"]
 
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu", "hard_swish", "gelu", "sigmoid", "tanh")
 SLOPE = 0.01  # of leaky_relu below zero, where none is named
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """One of `ACTIVATIONS`.
+    """One of `words.ACTIVATIONS`.
 
     Attributes
     ----------

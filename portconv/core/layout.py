@@ -11,14 +11,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 __all__ = [
-    "FROM_CBHW", "LAYOUTS", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "OIHW_FROM", "TO_CBHW", "WEIGHT_LAYOUTS", "reorder",
+    "FROM_CBHW", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "OIHW_FROM", "TO_CBHW", "WEIGHT_LAYOUTS", "reorder",
     "shape_of", "sizes",
 ]  # fmt: skip
 
 T = TypeVar("T")
 Permutation = tuple[int, int, int, int]
-
-LAYOUTS = ("NCHW", "NHWC")
 
 TO_CBHW: dict[str, Permutation] = {"NCHW": (1, 0, 2, 3), "NHWC": (3, 0, 1, 2)}
 FROM_CBHW: dict[str, Permutation] = {"NCHW": (1, 0, 2, 3), "NHWC": (1, 2, 3, 0)}

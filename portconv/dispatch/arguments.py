@@ -14,11 +14,12 @@ from typing import Any, Literal, TypeAlias
 from ..core import hints
 from ..core import layout as layouts
 from ..core.dtypes import promote, result_name
-from ..core.epilogue import ACTIVATIONS, SLOPE, Activation, Epilogue
+from ..core.epilogue import SLOPE, Activation, Epilogue
 from ..core.errors import choices, describe_shapes
 from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
+from ..core.words import ACCURACIES, ACTIVATIONS, COMPUTE_MODES, CONV_MODES, LAYOUTS, PADDING_MODES, STRATEGIES
 
 __all__ = [
     "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "image_sizes", "make_problem",
@@ -26,11 +27,6 @@ __all__ = [
 ]  # fmt: skip
 
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-COMPUTE_MODES = ("default", "float32")
-CONV_MODES = ("cross_correlation",)
-ACCURACIES = ("normwise", "elementwise")
-STRATEGIES = ("heuristic", "measure")
 MAX_ELEMENTS = 2**40  # of a result or a padded input: beyond it lies a mistake, not a machine
 
 
@@ -70,7 +66,7 @@ def _modes(conv_mode: Any, compute_mode: Any, padding_mode: Any, layout: Any) ->
         ("conv_mode", conv_mode, CONV_MODES),
         ("compute_mode", compute_mode, COMPUTE_MODES),
         ("padding_mode", padding_mode, PADDING_MODES),
-        ("layout", layout, layouts.LAYOUTS),
+        ("layout", layout, LAYOUTS),
     ):
         chosen(name, value, allowed)
     return conv_mode, compute_mode, padding_mode, layout

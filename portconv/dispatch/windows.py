@@ -6,17 +6,14 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from ..core import layout as layouts
 from ..core.dtypes import FLOATING, INTEGERS
 from ..core.integers import MAX_SIZE, Pair, pair, sequence_of_two
 from ..core.shapes import dilated, output_size
 from ..core.windows import Pooling, Resizing, Samples, Taps
+from ..core.words import AVERAGES, INTERPOLATIONS, LAYOUTS
 from .arguments import check_elements, chosen, flag, image_sizes, padding_of, sides_of
 
-__all__ = ["AVERAGES", "pooling", "resizing", "whole"]
-
-AVERAGES = ("average_count_exclude_padding", "average")
-INTERPOLATIONS = ("bilinear", "nearest")
+__all__ = ["pooling", "resizing", "whole"]
 
 
 def pooling(
@@ -37,7 +34,7 @@ def pooling(
     given, dilations = padding_of(padding), pair("dilation", dilation, 1)
     counted = chosen("mode", mode, AVERAGES) == "average"
     up = flag("ceil_mode", ceil_mode)
-    n, c, *size = _sizes(shape, chosen("layout", layout, layouts.LAYOUTS))
+    n, c, *size = _sizes(shape, chosen("layout", layout, LAYOUTS))
     _check_dtype(dtype, FLOATING if kind == "average" else (*FLOATING, *INTEGERS), kind)
     sides = sides_of(given, (size[0], size[1]), kernel, strides, dilations)
     (sh, sw), (dh, dw), (top, bottom, left, right) = strides, dilations, sides
@@ -69,7 +66,7 @@ def _taps(what: str, size: int, kernel: int, stride: int, dilation: int, sides: 
 
 def whole(shape: tuple[int, ...], dtype: str, layout: Any) -> Pooling:
     """The average of each channel of an image."""
-    return _whole(shape, dtype, chosen("layout", layout, layouts.LAYOUTS))
+    return _whole(shape, dtype, chosen("layout", layout, LAYOUTS))
 
 
 @lru_cache(maxsize=256)
@@ -90,7 +87,7 @@ def resizing(
         raise ValueError(
             f"`size` or `scale_factor` must be given, and not both, but got {size!r} and {scale_factor!r}."
         )
-    n, c, *old = _sizes(shape, chosen("layout", layout, layouts.LAYOUTS))
+    n, c, *old = _sizes(shape, chosen("layout", layout, LAYOUTS))
     _check_dtype(dtype, (*FLOATING, *INTEGERS) if nearest else FLOATING, mode)
     if scale_factor is None:
         new = list(pair("size", size, 1))

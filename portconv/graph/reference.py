@@ -67,6 +67,7 @@ def reference_conv() -> Any:
             return (y.astype(x.dtype, copy=False),)
 
     ReferenceConv.__name__ = "Conv"  # by which the evaluator finds what it replaces
+    ReferenceConv.__module__, ReferenceConv.__qualname__ = "portconv.onnx", "ReferenceConv"  # where users find it
     return ReferenceConv
 
 
@@ -97,6 +98,7 @@ def reference_conv_transpose() -> Any:
             return (y.astype(x.dtype, copy=False),)
 
     ReferenceConvTranspose.__name__ = "ConvTranspose"
+    ReferenceConvTranspose.__module__, ReferenceConvTranspose.__qualname__ = "portconv.onnx", "ReferenceConvTranspose"
     return ReferenceConvTranspose
 
 

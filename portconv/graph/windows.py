@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.backend import ArrayInfo
 from ..core.windows import Resizing, Samples, WindowOperation
+from ..core.words import AVERAGES
 from ..dispatch import windows
 from ..functional import conv2d
 from ..windows import applied
@@ -81,7 +82,7 @@ def pooled(
 
 def _pooled(x: Any, kind: str, kernel: Any, strides: Any, pads: Any, dilations: Any, *, up: bool, counted: bool) -> Any:
     def operation(info: ArrayInfo) -> WindowOperation:
-        mode = windows.AVERAGES[counted]
+        mode = AVERAGES[counted]
         made = windows.pooling(kind, info.shape, info.dtype, kernel, strides, pads, dilations, mode, up, "NCHW")
         check_size(made.out_shape(info.shape))
         return made

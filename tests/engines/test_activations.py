@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.core.epilogue import ACTIVATIONS, Activation
+from portconv.core.epilogue import Activation
+from portconv.core.words import ACTIVATIONS
 from portconv.engines import activations
 from portconv.testing import assert_close, reference_conv2d
 
