@@ -10,7 +10,7 @@ from typing import Any
 
 import portconv
 
-__all__ = ["TAPS", "Layer", "LayerError", "distinct", "load", "parse_sizes"]
+__all__ = ["TAPS", "Layer", "LayerError", "distinct", "load", "padding_of", "parse_sizes"]
 
 TAPS = ("random", "gaussian", "box", "sobel")
 
@@ -21,10 +21,13 @@ class LayerError(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution problem, in float32; sizes are (height, width).
+    """One convolution problem.
+
+    Sizes are (height, width), and where its sides differ `padding` is (top, bottom, left, right).
 
     `taps` says what the weight is: random numbers, which no engine can profit from, or the taps of a filter that users
-    run, all of which are separable. `count` says how often the layer occurs in one forward pass.
+    run, all of which are separable. `count` says how often the layer occurs in one forward pass. `dtype` and `accuracy`
+    are what it is computed in and to, as `portconv.plan_conv2d` takes them; peers know float32 alone.
     """
 
     suite: str
@@ -35,13 +38,15 @@ class Layer:
     out_channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     padding_mode: str = "zeros"
     bias: bool = False
     count: int = 1
     taps: str = "random"
+    dtype: str = "float32"
+    accuracy: str = "normwise"
 
     @property
     def id(self) -> str:
@@ -59,11 +64,19 @@ class Layer:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     @property
+    def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The padding as ((top, bottom), (left, right))."""
+        top, bottom, left, right = (
+            self.padding if len(self.padding) == 4 else (n for n in self.padding for _ in range(2))
+        )
+        return (top, bottom), (left, right)
+
+    @property
     def options(self) -> dict[str, Any]:
-        """The arguments that portconv and PyTorch call alike."""
+        """The arguments that portconv and PyTorch call alike; sides that differ are for portconv alone."""
         return {
             "stride": self.stride,
-            "padding": self.padding,
+            "padding": self.sides if len(self.padding) == 4 else self.padding,
             "dilation": self.dilation,
             "groups": self.groups,
             "padding_mode": self.padding_mode,
@@ -72,8 +85,8 @@ class Layer:
     @property
     def y_shape(self) -> tuple[int, int, int, int]:
         """Shape of the result, NCHW."""
-        sizes = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        sizes = zip(self.size, self.kernel, self.stride, self.sides, self.dilation, strict=True)
+        height, width = ((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         return (self.batch, self.out_channels, height, width)
 
     @property
@@ -129,8 +142,8 @@ class Layer:
         return cls(**fields)
 
 
-def _short(value: tuple[int, int]) -> str:
-    return str(value[0]) if value[0] == value[1] else "x".join(map(str, value))
+def _short(value: tuple[int, ...]) -> str:
+    return str(value[0]) if len(set(value)) == 1 else "x".join(map(str, value))
 
 
 def parse_sizes(text: str, lengths: tuple[int, ...] = (4,)) -> tuple[int, ...]:
@@ -147,7 +160,8 @@ def parse_sizes(text: str, lengths: tuple[int, ...] = (4,)) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if len(sizes) not in lengths or min(sizes) < 0:
-        wanted = " or ".join({1: "2", 2: "2x1", 4: "1x64x56x56"}.get(length, str(length)) for length in lengths)
+        four = "1x64x56x56" if lengths == (4,) else "0x1x0x1"
+        wanted = " or ".join({1: "2", 2: "2x1", 4: four}.get(length, str(length)) for length in lengths)
         raise LayerError(f"expected sizes such as {wanted}, but got {text!r}.")
     return sizes
 
@@ -159,14 +173,41 @@ def _pair(value: Any) -> tuple[int, int]:
     return (height, width)
 
 
+def padding_of(
+    value: Any, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, ...]:
+    """The padding of a layer from a number, (height, width), (top, bottom, left, right), "same" or "valid".
+
+    "same" gives ceil(size / stride) outputs, and an odd rest goes to the bottom and the right, as in `portconv.conv2d`.
+
+    Examples
+    --------
+    >>> padding_of("same", (9, 8), (3, 3), (2, 2), (1, 1))
+    (1, 1, 0, 1)
+    """
+    if value == "same":
+        sides: list[int] = []
+        for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
+            total = max((-(-n // max(s, 1)) - 1) * s + d * (k - 1) + 1 - n, 0)
+            sides += [total // 2, total - total // 2]
+        value = sides
+    elif value == "valid":
+        value = 0
+    if isinstance(value, int) or len(value) != 4:
+        return _pair(value)
+    top, bottom, left, right = value
+    return (top, left) if (top, left) == (bottom, right) else (top, bottom, left, right)
+
+
 _REQUIRED = ("N", "Cin", "H", "W", "Cout", "kh", "kw")
 
 
 def load(path: str | Path) -> list[Layer]:
     """Layers from a JSON file: a list of records, `{"shapes": [...]}`, or `{"sets": {suite: [...]}}`.
 
-    A record has N, Cin, H, W, Cout, kh, kw; it may have stride, padding, dilation (an int or a pair each), groups,
-    padding_mode, bias, count, taps, id or name, and suite.
+    A record has N, Cin, H, W, Cout, kh, kw; it may have stride, padding, dilation (an int or a pair each; padding also
+    "same", "valid" or four sides: top, bottom, left, right), groups, padding_mode, bias, count, taps, id or name, and
+    suite.
 
     Raises
     ------
@@ -198,17 +239,19 @@ def _from_record(record: Any, path: Path, index: int) -> Layer:
     if missing:
         raise LayerError(f"{path}, layer {index}: {', '.join(missing)} missing.")
     try:
+        sizes = (record["H"], record["W"]), (record["kh"], record["kw"])
+        steps = _pair(record.get("stride", 1)), _pair(record.get("dilation", 1))
         return Layer(
             suite=str(record.get("suite", path.stem)),
             name=str(record.get("id", record.get("name", index))),
             batch=record["N"],
             in_channels=record["Cin"],
-            size=(record["H"], record["W"]),
+            size=sizes[0],
             out_channels=record["Cout"],
-            kernel=(record["kh"], record["kw"]),
-            stride=_pair(record.get("stride", 1)),
-            padding=_pair(record.get("padding", 0)),
-            dilation=_pair(record.get("dilation", 1)),
+            kernel=sizes[1],
+            stride=steps[0],
+            padding=padding_of(record.get("padding", 0), *sizes, *steps),
+            dilation=steps[1],
             groups=record.get("groups", 1),
             padding_mode=record.get("padding_mode", "zeros"),
             bias=bool(record.get("bias", False)),

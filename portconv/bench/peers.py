@@ -44,11 +44,12 @@ def _mlx(_threads: int) -> Prepare:
         weight = mx.array(np.ascontiguousarray(weight.transpose(0, 2, 3, 1)))
         bias = None if bias is None else mx.array(bias)
         mx.eval(x, weight)
-        padding = layer.padding if mode is None else 0
-        pairs = ((0, 0), *((p, p) for p in layer.padding), (0, 0))
+        itself = mode is None and len(layer.padding) == 2  # whether the convolution pads
+        padding = layer.padding if itself else 0
+        pairs = ((0, 0), *layer.sides, (0, 0))
 
         def call() -> Any:
-            padded = x if mode is None else mx.pad(x, pairs, mode=mode)
+            padded = x if itself else mx.pad(x, pairs, mode=mode or "constant")
             y = mx.conv2d(padded, weight, layer.stride, padding, layer.dilation, layer.groups)
             if bias is not None:
                 y = y + bias
@@ -67,6 +68,8 @@ def _torch(threads: int, channels_last: bool) -> Prepare:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
+        if len(layer.padding) == 4:
+            raise Unsupported("torch.nn.Conv2d pads opposite sides alike")
         conv = torch.nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, bias=layer.bias, **layer.options)
         conv.weight.copy_(torch.from_numpy(weight))
         if layer.bias:
@@ -100,20 +103,21 @@ def _onnxruntime(threads: int) -> Prepare:
             tensors.append(to_tensor(bias, "bias"))
             inputs.append("bias")
         nodes = []
-        height, width = layer.padding
+        (top, bottom), (left, right) = layer.sides
+        sides = [top, left, bottom, right]
         if layer.padding_mode != "zeros":
-            pads = np.array([0, 0, height, width, 0, 0, height, width], dtype=np.int64)
+            pads = np.array([0, 0, top, left, 0, 0, bottom, right], dtype=np.int64)
             tensors.append(to_tensor(pads, "pads"))
             nodes.append(helper.make_node("Pad", ["x", "pads"], ["padded"], mode=_MODES[layer.padding_mode]))
             inputs[0] = "padded"
-            height = width = 0
+            sides = [0] * 4
         nodes.append(
             helper.make_node(
                 "Conv",
                 inputs,
                 ["y"],
                 strides=layer.stride,
-                pads=(height, width, height, width),
+                pads=sides,
                 dilations=layer.dilation,
                 group=layer.groups,
             )
@@ -149,18 +153,18 @@ def _openvino(threads: int) -> Prepare:
 
     def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         source = value = ops.parameter(layer.x_shape, np.float32)
-        padding = layer.padding
+        before, after = zip(*layer.sides, strict=True)
         if layer.padding_mode != "zeros":
             if layer.padding_mode not in modes:
                 raise Unsupported(f"its Pad has no {layer.padding_mode}")
-            pads = np.array([0, 0, *padding])
-            value = ops.pad(value, pads, pads, modes[layer.padding_mode])
-            padding = (0, 0)
+            pads = (np.array([0, 0, *padding]) for padding in (before, after))
+            value = ops.pad(value, *pads, modes[layer.padding_mode])
+            before = after = (0, 0)
         if layer.groups == 1:
-            value = ops.convolution(value, ops.constant(weight), layer.stride, padding, padding, layer.dilation)
+            value = ops.convolution(value, ops.constant(weight), layer.stride, before, after, layer.dilation)
         else:
             grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
-            value = ops.group_convolution(value, ops.constant(grouped), layer.stride, padding, padding, layer.dilation)
+            value = ops.group_convolution(value, ops.constant(grouped), layer.stride, before, after, layer.dilation)
         if bias is not None:
             value = ops.add(value, ops.constant(bias.reshape(1, -1, 1, 1)))
         model = openvino.Model([value], [source], "layer")
@@ -177,7 +181,7 @@ def _jax(_threads: int) -> Prepare:
     jnp = jax.numpy
 
     def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
-        pairs = [(p, p) for p in layer.padding]
+        pairs = list(layer.sides)
 
         def conv(x: Any, weight: Any, bias: Any) -> Any:
             padding = pairs
@@ -210,7 +214,7 @@ def _opencv(threads: int, separable: bool) -> Prepare:
     modes = {"zeros": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101, "replicate": cv2.BORDER_REPLICATE}
 
     def prepare(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
-        centred = all(k % 2 and p == k // 2 for k, p in zip(layer.kernel, layer.padding, strict=True))
+        centred = all(k % 2 and p == (k // 2, k // 2) for k, p in zip(layer.kernel, layer.sides, strict=True))
         if not (layer.is_depthwise and centred and layer.stride == layer.dilation == (1, 1)):
             raise Unsupported("filter2D is for one channel, stride 1, same size")
         if layer.padding_mode not in modes:

@@ -14,11 +14,13 @@ import numpy as np
 from ..testing import Reference, error_bound
 from .layers import Layer
 
-__all__ = ["check", "make_data", "separable_taps"]
+__all__ = ["check", "make_data", "rounded", "separable_taps"]
 
 Array = np.ndarray[Any, Any]
 
 SAMPLES = 48
+# What rounding a result to 16 bits adds: half the distance between neighbours, relative, and half the smallest number.
+_HALF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
 
 
 def separable_taps(layer: Layer) -> tuple[Array, Array] | None:
@@ -41,7 +43,10 @@ def _gaussian(size: int) -> Array:
 
 
 def make_data(layer: Layer) -> tuple[Array, Array, Array | None]:
-    """Input, weight (O, I/groups, kh, kw) and bias (O,) or None, the same in every process."""
+    """Input, weight (O, I/groups, kh, kw) and bias (O,) or None, the same in every process.
+
+    They are float32, with values that the layer's dtype has.
+    """
     rng = np.random.default_rng(zlib.crc32(layer.id.encode()))
     x = rng.standard_normal(layer.x_shape, dtype=np.float32)
     factors = separable_taps(layer)
@@ -52,7 +57,22 @@ def make_data(layer: Layer) -> tuple[Array, Array, Array | None]:
         weight = np.empty(layer.weight_shape, np.float32)
         weight[...] = np.outer(*factors)
     bias = rng.standard_normal(layer.out_channels, dtype=np.float32) if layer.bias else None
+    if layer.dtype in _HALF:
+        return (
+            rounded(x, layer.dtype),
+            rounded(weight, layer.dtype),
+            None if bias is None else rounded(bias, layer.dtype),
+        )
     return x, weight, bias
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """Float32 values rounded to a dtype of 16 bits, of which NumPy has but one."""
+    if dtype == "float16":
+        return values.astype(np.float16).astype(np.float32)
+    bits = values.view(np.uint32)
+    bits = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.asarray(bits.view(np.float32))
 
 
 def _source(index: Array, size: int, mode: str) -> tuple[Array, Array]:
@@ -83,7 +103,7 @@ def _patch(layer: Layer, x: Array, position: Array) -> Array:
     image, *output = position
     axes = []
     for axis in range(2):
-        start = output[axis] * layer.stride[axis] - layer.padding[axis]
+        start = output[axis] * layer.stride[axis] - layer.sides[axis][0]
         taps = start + layer.dilation[axis] * np.arange(layer.kernel[axis])
         axes.append(_source(taps, layer.size[axis], layer.padding_mode))
     (rows, row_inside), (columns, column_inside) = axes
@@ -99,8 +119,9 @@ def check(layer: Layer, x: Array, weight: Array, bias: Array | None, y: Array) -
     ValueError
         If `y` (NCHW) has the wrong shape or dtype.
     """
-    if tuple(y.shape) != layer.y_shape or y.dtype != np.float32:
-        raise ValueError(f"the result is {tuple(y.shape)} {y.dtype}, expected {layer.y_shape} float32")
+    dtype = "float32" if layer.dtype == "bfloat16" else layer.dtype  # as which libraries hand it to NumPy
+    if tuple(y.shape) != layer.y_shape or y.dtype.name != dtype:
+        raise ValueError(f"the result is {tuple(y.shape)} {y.dtype}, expected {layer.y_shape} {dtype}")
     positions = _positions(layer)
     patches = np.stack([_patch(layer, x, position) for position in positions])
     taps = weight.astype(np.float64).reshape(layer.groups, layer.out_channels // layer.groups, -1)
@@ -117,5 +138,9 @@ def check(layer: Layer, x: Array, weight: Array, bias: Array | None, y: Array) -
     largest = np.einsum("gi,goi->go", pixels, sums).reshape(1, -1)
     if bias is not None:
         largest = largest + np.abs(bias)
-    share = error / error_bound(Reference(exact, size, largest, taps.shape[2]), "float32")
+    bound = error_bound(Reference(exact, size, largest, taps.shape[2]), layer.dtype, layer.accuracy)
+    if layer.dtype in _HALF:
+        relative, absolute = _HALF[layer.dtype]
+        bound = bound + relative * np.abs(exact) + absolute
+    share = error / bound
     return float(np.max(share)) if np.all(np.isfinite(share)) else np.inf

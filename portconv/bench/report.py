@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Group
 from rich.text import Text
 
 from ..processes.session import Settings
@@ -15,7 +14,7 @@ from .contest import Contest, best_peer
 from .layers import Layer
 from .networks import NETWORKS
 from .runner import Task, Timed
-from .tables import Column, Line, Section, grouped, word
+from .tables import Column, Grouped, Line, Section, word
 from .timing import milliseconds
 
 __all__ = [
@@ -27,7 +26,7 @@ Message = dict[str, Any]
 Results = Mapping[str, Timed]  # by the backend's name
 LeftOut = Mapping[tuple[str, Task], str]
 
-DISTURBED = "\n! something else used a core before or after: it may be faster than that"
+DISTURBED = "\n! something else used a core then: it may be faster"
 
 
 def gflops(layer: Layer, milliseconds: float) -> float:
@@ -39,11 +38,12 @@ def _rows(results: Results) -> list[tuple[str, Task, Message]]:
     return [(name, task, found) for name, timed in results.items() for task, found in timed.answers.items()]
 
 
-def table(layers: Sequence[Layer], results: Results) -> Group:
+def table(layers: Sequence[Layer], results: Results) -> Grouped:
     """The figures, layer by layer; the fastest of a layer has a star."""
     caption = (
-        "* the fastest of its layer; tier: how the engine is carried out, native: the\n"
-        "library's own routine; ratio: its time over that of portconv's choice, in turns\n"
+        "* the fastest of its layer\n"
+        "tier: how the engine is carried out; native: by the library\n"
+        "ratio: the library's own time over that of portconv's choice\n"
         "error: the largest, as a share of the bound; MiB: workspace"
     )
     if any(found.get("disturbed") for _, _, found in _rows(results)):
@@ -55,7 +55,7 @@ def table(layers: Sequence[Layer], results: Results) -> Group:
         heading = Text.assemble((layer.id, "bold"), "  ", (layer.problem, "dim"))
         sections.append(Section(heading, [_line(results, row, fastest) for row in rows]))
     texts = [Column(head, is_number=False) for head in ("library", "device", "engine", "tier")]
-    return grouped([*texts, *map(Column, ("ms", "ratio", "GFLOP/s", "error", "MiB"))], sections, caption)
+    return Grouped([*texts, *map(Column, ("ms", "ratio", "GFLOP/s", "error", "MiB"))], sections, caption, lead=2)
 
 
 def _line(results: Results, row: tuple[str, Task, Message], fastest: float | None) -> Line:
@@ -141,14 +141,15 @@ def _record(results: Results, name: str, task: Task, found: Message) -> Message:
 # --- whole networks ---------------------------------------------------------------------------------------------------
 
 
-def network_table(found: Contest) -> Group:
+def network_table(found: Contest) -> Grouped:
     """The figures, network by network, the fastest library first."""
     caption = (
-        "tier: native is the library's own; ms: one pass, each layer once, the best\n"
-        "round; the best peer has a star; to peer: above 1 a library beats that\n"
-        "first, ms: until the first pass is done, compiled code being there\n"
-        "error: the largest, as a share of the bound; MiB: the peak of the process, and\n"
-        "what of it came after the import"
+        "tier: native is the library's own\n"
+        "ms: one pass, each layer once, the best round\n"
+        "* the best peer; to peer: above 1 a library beats that\n"
+        "first, ms: until the first pass, compiled code being there\n"
+        "error: the largest, as a share of the bound\n"
+        "MiB: the process at its peak; of it: since the import"
     )
     if any(answer.get("disturbed") for answers in found.results.values() for answer in answers.values()):
         caption += DISTURBED
@@ -175,7 +176,7 @@ def network_table(found: Contest) -> Group:
         sections.append(Section(Text(network, style="bold"), lines))
     texts = [Column(head, is_number=False) for head in ("library", "tier", "device")]
     numbers = ("ms", "to peer", "first, ms", "error", "MiB", "of it")
-    return grouped([*texts, *map(Column, numbers)], sections, caption)
+    return Grouped([*texts, *map(Column, numbers)], sections, caption)
 
 
 def _what_ran(layers: Sequence[Message]) -> tuple[str, str]:
@@ -185,12 +186,13 @@ def _what_ran(layers: Sequence[Message]) -> tuple[str, str]:
     return most + ("+" if len(set(tiers)) > 1 else ""), layers[0]["device"]
 
 
-def comparison_table(found: Mapping[str, Sequence[Row]]) -> Group:
+def comparison_table(found: Mapping[str, Sequence[Row]]) -> Grouped:
     """Each library's own routines and portconv's choice, network by network, the fastest first; and what to use."""
     caption = (
-        "own, choice: ms of one pass by the library's own routines and by portconv's\n"
-        "choice, in turns on the same arrays; ratio: above 1 the choice is faster\n"
-        "engines: the layers on which an engine of portconv's was chosen, and its tier"
+        "own, choice: one pass by the library's own routines and by\n"
+        "portconv's choice, in turns on the same arrays\n"
+        "ratio: above 1 the choice is faster\n"
+        "engines: the layers with an engine of portconv's; its tier"
     )
     if any(answer.get("disturbed") for rows in found.values() for row in rows for answer in row.answers.values()):
         caption += DISTURBED
@@ -202,7 +204,7 @@ def comparison_table(found: Mapping[str, Sequence[Row]]) -> Group:
         sections.append(Section(heading, lines, "nothing has a time" if said is None else str(said)))
     texts = [Column(head, is_number=False) for head in ("library", "device")]
     numbers = [Column(head) for head in ("own, ms", "choice, ms", "ratio", "engines")]
-    return grouped([*texts, *numbers, Column("tier", is_number=False)], sections, caption)
+    return Grouped([*texts, *numbers, Column("tier", is_number=False)], sections, caption, lead=2)
 
 
 def _times(row: Row) -> list[float]:

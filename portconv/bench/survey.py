@@ -37,7 +37,13 @@ def _offers(name: str, device: str, layer: Layer, layout: str) -> dict[str, Any]
     """The engine that auto would choose, and all candidates; or why there is none."""
     n, c, h, w = layer.x_shape
     x_shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
-    options = {"backend": name, "device": placement(name, device), "layout": layout, **layer.options}
+    options: dict[str, Any] = {
+        "backend": name,
+        "device": placement(name, device),
+        "layout": layout,
+        "dtype": layer.dtype,
+    }
+    options |= {"accuracy": layer.accuracy, **layer.options}
     try:
         plan = portconv.plan_conv2d(x_shape, layer.weight_shape, layer.bias, **options)
     except (TypeError, ValueError) as error:
@@ -93,7 +99,7 @@ def survey(
     found: dict[str, Any] = answer["backends"]
     for name, backend in found.items():
         if "missing" in backend:
-            raise SurveyError(f"backend {name!r}: {backend['missing']}")
+            raise SurveyError(f"library {name!r}: {backend['missing']}")
     return found
 
 

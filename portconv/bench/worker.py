@@ -49,9 +49,8 @@ def backend_target(backend: str, name: str | None = None, layout: str = "NCHW") 
 
 def make_conv(layer: Layer, weight: Any, bias: Any, **options: Any) -> portconv.Conv2d:
     """The module for a layer, with these parameters (NumPy arrays)."""
-    conv = portconv.Conv2d(
-        layer.in_channels, layer.out_channels, layer.kernel, bias=layer.bias, **layer.options, **options
-    )
+    options |= {"dtype": layer.dtype, **layer.options}
+    conv = portconv.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, bias=layer.bias, **options)
     conv.weight = weight.reshape(conv.weight.shape)
     if layer.bias:
         conv.bias = bias.reshape(conv.bias.shape)
@@ -65,11 +64,11 @@ class Images:
         self.library, self.layout = portconv.get_backend(name), layout
         self._last: tuple[Any, str | None, Any] = (None, None, None)  # the image, its device, and the array
 
-    def array(self, x: Any, place: str | None) -> Any:
+    def array(self, x: Any, place: str | None, dtype: str = "float32") -> Any:
         """The array of an NCHW image."""
         if self._last[0] is not x or self._last[1] != place:
             own = x if self.layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-            array = self.library.from_numpy(own, device=place)
+            array = self.library.from_numpy(own, dtype=dtype, device=place)
             self.library.synchronize(array)
             self._last = x, place, array
         return self._last[2]
@@ -90,8 +89,9 @@ def prepare(name: str, engine: str, device: str, images: Images | None = None) -
 
     def with_arrays(layer: Layer, x: Any, weight: Any, bias: Any) -> Prepared:
         place = placement(name, device) if device else None
-        conv = make_conv(layer, weight, bias, backend=name, device=place, engine=engine, layout=layout)
-        array = images.array(x, place)
+        options = {"backend": name, "device": place, "engine": engine, "layout": layout, "accuracy": layer.accuracy}
+        conv = make_conv(layer, weight, bias, **options)
+        array = images.array(x, place, layer.dtype)
         try:
             conv.plan(array)
         except portconv.UnsupportedError as reason:

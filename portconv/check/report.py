@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
+from ..bench.tables import Column, Grouped, Line, Section
 from ..testing.problems import Problem
 from . import markdown
 from .runner import ACCURACIES, Library, Run
@@ -63,36 +62,33 @@ def _worst(shares: dict[Run, float]) -> int | None:
     return max(shares, key=lambda run: shares[run]).number if shares else None
 
 
-def table(libraries: Sequence[Library], problems: Sequence[Problem]) -> Table:
+def table(libraries: Sequence[Library], problems: Sequence[Problem]) -> Grouped:
     """The rows of all of them, but for engines that a library does not have at all."""
     names = {p.number: p.name for p in problems}
-    caption = "the largest error that passed, as a share of the bound of that accuracy; 16-bit results apart"
-    grid = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", caption=caption, caption_justify="left"
+    caption = (
+        "normwise, elementwise, 16-bit: the largest error that\n"
+        "passed, as a share of the bound of that accuracy, results\n"
+        "of 16 bits apart; run, refused: problems; worst: the\n"
+        "problem of the largest error, by its number and its name"
     )
-    for column in ("library", "device", "engine"):
-        grid.add_column(column, no_wrap=True)
-    for column in ("problems", "refused", *ACCURACIES, "16-bit"):
-        grid.add_column(column, justify="right", no_wrap=True)
-    grid.add_column("worst problem")  # the only one that gives way on a narrow terminal
-    grid.add_column("verdict", no_wrap=True)
+    sections = []
     for library in libraries:
+        lines = []
         for row in summary(library, problems):
             if row["verdict"] == "not offered":
                 continue
             number = row["worst_problem"]
             shares = ["-" if row[a] is None else f"{row[a]:.3f}" for a in (*ACCURACIES, "16-bit")]
-            where = "-" if number is None else f"{number} {names[number]}"
-            grid.add_row(
-                *(Text(row[key]) for key in ("library", "device", "engine")),
-                str(row["problems"]), str(row["refused"]), *shares, Text(where),
-                Text(row["verdict"], style="bold red" if row["verdict"] == "FAILED" else "green"),
-            )  # fmt: skip
-        if library.error:
-            cells = [""] * (len(grid.columns) - 4)
-            grid.add_row(Text(library.label), *cells, Text(library.error), "", Text("FAILED", style="bold red"))
-        grid.add_section()
-    return grid
+            worst = ["-", ""] if number is None else [str(number), names[number]]
+            verdict = Text(row["verdict"], style="bold red" if row["verdict"] == "FAILED" else "green")
+            counts = str(row["problems"]), str(row["refused"])
+            lines.append(Line([row["device"], row["engine"], verdict, *counts, *shares, *worst]))
+        if lines or library.error:
+            error = f"FAILED: {library.error}" if library.error else ""
+            sections.append(Section(Text(library.label, style="bold"), lines, error))
+    heads = ("device", "engine", "verdict", "run", "refused", *ACCURACIES, "16-bit", "worst", "problem")
+    words = ("device", "engine", "verdict", "problem")
+    return Grouped([Column(head, is_number=head not in words) for head in heads], sections, caption)
 
 
 def repeat(library: Library, run: Run, seed: int) -> str:

@@ -154,9 +154,13 @@ class Checks:
                 raise CheckError(f"library {library.name!r}: {library.missing}")
 
     def choose(
-        self, problems: Sequence[Problem], devices: Sequence[str], engines: Sequence[str]
+        self,
+        problems: Sequence[Problem],
+        devices: Sequence[str],
+        engines: Sequence[str],
+        accuracies: Sequence[str] = (),
     ) -> dict[str, list[Run]]:
-        """The runs of every library, by label, after `survey`.
+        """The runs of every library, by label, after `survey`; all devices, engines and accuracies if none is named.
 
         Raises
         ------
@@ -178,6 +182,7 @@ class Checks:
                 for accuracy in (
                     ACCURACIES[:1] if library.stride > 1 or p.slow or p.mistake or p.gradient else ACCURACIES
                 )
+                if not accuracies or accuracy in accuracies
             ]
             for library in here
         }

@@ -1,4 +1,4 @@
-"""`portconv bench`: every backend, device and engine that is here, on layers of published networks or on one's own."""
+"""`portconv bench`: every library, device and engine that is here, on layers of published networks or on one's own."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from ..processes.files import write_json
 from ..processes.machine import machine
 from ..processes.session import Settings, Target
 from .network import bench_networks
-from .options import layer_options, layers_of, output
+from .options import json_option, layer_options, layers_of, one, output, several
+from .screen import screen
 
 __all__ = ["bench"]
 
 
-@click.command(short_help="Compare the backends, devices and engines that are here.")
+@click.command(short_help="Compare the libraries, devices and engines that are here.")
 @layer_options
 @click.option(
     "--network",
@@ -49,12 +50,13 @@ __all__ = ["bench"]
     type=click.Choice(NETWORK_PEERS),
     help="Which others, by default all that are installed; repeatable.",
 )
-@click.option("--backend", "backends", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
-@click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
-@click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default all worth a try; repeatable.")
-@click.option(
-    "--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", help="Of portconv's arrays; by default NCHW."
+@several(
+    *("library", "device", "engine"),
+    library="By default all there are but Dask; repeatable.",
+    engine="By default all worth a try; repeatable.",
 )
+@click.option("--backend", "backends", multiple=True, hidden=True)  # what --library was called
+@one("dtype", "layout", "accuracy")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="For every library; by default all cores.")
 @click.option(
     "--budget", metavar="SECONDS", type=click.FloatRange(0), help="To time an engine; by default 0.5, a network 5."
@@ -63,18 +65,26 @@ __all__ = ["bench"]
     "--limit", metavar="SECONDS", type=click.FloatRange(1), help="Until it is given up; by default 60, a network 600."
 )
 @click.option("--passes", metavar="N", type=click.IntRange(1), default=1, help="Run all so often, and keep the best.")
-@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+@json_option
 @click.option(
-    "--chart", "chart_file", metavar="FILE", callback=output(*charts.SUFFIXES), help="Draw it: .png, .svg, .pdf."
+    "--chart",
+    "chart_file",
+    metavar="FILE",
+    type=click.Path(),
+    callback=output(*charts.SUFFIXES),
+    help="Draw it: .png, .svg, .pdf.",
 )
 @click.option("--list", "list_suites", is_flag=True, help="List suites and networks, and stop.")
 def bench(
     networks: Sequence[str],
     peers: Sequence[str],
+    libraries: Sequence[str],
     backends: Sequence[str],
     devices: Sequence[str],
     engines: Sequence[str],
+    dtype: str,
     layout: str,
+    accuracy: str,
     threads: int | None,
     budget: float | None,
     limit: float | None,
@@ -84,7 +94,7 @@ def bench(
     list_suites: bool,
     **given: Any,
 ) -> int:
-    """Time portconv's backends, devices and engines on the same layers, each library in a process of its own.
+    """Time the libraries, devices and engines on the same layers, each library in a process of its own.
 
     A result is checked against a float64 sum before it is timed: a wrong one gets no time, and the exit status is 1.
     Every call waits for its result as the library needs it. What portconv chooses and the library's own routine take
@@ -97,7 +107,7 @@ def bench(
     should that network run on here?
 
     \b
-    portconv bench --suite mobilenet_v1 --backend numpy --chart chart.png
+    portconv bench --suite mobilenet_v1 --library numpy --chart chart.png
     portconv bench --x 1x64x56x56 --weight 64x64x3x3 --padding 1 --json results.json
     portconv bench --network resnet50 --network vgg19 --chart networks.png
     """  # noqa: D301  \b is a character that keeps click from filling the paragraph
@@ -110,22 +120,20 @@ def bench(
         return 0
     if chart_file is not None:
         importlib.import_module("matplotlib")  # its absence must show before the timing
-    # with the document on stdout, everything else goes to stderr
-    console = Console(stderr=json_file == "-", highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge
+    console = screen(json_file)
+    libraries = (*libraries, *backends)
     usual = (0.5, 60.0) if not networks else (5.0, 600.0)
     settings = Settings(
         threads or usable_cores(), usual[0] if budget is None else budget, usual[1] if limit is None else limit
     )
     if networks:
-        _check_alone(devices, engines, given)
-        return bench_networks(console, networks, backends, peers, layout, settings, passes, json_file, chart_file)
+        _check_alone(devices, engines, given, (dtype, accuracy))
+        return bench_networks(console, networks, libraries, peers, layout, settings, passes, json_file, chart_file)
     if peers:
         raise click.UsageError("--peer needs --network.", click.get_current_context())
     try:
-        layers = layers_of(**given)
-        found = survey(layers, backends, settings, layout)
+        layers = layers_of(**given, dtype=dtype, accuracy=accuracy)
+        found = survey(layers, libraries, settings, layout)
         choice = choose(found, layers, engines, devices)
     except (LayerError, SurveyError) as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
@@ -139,18 +147,23 @@ def bench(
     for line in [*wrong, *report.reasons(left_out), *report.without_row(layers, results, choice.left_out)]:
         console.print(line, markup=False)
     if json_file is not None:
-        more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "layout": layout}
+        more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "layout": layout, "dtype": dtype}
+        more["accuracy"] = accuracy
         more["devices"] = _devices(found)
         write_json(json_file, report.document(layers, results, choice.left_out, settings, more))
     if chart_file is not None:
-        title = f"portconv {portconv.__version__}, float32, {settings.threads} threads, {where['cpu']}"
+        title = f"portconv {portconv.__version__}, {dtype}, {settings.threads} threads, {where['cpu']}"
         series, legend = charts.of_results(results)
         charts.draw(series, [layer.id for layer in layers], title, chart_file, legend, charts.disturbed(results))
     return 1 if wrong else 0
 
 
-def _check_alone(devices: Sequence[str], engines: Sequence[str], given: dict[str, Any]) -> None:
-    """A network has its layers, on the default device of each library, by the engines that portconv chooses."""
+def _check_alone(
+    devices: Sequence[str], engines: Sequence[str], given: dict[str, Any], promised: tuple[str, str]
+) -> None:
+    """A network has its layers, in float32, on the devices that are here, by the engines that portconv chooses."""
+    if promised != ("float32", "normwise"):
+        raise click.UsageError("--network is timed in float32, normwise.", click.get_current_context())
     others = {"--device": devices, "--engine": engines, "--suite": given["names"], "--layers": given["file"]}
     others |= {"--x": given["x_shape"], "--weight": given["weight_shape"], "--select": given["pattern"]}
     for option, value in others.items():

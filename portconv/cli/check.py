@@ -13,20 +13,20 @@ import portconv
 
 from ..check import report
 from ..check.problems import COUNT, QUICK_COUNT, problem, problems
-from ..check.runner import CheckError, Checks, libraries
+from ..check.runner import CheckError, Checks
+from ..check.runner import libraries as libraries_named
 from ..processes.files import write_json, write_text
 from ..processes.machine import machine
 from ..testing.problems import Problem
-from .options import output
+from .options import json_option, output, several
 from .progress import libraries_bar
+from .screen import screen
 
 __all__ = ["check"]
 
 
 @click.command(short_help="Verify the libraries, devices and engines that are here.")
-@click.option("--library", "names", multiple=True, metavar="NAME", help="By default all there are; repeatable.")
-@click.option("--device", "devices", multiple=True, metavar="NAME", help="As the library names it; repeatable.")
-@click.option("--engine", "engines", multiple=True, metavar="NAME", help="By default auto and all; repeatable.")
+@several("library", "device", "engine", "dtype", "layout", "accuracy", engine="By default auto and all; repeatable.")
 @click.option(
     "--count", type=click.IntRange(0), metavar="N", help=f"Drawn problems; by default {COUNT}, {QUICK_COUNT} if quick."
 )
@@ -40,18 +40,22 @@ __all__ = ["check"]
     default=120,
     help="Until a call is given up; by default 120.",
 )
-@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+@json_option
 @click.option(
     "--publish",
     "page_file",
     metavar="FILE",
+    type=click.Path(),
     callback=output(".md"),
     help="Write what was found there, as a page (.md).",
 )
 def check(
-    names: Sequence[str],
+    libraries: Sequence[str],
     devices: Sequence[str],
     engines: Sequence[str],
+    dtypes: Sequence[str],
+    layouts: Sequence[str],
+    accuracies: Sequence[str],
     count: int | None,
     quick: bool,
     seed: int,
@@ -71,15 +75,18 @@ def check(
     portconv check --library mlx --device gpu --json mlx.json
     """  # noqa: D301  \b is a character that keeps click from filling the paragraph
     start = time.perf_counter()
-    chosen = _chosen(number, seed, count, quick)
-    # with the document on stdout, everything else goes to stderr
-    console = Console(stderr=json_file == "-", highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge
-    with Checks(libraries(names), limit) as checks:
+    chosen = [
+        problem
+        for problem in _chosen(number, seed, count, quick)
+        if problem.dtype in (dtypes or [problem.dtype]) and _layout(problem) in (layouts or [_layout(problem)])
+    ]
+    if not chosen:
+        raise click.UsageError("no problem has that dtype and layout.", click.get_current_context())
+    console = screen(json_file)
+    with Checks(libraries_named(libraries), limit) as checks:
         try:
-            checks.survey(needed=bool(names))
-            runs = checks.choose(chosen, devices, engines)
+            checks.survey(needed=bool(libraries))
+            runs = checks.choose(chosen, devices, engines, accuracies)
         except CheckError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
         where = machine()
@@ -119,6 +126,10 @@ def _print(console: Console, title: str, lines: Sequence[str]) -> None:
     if lines:
         console.print("\n".join([title, *lines] if title else lines), markup=False, soft_wrap=True)
         console.print()
+
+
+def _layout(problem: Problem) -> str:
+    return str(problem.arguments.get("layout", "NCHW"))
 
 
 def _chosen(number: int | None, seed: int, count: int | None, quick: bool) -> list[Problem]:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from ..bench.tables import Column, Grouped, Line, Section
 from ..check.installation import installation, lines
 from ..processes.files import write_json
-from .options import output
+from .options import json_option
+from .screen import screen
 
 __all__ = ["info"]
 
 
 @click.command(short_help="What is installed here: libraries, devices, engines, threads.")
-@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+@json_option
 def info(json_file: str | None) -> int:
     """Print what is installed here and what portconv makes of it: for yourself, and for reports of errors.
 
@@ -28,11 +27,10 @@ def info(json_file: str | None) -> int:
     if json_file == "-":
         write_json("-", found)
         return 0
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge
+    console = screen()
     for name, value in lines(found):
         console.print(f"{name + ':':<15} {value}", markup=False, soft_wrap=True)
+    console.print()
     console.print(_table(found["libraries"]))
     for name, library in found["libraries"].items():
         if library["missing"]:
@@ -42,15 +40,15 @@ def info(json_file: str | None) -> int:
     return 0
 
 
-def _table(libraries: dict[str, Any]) -> Table:
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
-    for column in ("library", "version", "device"):
-        grid.add_column(column, no_wrap=True)
-    grid.add_column("engines")
+def _table(libraries: dict[str, Any]) -> Grouped:
+    sections = []
     for name, library in libraries.items():
+        heading = Text.assemble((name, "bold"), " ", library["version"] or ("-" if library["missing"] else "?"))
+        lines = [
+            Line([device + (f" ({here['hardware']})" if here["hardware"] else ""), ", ".join(here["able"])])
+            for device, here in library["devices"].items()
+        ]
         if library["missing"]:
-            grid.add_row(Text(name), Text(library["version"] or "-"), "-", Text("cannot be used", style="red"))
-        for device, here in library["devices"].items():
-            place = device + (f" ({here['hardware']})" if here["hardware"] else "")
-            grid.add_row(Text(name), Text(library["version"] or "?"), Text(place), Text(", ".join(here["able"])))
-    return grid
+            lines = [Line(["-", Text("cannot be used", style="red")])]
+        sections.append(Section(heading, lines))
+    return Grouped([Column("device", is_number=False), Column("engines", is_number=False)], sections)

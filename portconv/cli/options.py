@@ -1,27 +1,31 @@
-"""What several commands take: options that name layers, those that say on which arrays, and files to be written."""
+"""What several commands take, in the same words: layers, libraries and their arrays, files to be written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 import portconv
 
 from ..bench import suites
-from ..bench.layers import Layer, LayerError, load, parse_sizes
+from ..bench.layers import Layer, LayerError, load, padding_of, parse_sizes
+from ..check.runner import libraries
 from ..processes.devices import devices, placement
 
-__all__ = ["Arrays", "array_options", "layer_options", "layers_of", "output"]
+__all__ = ["Arrays", "json_option", "layer_options", "layers_of", "one", "output", "several"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+LAYOUTS = ("NCHW", "NHWC")
+ACCURACIES = ("normwise", "elementwise")
+ENGINES = ("auto", "direct", "fft", "gemm", "native", "winograd")
 
 
 def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
@@ -37,6 +41,25 @@ def _sizes(*lengths: int) -> Callable[[click.Context, click.Parameter, str | Non
         return sizes * 2 if len(sizes) == 1 else sizes
 
     return read
+
+
+def _padding(context: click.Context, option: click.Parameter, text: str) -> str | tuple[int, ...] | None:
+    """What reads --padding: a word as it stands, or one, two or four numbers."""
+    return text if text in ("same", "valid") else _sizes(1, 2, 4)(context, option, text)
+
+
+def _decorator(*options: Decorator) -> Decorator:
+    """What gives a command these options, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# --- files to be written ----------------------------------------------------------------------------------------------
 
 
 def output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
@@ -57,7 +80,18 @@ def output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | No
     return check
 
 
-_LAYER_OPTIONS = (
+json_option = click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(),
+    callback=output(),
+    help="Write everything there; - is stdout.",
+)
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+layer_options = _decorator(
     click.option(
         "--suite",
         "names",
@@ -66,13 +100,19 @@ _LAYER_OPTIONS = (
         type=click.Choice([*suites.SUITES, "all"]),
         help="Layers of a published network, see bench --list; repeatable. Without any layers: resnet50.",
     ),
-    click.option("--layers", "file", metavar="FILE", help="Layers from a JSON file."),
+    click.option("--layers", "file", metavar="FILE", type=click.Path(), help="Layers from a JSON file."),
     click.option("--x", "x_shape", metavar="NxCxHxW", callback=_sizes(4), help="A layer: its image, 1x64x56x56 ..."),
     click.option(
         "--weight", "weight_shape", metavar="OxIxkhxkw", callback=_sizes(4), help="... its weight, 64x64x3x3 ..."
     ),
     click.option("--stride", default="1", metavar="N[xN]", callback=_sizes(1, 2), help="... and more; 2 is 2x2."),
-    click.option("--padding", default="0", metavar="N[xN]", callback=_sizes(1, 2)),
+    click.option(
+        "--padding",
+        default="0",
+        metavar="PADDING",
+        callback=_padding,
+        help="N, NxN, top x bottom x left x right as 0x1x0x1, same, or valid.",
+    ),
     click.option("--dilation", default="1", metavar="N[xN]", callback=_sizes(1, 2)),
     click.option("--groups", type=click.IntRange(1), metavar="N", help="By default what --x and --weight imply."),
     click.option("--padding-mode", type=click.Choice(MODES), default="zeros"),
@@ -81,15 +121,10 @@ _LAYER_OPTIONS = (
 )
 
 
-def layer_options(command: Command) -> Command:
-    """Give a command the options that `layers_of` takes."""
-    for option in reversed(_LAYER_OPTIONS):
-        command = option(command)
-    return command
-
-
-def layers_of(names: tuple[str, ...], file: str | None, pattern: str, **options: Any) -> list[Layer]:
-    """The layers that the options name.
+def layers_of(
+    names: tuple[str, ...], file: str | None, pattern: str, dtype: str, accuracy: str, **options: Any
+) -> list[Layer]:
+    """The layers that the options name, in a dtype and to an accuracy.
 
     Raises
     ------
@@ -98,7 +133,8 @@ def layers_of(names: tuple[str, ...], file: str | None, pattern: str, **options:
     """
     others = load(file) if file else []
     others += _given(**options)
-    return suites.select(names if names or others else ["resnet50"], others, pattern)
+    found = suites.select(names if names or others else ["resnet50"], others, pattern)
+    return [replace(layer, dtype=dtype, accuracy=accuracy) for layer in found]
 
 
 def _given(
@@ -116,25 +152,63 @@ def _given(
     if channels != per_group * groups:
         raise LayerError(f"--x has {channels} channels, but --weight has {per_group} in each of {groups} groups.")
     sizes: dict[str, Any] = {"size": tuple(size), "kernel": tuple(kernel), **options}
+    steps = options["stride"], options["dilation"]
+    sizes["padding"] = padding_of(options["padding"], sizes["size"], sizes["kernel"], *steps)
     return [Layer("given", "layer", n, channels, out_channels=outputs, groups=groups, **sizes).check()]
 
 
-# --- on which arrays --------------------------------------------------------------------------------------------------
-
-_ARRAY_OPTIONS = (
-    click.option("--library", default="numpy", metavar="NAME", help="Whose arrays; by default numpy."),
-    click.option("--device", metavar="NAME", help="As the library names it; by default its default device."),
-    click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="By default float32."),
-    click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", help="By default NCHW."),
-    click.option("--accuracy", type=click.Choice(["normwise", "elementwise"]), default="normwise"),
-)
+# --- libraries, devices, engines, and what their arrays are -----------------------------------------------------------
 
 
-def array_options(command: Command) -> Command:
-    """Give a command the options that `Arrays.of` takes."""
-    for option in reversed(_ARRAY_OPTIONS):
-        command = option(command)
-    return command
+def _engines(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    """The names of engines that a shell offers; plug-ins may have more."""
+    return [name for name in ENGINES if name.startswith(begun)]
+
+
+def _libraries(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    """The names of libraries that a shell offers; none is imported for that."""
+    return sorted({library.name for library in libraries() if library.name.startswith(begun)})
+
+
+_CHOICES = {"dtype": DTYPES, "layout": LAYOUTS, "accuracy": ACCURACIES}
+_HELP_OF_ONE = {
+    "library": "Whose arrays; by default numpy.",
+    "device": "As the library names it; by default its default device.",
+    "dtype": "By default float32.",
+    "layout": "By default NCHW.",
+    "accuracy": "What is promised of errors; by default normwise.",
+}
+_HELP_OF_SEVERAL = {
+    "library": "By default all there are; repeatable.",
+    "device": "As the library names it; by default all; repeatable.",
+    "engine": "By default all; repeatable.",
+    "dtype": "By default all; repeatable.",
+    "layout": "By default both; repeatable.",
+    "accuracy": "By default both; repeatable.",
+}
+
+
+def _option(name: str, variable: str, **more: Any) -> Decorator:
+    if name in _CHOICES:
+        return click.option(f"--{name}", variable, type=click.Choice(_CHOICES[name]), **more)
+    offered = {"library": _libraries, "engine": _engines}
+    return click.option(f"--{name}", variable, metavar="NAME", shell_complete=offered.get(name), **more)
+
+
+def one(*names: str) -> Decorator:
+    """Give a command options of which it takes one each: `library`, `device`, `dtype`, `layout`, `accuracy`."""
+    usual = {"library": "numpy", "dtype": "float32", "layout": "NCHW", "accuracy": "normwise"}
+    return _decorator(*(_option(name, name, default=usual.get(name), help=_HELP_OF_ONE[name]) for name in names))
+
+
+def several(*names: str, **help_texts: str) -> Decorator:
+    """Give a command options that it takes repeatedly: `library` as `libraries`, and so on, and `engine`.
+
+    `help_texts` has those that differ from the usual ones.
+    """
+    plural = {"library": "libraries", "accuracy": "accuracies"}
+    texts = {**_HELP_OF_SEVERAL, **help_texts}
+    return _decorator(*(_option(name, plural.get(name, f"{name}s"), multiple=True, help=texts[name]) for name in names))
 
 
 @dataclass(frozen=True)

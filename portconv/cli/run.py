@@ -15,7 +15,8 @@ import portconv
 from portconv import onnx
 
 from ..processes.devices import devices, placement
-from .options import output
+from ..processes.files import replace_file
+from .options import one, output
 
 __all__ = ["run"]
 
@@ -25,8 +26,7 @@ LARGEST = 1 << 14  # of an axis of an image
 @click.command(short_help="Run a network from an ONNX file on an image.")
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @click.argument("image", type=click.Path(exists=True, dir_okay=False))
-@click.option("--library", default="numpy", metavar="NAME", help="Whose arrays; by default numpy.")
-@click.option("--device", metavar="NAME", help="As the library names it; by default its default device.")
+@one("library", "device")
 @click.option(
     "--size",
     metavar="H W",
@@ -39,7 +39,9 @@ LARGEST = 1 << 14  # of an axis of an image
 @click.option("--mean", type=float, default=0.0, metavar="M", help="By default 0.")
 @click.option("--deviation", type=float, default=1.0, metavar="D", help="By default 1.")
 @click.option("--repeat", type=click.IntRange(1), default=3, metavar="N", help="Runs that are timed; by default 3.")
-@click.option("--output", "file", metavar="FILE.npz", callback=output(".npz"), help="Write the outputs there.")
+@click.option(
+    "--output", "file", metavar="FILE.npz", type=click.Path(), callback=output(".npz"), help="Write the outputs there."
+)
 def run(
     model: str,
     image: str,
@@ -83,8 +85,7 @@ def run(
     for name, value in found.items():
         console.print(f"{name}: {_described(value)}", markup=False, soft_wrap=True)
     if file is not None:
-        with Path(file).open("wb") as target:
-            np.savez(target, **found)
+        replace_file(file, lambda target: np.savez(target, **found))
     return 0
 
 

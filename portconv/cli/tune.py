@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import portconv
 from portconv import wisdom
 
 from ..bench.layers import Layer, LayerError
+from ..bench.tables import Column, Grouped, Line, Section
 from ..bench.timing import milliseconds
 from ..bench.worker import backend_target
 from ..processes.files import write_json
 from ..processes.machine import machine
-from .options import Arrays, array_options, layer_options, layers_of, output
+from .options import Arrays, json_option, layer_options, layers_of, one
 from .progress import each
+from .screen import screen
 
 __all__ = ["tune"]
 
@@ -37,9 +37,9 @@ USUAL = {
 
 @click.command(short_help="Find the fastest engines on this machine, for strategy='measure'.")
 @layer_options
-@array_options
+@one("library", "device", "dtype", "layout", "accuracy")
 @click.option("--dry-run", is_flag=True, help="Time everything, but keep nothing.")
-@click.option("--json", "json_file", metavar="FILE", callback=output(), help="Write everything there; - is stdout.")
+@json_option
 @click.option("--show", is_flag=True, help="Show what is kept, and stop.")
 @click.option("--clear", is_flag=True, help="Forget everything that is kept, and stop.")
 def tune(
@@ -64,10 +64,7 @@ def tune(
     portconv tune --x 1x64x56x56 --weight 64x64x3x3 --padding 1
     """  # noqa: D301  \b is a character that keeps click from filling the paragraph
     context = click.get_current_context()
-    # with the document on stdout, everything else goes to stderr
-    console = Console(stderr=json_file == "-", highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge
+    console = screen(json_file)
     try:
         if show and clear:
             raise click.UsageError("--show and --clear exclude each other.", context)
@@ -77,7 +74,7 @@ def tune(
             there = wisdom.clear()
             console.print(f"{wisdom.path()}: {'deleted' if there else 'was not there'}.", markup=False, soft_wrap=True)
             return 0
-        layers = layers_of(**given)
+        layers = layers_of(**given, dtype=dtype, accuracy=accuracy)
         arrays = Arrays.of(library, device, dtype=dtype, layout=layout, accuracy=accuracy)
         if not dry_run:
             if not wisdom.enabled():
@@ -191,34 +188,30 @@ def _sum(rows: list[_Row]) -> dict[str, float]:
     return {"before": before, "after": after, "gain": _gain(before, after)}
 
 
-def _grid() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+def _columns(*heads: str) -> list[Column]:
+    return [Column(head, is_number=head in ("ms", "gain")) for head in heads]
 
 
-def _table(rows: list[_Row]) -> Table:
-    grid = _grid()
-    for column in ("layer", "sizes"):
-        grid.add_column(column)
-    for column in ("by estimate", "ms", "fastest", "ms", "gain"):
-        grid.add_column(column, justify="right" if column in ("ms", "gain") else "left", no_wrap=True)
-    for row in rows:
-        names = [Text(row.layer.id), Text(row.layer.problem, style="dim")]
-        if row.error:
-            grid.add_row(*names, Text("error", style="bold red"))
-            continue
-        if row.disturbed:
-            grid.add_row(*names, row.engine, "", Text("disturbed", style="yellow"))
-            continue
-        style = "green" if row.fastest != row.engine else None
-        before, after = row.before_and_after
-        grid.add_row(
-            *names, row.engine, _ms(before), row.fastest, _ms(after), f"{_gain(before, after):.2f}", style=style
-        )
-    grid.add_section()
+def _table(rows: list[_Row]) -> Grouped:
+    sections = [
+        Section(Text.assemble((row.layer.id, "bold"), "  ", (row.layer.problem, "dim")), [_line(row)]) for row in rows
+    ]
     total = _sum(rows)
     figures = ("", _ms(total["before"]), "", _ms(total["after"]), f"{total['gain']:.2f}")
-    grid.add_row("sum", Text("each as often as it occurs", style="dim"), *figures)
-    return grid
+    heading = Text.assemble(("sum", "bold"), "  ", ("each as often as it occurs", "dim"))
+    return Grouped(
+        _columns("by estimate", "ms", "fastest", "ms", "gain"), [*sections, Section(heading, [Line(figures)])], lead=0
+    )
+
+
+def _line(row: _Row) -> Line:
+    if row.error:
+        return Line([Text("error", style="bold red")])
+    if row.disturbed:
+        return Line([row.engine, "", Text("disturbed", style="yellow")])
+    before, after = row.before_and_after
+    figures = (row.engine, _ms(before), row.fastest, _ms(after), f"{_gain(before, after):.2f}")
+    return Line(figures, style="green" if row.fastest != row.engine else None)
 
 
 def _ms(seconds: float) -> str:
@@ -231,16 +224,15 @@ def _show(console: Console, json_file: str | None) -> int:
     if not records:
         console.print(f"Nothing is kept yet in {wisdom.path()}.", markup=False, soft_wrap=True)
     for environment in dict.fromkeys(environment for environment, _ in records):
-        grid = _grid()
-        for column in ("problem", "fastest", "ms", "measured"):
-            grid.add_column(column, justify="right" if column == "ms" else "left", no_wrap=column != "problem")
+        sections = []
         for (where, problem), record in records.items():
             if where == environment:
                 engine = min(record.seconds, key=lambda name: record.seconds[name])
                 words = ", ".join(word for word in problem.split("; ") if word not in USUAL)
-                grid.add_row(Text(words), Text(engine), _ms(record.seconds[engine]), Text(record.when))
+                line = Line([engine, _ms(record.seconds[engine]), record.when])
+                sections.append(Section(Text(words, style="bold"), [line]))
         console.print(environment, markup=False, soft_wrap=True)
-        console.print(grid)
+        console.print(Grouped(_columns("fastest", "ms", "measured"), sections, lead=0))
     if json_file is not None:
         listed = [
             {"environment": where, "problem": what, **record._asdict()} for (where, what), record in records.items()

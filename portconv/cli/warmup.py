@@ -14,7 +14,7 @@ import portconv
 from portconv import extending, machine
 
 from ..bench.layers import Layer, LayerError
-from .options import Arrays, array_options, layer_options, layers_of
+from .options import Arrays, layer_options, layers_of, one
 from .progress import each
 
 __all__ = ["warmup"]
@@ -37,7 +37,7 @@ class _Row:
 
 @click.command(short_help="Compile ahead what layers need, so that no first call waits for it.")
 @layer_options
-@array_options
+@one("library", "device", "dtype", "layout", "accuracy")
 @click.option("--gradients", is_flag=True, help="Compile what the gradients of image and weight need, too.")
 def warmup(
     library: str, device: str | None, dtype: str, layout: str, accuracy: str, gradients: bool, **given: Any
@@ -53,7 +53,7 @@ def warmup(
     portconv warmup --suite resnet50 --library torch --gradients
     """  # noqa: D301  \b is a character that keeps click from filling the paragraph
     try:
-        layers = layers_of(**given)
+        layers = layers_of(**given, dtype=dtype, accuracy=accuracy)
         arrays = Arrays.of(library, device, dtype=dtype, layout=layout, accuracy=accuracy)
     except (LayerError, ImportError, ValueError) as error:
         raise click.UsageError(str(error), click.get_current_context()) from None

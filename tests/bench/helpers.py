@@ -42,5 +42,7 @@ RESULTS = {
 def exact(layer):
     x, weight, bias = data = reference.make_data(layer)
     options = {"padding_mode": layer.padding_mode}
-    y, *_ = reference_conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups, **options)
-    return data, y.astype(np.float32)
+    y, *_ = reference_conv2d(x, weight, bias, layer.stride, layer.sides, layer.dilation, layer.groups, **options)
+    if layer.dtype == "bfloat16":  # which NumPy has not: it comes in float32
+        return data, reference.rounded(y.astype(np.float32), "bfloat16")
+    return data, y.astype(layer.dtype)

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from portconv.bench.layers import Layer, LayerError, load, parse_sizes
+import portconv
+from portconv.bench.layers import Layer, LayerError, load, padding_of, parse_sizes
 
 RECORD = {"N": 1, "Cin": 4, "H": 8, "W": 9, "Cout": 6, "kh": 3, "kw": 1}
 
@@ -56,6 +57,29 @@ def test_wrong_files_of_layers(tmp_path, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(LayerError, match="cannot be read"):
         load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "padding"),
+    [
+        ("same", (0, 1, 1, 1)),
+        ("valid", (0, 0)),
+        (1, (1, 1)),
+        ([0, 2], (0, 2)),
+        ([1, 1, 2, 2], (1, 2)),
+        ([1, 0, 2, 3],) * 2,
+    ],
+)
+def test_padding(tmp_path, given, padding):
+    """It is what `portconv.conv2d` makes of it."""
+    sizes = (8, 9), (3, 3), (2, 2), (1, 1)
+    assert padding_of(given, *sizes) == tuple(padding)
+    file = tmp_path / "layers.json"
+    file.write_text(json.dumps([{**RECORD, "kw": 3, "stride": 2, "padding": given}]))
+    (layer,) = load(file)
+    as_array = given if isinstance(given, (str, int)) or len(given) == 2 else (tuple(given[:2]), tuple(given[2:]))
+    expected = portconv.conv2d_output_shape(layer.x_shape, layer.weight_shape, 2, as_array)
+    assert layer.y_shape == expected == portconv.conv2d_output_shape(layer.x_shape, layer.weight_shape, **layer.options)
 
 
 def test_sizes():

@@ -15,6 +15,7 @@ LAYERS = [
     other("depthwise", in_channels=4, out_channels=4, groups=4, padding_mode="reflect"),
     other("separable", in_channels=3, out_channels=3, groups=3, padding_mode="replicate", taps="gaussian"),
     other("circular", padding_mode="circular"),
+    other("sides", padding=(0, 2, 1, 0)),
 ]
 
 

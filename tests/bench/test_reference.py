@@ -13,6 +13,9 @@ LAYERS = [
     other("strided", stride=(2, 1), dilation=(1, 2), bias=True),
     other("grouped", in_channels=4, out_channels=6, groups=2, batch=2),
     *(other(mode, padding=(2, 3), padding_mode=mode) for mode in ("reflect", "replicate", "circular")),
+    other("sides", padding=(0, 2, 1, 0), stride=(2, 2)),
+    other("double", dtype="float64", accuracy="elementwise"),
+    *(other(dtype, dtype=dtype, accuracy="elementwise") for dtype in ("float16", "bfloat16")),
     other("sobel", in_channels=2, out_channels=2, groups=2, taps="sobel"),
 ]
 
@@ -21,7 +24,11 @@ LAYERS = [
 def test_the_check_agrees_with_the_oracle(layer):
     data, y = exact(layer)
     assert 0 < reference.check(layer, *data, y) < 1
-    for wrong in (y[:, ::-1], y + np.float32(1e-3), np.where(y == y[0, 0, 0, 0], np.nan, y)):  # the corner is checked
+    for wrong in (
+        y[:, ::-1],
+        (y + np.float32(1e-3)).astype(y.dtype),
+        np.where(y == y[0, 0, 0, 0], np.nan, y),
+    ):  # the corner is checked
         assert reference.check(layer, *data, wrong) > 1
 
 

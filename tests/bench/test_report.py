@@ -8,8 +8,9 @@ import json
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from portconv.bench import chart, report, timing, worker
+from portconv.bench import chart, report, tables, timing, worker
 from portconv.bench.runner import Task, Timed
 from portconv.cpu import busy
 from tests.bench.helpers import RESULTS, SECOND, SETTINGS, TINY
@@ -28,13 +29,30 @@ def test_table(capsys):
     assert report.problems(RESULTS) == ["numpy cpu fft, given/tiny: wrong result"]
 
 
-def test_tables_fit_80_columns():
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_fit_narrow_terminals(width):
     found = {"best_ms": 1234.0, "error_share": 0.25, "workspace_bytes": 999 << 20, "disturbed": True}
     found |= {"engine": "winograd", "tier": "array API"}
-    console = Console(width=80, file=io.StringIO())
+    console = Console(width=width, file=io.StringIO())
     console.print(report.table([TINY], {"torch": Timed({}, {Task(TINY, "auto", "cuda:0"): found})}))
-    assert "auto: winograd array API ! * 1234" in console.file.getvalue()
-    assert "999.0" in console.file.getvalue() and "…" not in console.file.getvalue()
+    out = console.file.getvalue()
+    assert "auto: winograd array API ! * 1234" in out and "999.0" in out and "…" not in out
+    # at 60 columns library and device have a line of their own, which needs none on a wide one
+    assert [line.strip() == "torch cuda:0" for line in out.splitlines()].count(True) == (width == 60)
+    assert max(map(len, out.splitlines())) <= width and "not shown" not in out
+
+
+def test_what_does_not_fit_is_left_out_and_said():
+    columns = [tables.Column("engine", is_number=False), tables.Column("ms"), tables.Column("MiB")]
+    made = tables.Grouped(columns, [tables.Section(Text("a"), [tables.Line(["gemm", "12", "3.4"])])], lead=0)
+    shown = []
+    for width in (200, 11):
+        console = Console(width=width, file=io.StringIO())
+        console.print(made)
+        shown.append([line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()])
+    assert shown[0] == ["engine ms MiB", "─" * 13, "a", "gemm   12 3.4"]  # a line is no longer than the table
+    assert shown[1][:4] == ["engine ms", "─" * 9, "a", "gemm   12"]
+    assert " ".join(shown[1][4:]) == "not shown at this width: MiB"
 
 
 def test_document():

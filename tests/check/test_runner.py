@@ -18,7 +18,11 @@ def test_a_wrong_back_end_is_named(plugin, capsys):
     arguments = ["check", "--library", "tinyarray", "--library", "numpy", "--problem", str(number)]
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    verdicts = {(w[0], w[2]): w[-1] for line in out.splitlines() if len(w := line.split()) > 6 and w[1] == "cpu"}
+    verdicts, label = {}, ""  # by library, which has a line of its own, and engine
+    for words in map(str.split, out.splitlines()):
+        if words[:1] == ["cpu"]:
+            verdicts[label, words[1]] = words[2]
+        label = " ".join(words) if len(words) < 3 and words else label
     assert verdicts["tinyarray", "native"] == "FAILED"
     assert {verdicts["tinyarray", e] for e in ("gemm", "fft", "direct")} == {"passed"}
     assert {verdict for (library, _), verdict in verdicts.items() if library == "numpy"} == {"passed"}

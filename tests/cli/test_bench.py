@@ -15,7 +15,7 @@ from portconv.cli import main
 from portconv.cli import network as network_command
 from tests.helpers import lines
 
-GIVEN = ["bench", "--x", "1x4x9x8", "--weight", "6x2x3x3", "--padding", "1x0", "--backend", "numpy", "--budget", "0.01"]
+GIVEN = ["bench", "--x", "1x4x9x8", "--weight", "6x2x3x3", "--padding", "1x0", "--library", "numpy", "--budget", "0.01"]
 
 
 def test_a_layer_from_start_to_end(run_python, tmp_path):
@@ -42,8 +42,11 @@ def test_a_layer_from_start_to_end(run_python, tmp_path):
 
 def test_json_on_stdout_and_named_engines(run_python):
     arguments = [*GIVEN, "--engine", "direct", "--engine", "native", "--json", "-"]
+    arguments += ["--dtype", "float64", "--accuracy", "elementwise", "--padding", "0x1x2x0"]
     out = run_python(f"import sys; from portconv.cli import main; sys.exit(main({arguments!r}))")
-    direct, native = json.loads(out)["layers"][0]["results"]
+    (layer,) = json.loads(out)["layers"]
+    assert (layer["dtype"], layer["accuracy"], layer["padding"]) == ("float64", "elementwise", [0, 1, 2, 0])
+    direct, native = layer["results"]
     assert direct["engine"] == "direct" and direct["best_ms"] > 0
     assert "skipped" in native
 
@@ -67,7 +70,9 @@ def test_json_on_stdout_and_named_engines(run_python):
         (["bench", "--json", "/nonesuch/a.json"], "/nonesuch/a.json cannot be written"),
         (["bench", "--json", "/"], "is a directory"),
         (["bench", "--chart", "chart.bmp"], "must end in .png"),
-        ([*GIVEN, "--backend", "nonesuch"], "nonesuch"),
+        ([*GIVEN, "--library", "nonesuch"], "nonesuch"),
+        ([*GIVEN, "--backend", "nonesuch"], "nonesuch"),  # as it was called
+        (["bench", "--network", "vgg19", "--dtype", "float64"], "--network is timed in float32"),
         (["bench", "--network", "nonesuch"], "'nonesuch' is not one of"),
         (["bench", "--network", "vgg19", "--peer", "opencv"], "--peer"),
         (["bench", "--peer", "torch"], "--peer needs --network"),

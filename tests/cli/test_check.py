@@ -46,6 +46,19 @@ def test_numpy_passes(plain, tmp_path, capsys):
     assert told[1][1] == np.__version__ and told[1][6] == f"{rows['gemm']['normwise']:.3f}"
 
 
+def test_problems_of_a_dtype_a_layout_and_an_accuracy(plain, tmp_path, capsys):
+    file, only = tmp_path / "check.json", ["--dtype", "float16", "--layout", "NHWC", "--accuracy", "elementwise"]
+    arguments = ["--library", "numpy", "--engine", "auto", "--quick", "--count", "30", *only]
+    assert main(["check", *arguments, "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert document["problems"] and document["runs"]
+    for problem in document["problems"].values():
+        assert problem["dtype"] == "float16" and problem["arguments"]["layout"] == "NHWC"
+    assert {run["accuracy"] for run in document["runs"]} == {"elementwise"}
+    assert main(["check", "--problem", "0", "--dtype", "bfloat16"]) == 2
+    assert "no problem has that dtype and layout" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
