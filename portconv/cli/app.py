@@ -11,6 +11,7 @@ import portconv
 
 from .bench import bench
 from .check import check
+from .completion import completion
 from .info import info
 from .matrix import matrix
 from .run import run as run_network
@@ -32,6 +33,7 @@ def app(context: click.Context) -> int:
 
 app.add_command(bench)
 app.add_command(check)
+app.add_command(completion)
 app.add_command(info)
 app.add_command(matrix)
 app.add_command(run_network)

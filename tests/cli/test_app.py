@@ -31,6 +31,35 @@ def test_help_and_version(capsys):
     assert "bench" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(capsys, shell):
+    assert main(["completion", shell]) == 0
+    assert f"_PORTCONV_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["be"], {"bench"}),
+        (["check", "--acc"], {"--accuracy"}),
+        (["bench", "--library", "nu"], {"numpy"}),
+        (["check", "--engine", "win"], {"winograd"}),
+        (["tune", "--dtype", "float"], {"float16", "float32", "float64"}),
+        (["bench", "--back"], set()),  # the former name, which still works
+    ],
+)
+def test_what_a_shell_asks_is_answered(capsys, monkeypatch, words, offered):
+    """As the script of `portconv completion bash` asks."""
+    monkeypatch.setenv("_PORTCONV_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["portconv", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    found = capsys.readouterr().out.splitlines()
+    assert {line.partition(",")[2] for line in found if line} == offered
+
+
 @pytest.mark.parametrize("name", ["click", "rich", "matplotlib"])
 def test_without_the_extra(run_python, name):
     out = run_python(f"""
