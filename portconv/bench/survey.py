@@ -5,6 +5,7 @@ Asking imports the libraries, so the asking is done in a process of its own; `su
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from ..processes.session import Session, Settings, Target
 from .layers import Layer
 from .runner import Task
 
-__all__ = ["Choice", "SurveyError", "choose", "main", "survey"]
+__all__ = ["Choice", "SurveyError", "choose", "main", "survey", "unasked"]
 
 # A library for checking programs, many times slower than the NumPy that it wraps: only for those who name it.
 # Dask's tasks take milliseconds each, whatever is in them: it is for images larger than memory.
@@ -101,6 +102,13 @@ def survey(
         if "missing" in backend:
             raise SurveyError(f"library {name!r}: {backend['missing']}")
     return found
+
+
+def unasked(backends: Sequence[str]) -> list[str]:
+    """What is said of libraries that are installed and take part only if they are named; none is imported for that."""
+    if backends or importlib.util.find_spec("dask") is None:
+        return []
+    return ["Dask is left out: its tasks take milliseconds each, whatever is in them; --library dask times it."]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..bench.layers import LayerError
 from ..bench.networks import NETWORKS, network
 from ..bench.peers import NETWORK_PEERS
 from ..bench.runner import Task, Timed, run_all
-from ..bench.survey import Choice, SurveyError, choose, survey
+from ..bench.survey import Choice, SurveyError, choose, survey, unasked
 from ..bench.timing import describe
 from ..bench.worker import backend_target
 from ..machine import usable_cores
@@ -144,7 +144,8 @@ def bench(
     console.print(report.table(layers, results))
     wrong = report.problems(results)
     left_out = choice.left_out if engines else {}  # else nobody has asked for them
-    for line in [*wrong, *report.reasons(left_out), *report.without_row(layers, results, choice.left_out)]:
+    without = report.without_row(layers, results, choice.left_out)
+    for line in [*wrong, *report.reasons(left_out), *without, *unasked(libraries)]:
         console.print(line, markup=False)
     if json_file is not None:
         more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "layout": layout, "dtype": dtype}

@@ -15,7 +15,7 @@ from ..bench import report
 from ..bench.comparison import Row, compare
 from ..bench.contest import contest, contestants, is_ours
 from ..bench.networks import NETWORKS, network
-from ..bench.survey import SurveyError, survey
+from ..bench.survey import SurveyError, survey, unasked
 from ..bench.timing import describe
 from ..processes.files import write_json
 from ..processes.machine import machine
@@ -60,7 +60,7 @@ def bench_networks(
     compared = compare(places, chosen, settings, passes, layout, compared_so_far)
     console.print(report.network_table(found))
     console.print(report.comparison_table(compared))
-    for line in [*report.network_problems(found), *report.comparison_problems(compared)]:
+    for line in [*report.network_problems(found), *report.comparison_problems(compared), *unasked(backends)]:
         console.print(line, markup=False, soft_wrap=True)
     more = {"portconv": portconv.__version__, "machine": where, "passes": passes, "layout": layout}
     document = report.network_document(chosen, found, settings, more, compared)

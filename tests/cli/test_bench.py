@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -171,5 +172,11 @@ def test_all_networks_and_the_status(capsys, monkeypatch):
     assert main(["bench", "--network", "all", "--budget", "0.1"]) == 0  # a peer's error is not ours
     assert len(seen[0][1]) == 4 and seen[0][2].budget == 0.1
     monkeypatch.setattr(network_command, "contest", contest_with(seen, portconv=wrong))
+    capsys.readouterr()
     assert main(["bench", "--network", "all"]) == 1
-    assert "portconv, vgg19: wrong result" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "portconv, vgg19: wrong result" in out
+    # Dask takes part only if it is named, and that is said where it is there
+    assert ("--library dask times it" in out) == (importlib.util.find_spec("dask") is not None)
+    main(["bench", "--network", "all", "--library", "numpy"])
+    assert "Dask" not in capsys.readouterr().out
