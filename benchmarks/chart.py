@@ -11,21 +11,21 @@ from pathlib import Path
 
 import checkout  # noqa: F401  before portconv
 
-from portconv.bench.chart import LOOKS, Series, draw, draw_networks
+from portconv.bench.chart import LOOKS, Series, draw, draw_networks, load
 
-# marker, size, hollow; the first on top
+# marker, size, filling; the first on top
 STYLES = {
-    "portconv-jit": ("o", 60, False),
-    "portconv-numpy": ("o", 52, True),
-    "onnxruntime": ("s", 26, False),
-    "openvino": ("^", 30, False),
-    "torch": ("v", 30, False),
-    "torch-channels-last": ("D", 22, False),
-    "jax": ("P", 34, False),
-    "opencv": ("X", 34, False),
-    "opencv-separable": ("d", 34, False),
-    "portconv-mlx": ("o", 40, True),
-    "mlx": ("*", 30, False),
+    "portconv-jit": ("o", 60, "full"),
+    "portconv-numpy": ("o", 52, "none"),
+    "onnxruntime": ("s", 26, "full"),
+    "openvino": ("^", 30, "full"),
+    "torch": ("v", 30, "full"),
+    "torch-channels-last": ("D", 22, "full"),
+    "jax": ("P", 34, "full"),
+    "opencv": ("X", 34, "full"),
+    "opencv-separable": ("d", 34, "full"),
+    "portconv-mlx": ("o", 40, "none"),
+    "mlx": ("*", 30, "full"),
 }
 
 
@@ -34,17 +34,18 @@ def draw_document(document: dict, target: str | Path) -> None:
         draw_networks(document, target)
         return
     series = []
-    for library, (marker, size, hollow) in STYLES.items():
+    for library, (marker, size, filling) in STYLES.items():
         label, colour = LOOKS[library]
         times = {
             f"{layer['suite']}/{layer['name']}": layer["results"][library]["best_ms"]
             for layer in document["layers"]
             if "best_ms" in layer["results"].get(library, {})
         }
-        series.append(Series(label, colour, marker, times, size, hollow))
+        series.append(Series(label, colour, marker, times, size, filling))
     rows = [f"{layer['suite']}/{layer['name']}" for layer in document["layers"]]
     machine, threads = document["machine"], document["settings"]["threads"]
-    draw(series, rows, f"Steady state, float32, {threads} threads, {machine['cpu']}", target)
+    title = f"Steady state, float32, {threads} threads, {machine['cpu']}"
+    draw(series, rows, title, target, caption=load(machine))
 
 
 def main() -> None:

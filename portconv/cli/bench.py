@@ -155,7 +155,8 @@ def bench(
     if chart_file is not None:
         title = f"portconv {portconv.__version__}, {dtype}, {settings.threads} threads, {where['cpu']}"
         series, legend = charts.of_results(results)
-        charts.draw(series, [layer.id for layer in layers], title, chart_file, legend, charts.disturbed(results))
+        rows, disturbed = [layer.id for layer in layers], charts.disturbed(results)
+        charts.draw(series, rows, title, chart_file, legend, disturbed, charts.load(where))
     return 1 if wrong else 0
 
 
