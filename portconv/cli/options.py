@@ -65,7 +65,7 @@ def _decorator(*options: Decorator) -> Decorator:
 def output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
     """What checks the name of a file to be written: a mistake must show at once, and not after the timing."""
 
-    def check(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+    def check(context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
         if name is None or (name == "-" and not suffixes):
             return name
         path = Path(name)
@@ -73,8 +73,14 @@ def output(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | No
             raise click.BadParameter(f"{name} must end in {', '.join(suffixes)}.")
         if path.is_dir():
             raise click.BadParameter(f"{name} is a directory.")
+        if path.exists() and not path.is_file():  # a device, say, in whose place a file would be put
+            raise click.BadParameter(f"{name} is no file.")
         if not os.access(path.resolve().parent, os.W_OK):
             raise click.BadParameter(f"{name} cannot be written: no such directory, or no permission.")
+        taken = context.meta.setdefault("portconv.outputs", set())
+        if path.resolve() in taken:
+            raise click.BadParameter(f"{name} is named twice: one would overwrite the other.")
+        taken.add(path.resolve())
         return name
 
     return check

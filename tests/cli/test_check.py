@@ -70,6 +70,8 @@ def test_problems_of_a_dtype_a_layout_and_an_accuracy(plain, tmp_path, capsys):
         (["--limit", "0"], "--limit"),
         (["--json", "/nonesuch/a.json"], "/nonesuch/a.json cannot be written"),
         (["--json", "/"], "is a directory"),
+        (["--json", "/dev/null"], "/dev/null is no file"),
+        (["--json", "page.md", "--publish", "page.md"], "page.md is named twice"),
         (["--publish", "page.txt"], "must end in .md"),
     ],
 )
