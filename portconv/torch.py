@@ -143,7 +143,7 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     Parameters
     ----------
     model
-        A `torch.nn.Module`. If it is such a layer itself, it has none within it, and stays: take `Conv2d.of(model)`.
+        A `torch.nn.Module`. If it is such a layer itself, it has none within it, and stays: take ``Conv2d.of(model)``.
     options
         `engine`, `accuracy` and `strategy` of the new layers.
 
