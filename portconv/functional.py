@@ -399,7 +399,7 @@ def _described(
     library = registry.resolve(_first_array(x_or_shape, weight_or_shape), backend)
     name, device = dtype_name(dtype), device_name(device)
     given = (("x_or_shape", x_or_shape), ("weight_or_shape", weight_or_shape), ("bias", bias))
-    arrays = [(what, a) for what, a in given if library_of(a) is not None]
+    arrays = [(what, a) for what, a in given if _is_array(a, library)]
     if not arrays:
         # an array of one element shows where the library puts what names no device, and whether it knows the one named
         arrays = [("dtype", library.from_numpy(np.ones(1, np.float32), dtype=name, device=device))]
@@ -417,11 +417,24 @@ def _described(
 
 def _described_residual(spec: Conv2dSpec, library: Backend, infos: list[ArrayInfo], residual: Any) -> ArrayInfo | None:
     """What the library says, or would say, of a residual: an array, or a truth value."""
-    if library_of(residual) is not None:
+    if _is_array(residual, library):
         return described(library, [("residual", residual)])[0]
     if not flag("residual", residual):
         return None
     return path.result_like(spec, *infos[:2])
+
+
+def _is_array(value: Any, library: Backend) -> bool:
+    """Whether this is an array, and neither a shape nor a truth value; a back end may know types of its own."""
+    if library_of(value) is not None:
+        return True
+    if isinstance(value, (tuple, list, bool)) or value is None:
+        return False
+    try:
+        library.describe(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _first_array(*values: Any) -> Any:

@@ -175,7 +175,8 @@ def _convolution(name: str, layer: Any) -> Conv2d:
     for library, convert in (("torch", from_torch), ("mlx", from_mlx)):
         if _understood(name, lambda one, library=library: layers.read(one, library), layer) is not None:
             return convert(layer)
-    raise TypeError(f"`{name}` must be a Conv2d of portconv, PyTorch or MLX, but got {_kind(layer)}.")
+    mend = " A chain is one Sequential, or layers in their order." if layers.has_layers(layer) else ""
+    raise TypeError(f"`{name}` must be a Conv2d of portconv, PyTorch or MLX, but got {_kind(layer)}.{mend}")
 
 
 def _kind(layer: Any) -> str:

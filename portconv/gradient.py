@@ -148,7 +148,10 @@ def value_and_gradients(
                 f"`dy` must have the shape of the result, {info.shape} {plan.problem.layout}, but got {given.shape}."
             )
         if given.dtype != info.dtype:
-            raise TypeError(f"`dy` must have the dtype of the result, {info.dtype}, but got {given.dtype}.")
+            raise TypeError(
+                f"`dy` must have the dtype of the result, {info.dtype}, but got {given.dtype}. "
+                f"Convert it: `astype({info.dtype!r})`."
+            )
         if finished is not None:
             dy = finished.finisher.pulled_back(dy, sums, plan.problem, residual)
         found = tuple(pullback(dy)[:3]) if any(wanted) else (None, None, None)

@@ -181,9 +181,10 @@ class Module(Layer):
             sorted(str(k) for k in state.keys() - expected.keys()),
         )
         if strict and (missing or unexpected):
+            mend = hints.of_a_model(unexpected, expected)
             raise ValueError(
                 f"`state` must have exactly the keys {sorted(expected)}, but it lacks {missing} and has {unexpected} "
-                f"besides. With strict=False what is missing stays and what is unexpected is passed over."
+                f"besides.{mend or ' With strict=False what is missing stays and what is unexpected is passed over.'}"
             )
         weight = self._parameter("weight", state["weight"], self._weight_shapes) if "weight" in state else self._weight
         bias = self._checked_bias(state["bias"]) if "bias" in state and self._arguments.has_bias else self._bias

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .core import hints
 from .core.array_types import library_of
-from .core.errors import choices
+from .core.errors import choices, no_array
 from .core.integers import integer, pair, sequence_of_two
 from .functional import conv2d
 from .gradient import conv2d_vjp
@@ -271,10 +272,11 @@ def widened(x: Any, weight: Any, bias: Any, residual: Any, out: Any, layout: str
             found.append(None)
             continue
         if library_of(array) is None:
-            raise TypeError(f"`{name}` must be an array, but got {type(array).__name__}.")
+            raise no_array(name, array)
         if len(array.shape) not in axes:
             allowed = " or ".join(str(n) for n in axes)
-            raise ValueError(f"`{name}` must have {allowed} axes, {form}, but got shape {tuple(array.shape)}.")
+            mend = hints.unbatched(tuple(array.shape), 3) if name == "x" else ""
+            raise ValueError(f"`{name}` must have {allowed} axes, {form}, but got shape {tuple(array.shape)}.{mend}")
         found.append(array if len(array.shape) == 1 else array[index])
     return tuple(found)
 

@@ -23,8 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .core import hints
 from .core.array_types import library_of
-from .core.errors import ModelError
+from .core.errors import ModelError, no_array
 from .dispatch.registry import get_backend
 from .graph.fusing import fused
 from .graph.model import Graph, Value
@@ -105,11 +106,14 @@ class Network:
         twice = sorted(given.keys() & named.keys())
         given |= named
         if len(arrays) > len(names) or twice or given.keys() != self.inputs.keys():
-            raise TypeError(f"the network takes {', '.join(names)}, each once; got {len(arrays)} and {sorted(named)}.")
+            by_name = f", and {sorted(named)} by name" if named else ""
+            raise TypeError(
+                f"the network takes {', '.join(names)}, each once, but got {len(arrays)} in order{by_name}."
+            )
         libraries = {name: library_of(array) for name, array in given.items()}
         for name, library in libraries.items():
             if library is None:
-                raise TypeError(f"`{name}` must be an array, but got {type(given[name]).__name__}.")
+                raise no_array(name, given[name])
         if len(set(libraries.values())) > 1:
             raise TypeError(f"the inputs must be arrays of one library, but are of {libraries}.")
         for name, expected in self.inputs.items():
@@ -166,11 +170,15 @@ def load(path: str | os.PathLike[str]) -> Network:
 def _check(name: str, array: Any, expected: Value) -> None:
     info = get_backend(array).describe(array)
     if info.dtype != expected.dtype:
-        raise TypeError(f"`{name}` must be of dtype {expected.dtype}, but its dtype is {info.dtype}.")
+        raise TypeError(
+            f"`{name}` must be of dtype {expected.dtype}, but its dtype is {info.dtype}. "
+            f"Convert it: `astype({expected.dtype!r})`."
+        )
     shape = expected.shape
     fits = shape is None or (
         len(shape) == len(info.shape)
         and all(size in (None, given) or isinstance(size, str) for size, given in zip(shape, info.shape, strict=True))
     )
     if not fits:
-        raise ValueError(f"`{name}` must be {expected}, but its shape is {tuple(info.shape)}.")
+        mend = hints.unbatched(tuple(info.shape), len(shape or ()))
+        raise ValueError(f"`{name}` must be {expected}, but its shape is {tuple(info.shape)}.{mend}")

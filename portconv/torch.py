@@ -143,7 +143,7 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     Parameters
     ----------
     model
-        A `torch.nn.Module`.
+        A `torch.nn.Module`. If it is such a layer itself, it has none within it, and stays: take ``Conv2d.of(model)``.
     options
         `engine`, `accuracy` and `strategy` of the new layers.
 
@@ -151,6 +151,11 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     -------
     int
         How many were exchanged.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no `torch.nn.Module`.
 
     Examples
     --------
@@ -161,7 +166,14 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     >>> type(model[0]).__module__
     'portconv.torch'
     """
+    _check_model(model)
     return _exchange(model, torch.nn.Conv2d, partial(Conv2d.of, **options))
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        kind = type(model)
+        raise TypeError(f"`model` must be a torch.nn.Module, but got {kind.__module__}.{kind.__qualname__}.")
 
 
 def _exchange(model: Any, kind: type, make: Callable[[Any], Any]) -> int:
@@ -259,6 +271,11 @@ def compare(model: Any, x: Any, rounds: int = 5) -> Comparison:
     rounds
         How often each layer is timed.
 
+    Raises
+    ------
+    TypeError
+        If `model` is no `torch.nn.Module`, or a convolution in it is given what is no tensor.
+
     Examples
     --------
     >>> import torch, portconv.torch
@@ -266,11 +283,18 @@ def compare(model: Any, x: Any, rounds: int = 5) -> Comparison:
     >>> [name for name, *_ in found.layers]
     ['0']
     """
+    _check_model(model)
     theirs = _exchanged(copy.deepcopy(model), Conv2d, partial(_like, kind=torch.nn.Conv2d))
     ours = _exchanged(copy.deepcopy(model), torch.nn.Conv2d, Conv2d.of)
     inputs: list[tuple[str, Any]] = []
 
     def note(name: str, _layer: Any, arguments: Any) -> None:
+        if not isinstance(arguments[0], torch.Tensor):
+            kind = type(arguments[0])
+            raise TypeError(
+                f"`x` must be what the model takes, but its convolution {name!r} got {kind.__module__}.{kind.__name__} "
+                f"and no torch.Tensor. `torch.from_numpy` makes one of a NumPy array."
+            )
         inputs.append((name, arguments[0].detach()))
 
     own = {name: layer for name, layer in ours.named_modules() if type(layer) is Conv2d}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import array_namespace
+from .core import hints
 from .core.array_types import library_of
 from .core.backend import Backend
 from .core.dtypes import FLOATING, compute_dtype, promote
@@ -152,11 +153,14 @@ def conv3d_vjp(
     y = volume.result(convolve)
 
     def vjp(dy: Any) -> tuple[Any, ...]:
-        _, info = path.described(volume.library, [("y", y), ("dy", dy)])
+        made, info = path.described(volume.library, [("y", y), ("dy", dy)])
         if info.shape != tuple(y.shape):
             raise ValueError(f"`dy` must have the shape of the result, {tuple(y.shape)}, but got {info.shape}.")
-        if dy.dtype != y.dtype:
-            raise TypeError(f"`dy` must have the dtype of the result, {y.dtype}, but got {dy.dtype}.")
+        if info.dtype != made.dtype:
+            raise TypeError(
+                f"`dy` must have the dtype of the result, {made.dtype}, but got {info.dtype}. "
+                f"Convert it: `astype({made.dtype!r})`."
+            )
         return volume.gradients(dy, pullbacks, wanted)
 
     return y, vjp
@@ -338,7 +342,8 @@ def arrays_of(x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> tupl
             raise no_array(name, array)
         if len(array.shape) not in axes:
             allowed = " or ".join(str(n) for n in axes)
-            raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.")
+            mend = hints.unbatched(tuple(array.shape), 5) if name == "x" else ""
+            raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.{mend}")
     library = registry.resolve(x, backend)
     arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
     dtypes = [info.dtype for info in path.described(library, arguments)]

@@ -286,7 +286,9 @@ def _converted(
     state = layers.read(layer, library, params)
     if state is None:
         kind = type(layer)
-        raise TypeError(f"`layer` must be {kinds}, but got {kind.__module__}.{kind.__qualname__}.")
+        whole = library == "torch" and layers.has_layers(layer)
+        mend = " In a whole model `portconv.torch.replace_convolutions` exchanges them." if whole else ""
+        raise TypeError(f"`layer` must be {kinds}, but got {kind.__module__}.{kind.__qualname__}.{mend}")
     return _module(state, backend, device, options)
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from portconv.graph.reading import NEWEST, OLDEST
+from portconv.graph.running import SUPPORTED
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if not {"_build", "generated"} & set(page.parts)]
@@ -55,6 +58,13 @@ def test_blocks_of_python_are_run_or_say_why_not(page):
                 assert text[-1] == "", f"a block needs an empty line at its end, for doctest: {text[-1]}"
             else:
                 assert NOT_RUN.fullmatch(before), f"neither an example nor marked `not run`: {text[0]}"
+
+
+def test_the_page_on_onnx_has_every_operator():
+    text = (ROOT / "docs/tutorials/onnx.md").read_text("utf-8")
+    listed = text.split("These are there:")[1].split(".\n")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(SUPPORTED)
+    assert f"Sets of operators {OLDEST} to {NEWEST} are read" in text
 
 
 def portconv_for(arguments):

@@ -123,6 +123,11 @@ def test_what_cannot_be_fused_is_named(torch):
     for chain, kind, message in (
         ((), ValueError, "`fuse` needs layers"),
         ((nn.ReLU(),), TypeError, "`chain[0]` must be a Conv2d of portconv, PyTorch or MLX, but got torch.nn.modules"),
+        (
+            (nn.ModuleDict({"a": nn.ReLU()}),),
+            TypeError,
+            "ModuleDict. A chain is one Sequential, or layers in their order.",
+        ),
         ((conv, nn.MaxPool2d(2)), TypeError, "`chain[1]` must be a batch norm or an activation that `Conv2d` has, but"),
         (
             (conv, nn.ReLU(), nn.BatchNorm2d(4)),

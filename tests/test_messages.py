@@ -37,6 +37,14 @@ WRONG = {
         lambda: portconv.conv2d(PHOTO[0, :, :, 0], zeros(1, 1, 3, 3), layout="NHWC"), "x[None, :, :, None]",
     ),
     "NCHW for NHWC": (lambda: portconv.conv2d(X, WEIGHT, layout="NHWC"), "did you mean layout='NCHW'?"),
+    "a signal without a batch": (
+        lambda: portconv.conv1d(zeros(3, 32), zeros(8, 3, 3)), "Add a batch axis of size 1: x[None]",
+    ),
+    "a volume without a batch": (
+        lambda: portconv.conv3d(zeros(1, 8, 8, 8), zeros(1, 1, 3, 3, 3)), "Add a batch axis of size 1: x[None]",
+    ),
+    "nothing": (lambda: layer()(None), "expected a NumPy array, but got NoneType."),
+    "nothing for the weight": (lambda: portconv.conv2d(X, None), "`weight` must be an array, but got NoneType."),
     "a list": (lambda: portconv.conv2d([[1, 2], [3, 4]], WEIGHT), "`numpy.asarray`"),
     "a shape that lacks an axis": (lambda: portconv.plan_conv2d((1, 3, 32), (8, 3, 3, 3)), "4 axes, NCHW, but got 3"),
     "a kernel larger than the image": (lambda: portconv.conv2d(X, zeros(8, 3, 33, 33)), "or more padding"),
@@ -92,6 +100,14 @@ WRONG = {
     "the plural": (lambda: setattr(layer(), "strides", 2), "Did you mean 'stride'?"),
     "what is fixed": (lambda: setattr(layer(), "stride", 2), "`stride` of a Conv2d cannot be changed: make a new one"),
     "keys of a state": (lambda: layer().load_state_dict({"weights": WEIGHT}), "strict=False"),
+    "the state of a model": (
+        lambda: layer().load_state_dict({"a.weight": WEIGHT, "b.weight": WEIGHT, "b.bias": zeros(8), "b.n": 1}),
+        "for its layer 'b' hand over {'bias': state['b.bias'], 'weight': state['b.weight']}",
+    ),
+    # gradients
+    "a cotangent of float64": (
+        lambda: layer().vjp(X)[1](np.zeros((1, 8, 30, 30))), "Convert it: `astype('float32')`",
+    ),
 }  # fmt: skip
 
 
@@ -101,6 +117,15 @@ def test_a_wrong_call_says_how_to_mend_it(what):
     with pytest.raises((TypeError, ValueError, AttributeError)) as error:
         call()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("one", "other"), [("numpy", "torch"), ("torch", "numpy"), ("mlx", "torch")])
+def test_arrays_of_two_libraries_are_told_how_to_meet(library, one, other):
+    x, weight = library(one).array(X), library(other).array(WEIGHT)
+    with pytest.raises(TypeError, match="convert one of them, as by `") as error:
+        portconv.conv2d(x, weight)
+    converted = eval(str(error.value).split("`")[-2], {"portconv": portconv, "x": x, "weight": weight})
+    assert portconv.conv2d(x, converted).shape == (1, 8, 30, 30)
 
 
 def test_a_layer_keeps_attributes_of_the_users_own():

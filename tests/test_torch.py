@@ -121,6 +121,15 @@ def test_a_model_is_exchanged_in_place(torch, pt):
     assert pt.replace_convolutions(model) == 0
 
 
+def test_what_is_no_model_is_named(torch, pt):
+    with pytest.raises(TypeError, match=r"`model` must be a torch\.nn\.Module, but got builtins\.list"):
+        pt.replace_convolutions([torch.nn.Conv2d(3, 4, 3)])
+    with pytest.raises(TypeError, match=r"its convolution '0' got numpy\.ndarray and no torch\.Tensor"):
+        pt.compare(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), torch.ones(1, 3, 9, 9).numpy())
+    with pytest.raises(TypeError, match=r"Sequential\. In a whole model `portconv\.torch\.replace_convolutions`"):
+        portconv.weights.from_torch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+
+
 def test_comparison(torch, pt):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), pt.Conv2d(4, 2, 1))
     x = torch.randn(1, 3, 20, 20)

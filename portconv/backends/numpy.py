@@ -36,6 +36,8 @@ class NumpyBackend:
                     f"numpy.{type(x).__name__} is not supported: its mask or its matrix rules would be lost. "
                     f"Pass `numpy.asarray(x)` (for a masked array, `x.filled(value)`)."
                 )
+            if x is None:
+                raise TypeError("expected a NumPy array, but got NoneType.")
             if not isinstance(x, np.ndarray):
                 kind = f"{type(x).__module__}.{type(x).__name__}"
                 raise TypeError(f"expected a NumPy array, but got {kind}. Convert it by `numpy.asarray`.")

@@ -80,6 +80,8 @@ def no_array(name: str, value: object) -> TypeError:
     mend = "Lists, numbers and images of Pillow become arrays by `numpy.asarray`."
     if name == "bias" and isinstance(value, (int, float)):  # `False`, or a stride
         mend = "It stands before the stride; without a bias it is None."
+    if value is None:
+        return TypeError(f"`{name}` must be an array, but got NoneType.")
     return TypeError(f"`{name}` must be an array, but got {type(value).__name__}. {mend}")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from .layout import OIHW_FROM
 
-__all__ = ["attribute", "image", "kernel", "sizes", "weight", "word"]
+__all__ = ["attribute", "conversion", "image", "kernel", "of_a_model", "sizes", "unbatched", "weight", "word"]
 
 # What others call it, in lower case, by the argument, and what to say of it.
 _WORDS: dict[str, dict[str, str]] = {
@@ -102,6 +102,25 @@ def _nearest(value: str, allowed: Iterable[str], cutoff: float = 0.7) -> str | N
     return lower[found[0]] if found else None
 
 
+def conversion(first: str, mine: str | None, name: str, other: str) -> str:
+    """The expression that gives the second of two arrays in the library of the first."""
+    if mine is None:
+        return "the back end's `from_numpy`"
+    on_numpy = name if other == "numpy" else f"portconv.get_backend({name}).to_numpy({name})"
+    return f"`{on_numpy if mine == 'numpy' else f'portconv.get_backend({first}).from_numpy({on_numpy})'}`"
+
+
+def of_a_model(keys: Iterable[str], expected: Iterable[str]) -> str:
+    """For a layer's parameters that are looked for among those of a model, whose names have the layer's in front."""
+    keys, names = list(keys), list(expected)
+    for key in keys:
+        front = key.removesuffix(names[0])
+        if front.endswith(".") and all(front + name in keys for name in names):
+            those = ", ".join(f"{name!r}: state[{front + name!r}]" for name in names)
+            return f" It is the state of a model: for its layer {front[:-1]!r} hand over {{{those}}}."
+    return ""
+
+
 _COLOURS = (1, 3, 4)  # channels that an image file has
 
 
@@ -117,6 +136,11 @@ def image(shape: tuple[int, ...], layout: str) -> str:
     if layout == "NHWC" and first and not last:
         return f" The first axis has {shape[0]}, as in (C, H, W): did you mean x[None] and layout='NCHW'?"
     return " Add a batch axis of size 1: x[None]."
+
+
+def unbatched(shape: tuple[int, ...], axes: int) -> str:
+    """For an input that has other axes than an array of one dimension or three, or that of a network, has."""
+    return " Add a batch axis of size 1: x[None]." if len(shape) == axes - 1 else ""
 
 
 def kernel(shape: tuple[int, ...]) -> str:

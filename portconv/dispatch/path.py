@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from ..core import hints
 from ..core.array_types import library_of
 from ..core.backend import ArrayInfo, Backend, PackedWeight, Plan
 from ..core.errors import no_array
@@ -96,8 +97,8 @@ def _check_library(first: str, sample: Any, name: str, array: Any) -> None:
         raise no_array(name, array)
     if mine != other:
         raise TypeError(
-            f"`{first}` is an array of {mine}, but `{name}` is one of {other}. "
-            f"Convert one of them; portconv moves no data unasked."
+            f"`{first}` is an array of {mine}, but `{name}` is one of {other}. portconv moves no data unasked: "
+            f"convert one of them, as by {hints.conversion(first, mine, name, other)}."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.integers import pair
 
-__all__ = ["Kind", "LayerState", "check_methods", "read"]
+__all__ = ["Kind", "LayerState", "check_methods", "has_layers", "read"]
 
 # Activations that are Keras's functions of these names, as it has them by default.
 SAME_IN_KERAS = ("relu", "relu6", "silu", "gelu", "sigmoid", "tanh")
@@ -58,6 +58,11 @@ def read(layer: Any, library: str | None = None, params: Any = None) -> LayerSta
                 state: LayerState = known.read(layer) if params is None else known.read(layer, params)
                 return state
     return None
+
+
+def has_layers(layer: Any) -> bool:
+    """Whether this is a module of PyTorch or MLX that has others within it, as a whole model has."""
+    return any(True for _ in getattr(layer, "children", list)())
 
 
 # --- each library's ---------------------------------------------------------------------------------------------------

@@ -86,6 +86,8 @@ def _check_protocol(library: Backend) -> None:
         library.describe("not an array")
     except TypeError:
         return
+    except Exception as error:
+        raise AssertionError(f"describe() of a string raised no TypeError, but {error!r}") from error
     raise AssertionError("describe() of a string raised no TypeError")
 
 

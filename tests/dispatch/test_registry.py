@@ -176,6 +176,26 @@ def test_the_argument_wins():
     assert (first.built, second.built) == (0, 1)
 
 
+def test_a_backend_that_is_named_may_alone_know_its_arrays():
+    class Boxed:
+        def __init__(self, values):
+            self.values = values
+
+    class Boxes(Wrapper):
+        @staticmethod
+        def unwrap(x):
+            return Wrapper.unwrap(x.values if isinstance(x, Boxed) else x)
+
+    boxes, x, weight = Boxes("boxes"), Boxed(X), Boxed(WEIGHT)
+    bias, residual = Boxed(np.ones(3, np.float32)), Boxed(np.ones((1, 3, 4, 4), np.float32))
+    expected = portconv.plan_conv2d(X, WEIGHT, True, residual=True).problem
+    assert portconv.plan_conv2d(x, weight, bias, residual=residual, backend=boxes).problem == expected
+    with portconv.use_backend(boxes):
+        assert portconv.plan_conv2d(x, weight, True, residual=True).problem == expected
+    with pytest.raises(TypeError, match="`x_or_shape` must be an array or a shape"):
+        portconv.plan_conv2d(x, weight)
+
+
 def test_use_backend_nests_and_ends():
     outer, inner = Wrapper("outer"), Wrapper("inner")
     with portconv.use_backend(outer) as given:

@@ -7,6 +7,7 @@ import pytest
 
 import portconv
 from portconv import testing
+from portconv.extending import ArrayInfo
 from tests.helpers import Wrapper
 
 
@@ -75,6 +76,10 @@ def test_check_backend_finds_a_broken_protocol():
         def describe(self, x, /):
             return self.inner.describe(np.asarray(x))
 
+    class Careless(Wrapper):
+        def describe(self, x, /):
+            return ArrayInfo(x.shape, x.dtype.name, "cpu")
+
     class Rounding(Wrapper):
         def to_numpy(self, x, /):
             return super().to_numpy(x) + 1
@@ -89,6 +94,7 @@ def test_check_backend_finds_a_broken_protocol():
 
     for kind, error, message in (
         (Silent, AssertionError, "describe.. of a string raised no TypeError"),
+        (Careless, AssertionError, "describe.. of a string raised no TypeError, but AttributeError"),
         (Rounding, AssertionError, "to_numpy.from_numpy.x.. changed the values"),
         (Idle, portconv.UnsupportedError, "No engine of the backend 'wrapper' can run this"),
         (Misnamed, AssertionError, "gave ArrayInfo.*dtype='f4'"),

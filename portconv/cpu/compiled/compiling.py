@@ -123,7 +123,7 @@ def _tell(what: str, folder: str | None) -> None:
         text = f"another process is compiling the kernels of {what} for this machine, once; waiting for it"
     else:
         kept = "no folder can keep them" if folder is None else f"later processes find them in {folder}"
-        text = f"compiling the kernels of {what} for this machine, once; {kept}"
+        text = f"compiling the kernels of {what} for this machine, once, as of each engine, for some seconds; {kept}"
     logger = logging.getLogger("portconv")
     with suppress(Exception):  # a closed stream, a handler that fails: nothing that a convolution should fail for
         if logger.hasHandlers():

@@ -160,7 +160,8 @@ def test_what_takes_long_is_told_once(slow, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     slow()
     assert capsys.readouterr().err == (
-        f"portconv: compiling the kernels of gemm for this machine, once; later processes find them in {tmp_path}\n"
+        f"portconv: compiling the kernels of gemm for this machine, once, as of each engine, for some seconds; "
+        f"later processes find them in {tmp_path}\n"
     )
     slow()
     assert capsys.readouterr() == ("", "")
@@ -246,6 +247,6 @@ def test_real_kernels(run_python, tmp_path):
     """
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PORTCONV_QUIET": "", "PORTCONV_JIT": "1"}
     (line,) = run_python(code, **environment).splitlines()
-    assert line.startswith("portconv: compiling the kernels of weights for this machine, once; ")  # which come first
+    assert line.startswith("portconv: compiling the kernels of weights for this machine, once, ")  # which come first
     assert str(tmp_path) in line
     assert run_python(code, **environment) == ""
