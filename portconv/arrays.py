@@ -16,7 +16,7 @@ __all__ = ["array_namespace", "device", "to_device"]
 def array_namespace(*arrays: Any) -> ModuleType:
     """The array API namespace of the arrays, like `array_api_compat.array_namespace`; it knows MLX, too.
 
-    For MLX arrays it is `portconv.namespaces.mlx`: the standard 2024.12, but for what MLX cannot do.
+    For MLX arrays it is `portconv.namespaces.mlx`: the standard 2025.12, but for what MLX cannot do.
 
     Raises
     ------
