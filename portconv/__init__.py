@@ -1,6 +1,6 @@
 """portconv: one `Conv2d` for NumPy, MLX, PyTorch, JAX and every other array API library."""
 
-from .arrays import array_namespace, device, to_device
+from .arrays import array_namespace, device, is_mlx_array, size, to_device
 from .core.errors import UnsupportedError
 from .core.version import __version__ as __version__
 from .cpu.threads import get_num_threads, set_num_threads
@@ -46,10 +46,12 @@ __all__ = [
     "get_num_threads",
     "global_avg_pool2d",
     "interpolate2d",
+    "is_mlx_array",
     "max_pool2d",
     "plan_conv2d",
     "register_backend",
     "set_num_threads",
+    "size",
     "to_device",
     "tune",
     "use_backend",

@@ -426,6 +426,8 @@ def test_functions_show_how_they_are_called():
         "max_pool2d",
         "array_namespace",
         "device",
+        "is_mlx_array",
+        "size",
         "to_device",
         "get_backend",
         "use_backend",
