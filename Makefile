@@ -7,6 +7,7 @@
 #   make test ARGS="-k padding -x"     arguments for pytest; WORKERS=1 for one process, as a debugger needs
 #   make test-gpu ARGS="-x"            the tests that need a GPU, with the libraries' builds for it; fails where there is none,
 #                                      and with PORTCONV_EXPECT_GPU=torch,jax where one of these finds none
+#   make array-api ARGS="-k linalg"    the public suite of the array API standard on the namespace for MLX, at a pinned commit
 #   make fuzz SECONDS=600 BACKEND=numpy TIER=plain SEED=1     random problems; also THREADS=1 or 2, DEVICE=, JSON=file, GUARD=1,
 #                                      and OPERATION=conv3d for those of one function
 #   make defects ARGS="--seed 1 short-halo"     whether these problems, and `portconv check`, find errors put into the code
@@ -19,10 +20,14 @@ VENV_DEMO := .venv-demo
 VENV_README := .venv-readme
 VENV_DOCS := .venv-docs
 VENV_MUTANTS := .venv-mutants
+VENV_ARRAY_API := .venv-array-api
 # PyTorch, JAX, CuPy and MLX for CUDA: gigabytes, and MLX's build for CPUs does not go beside that for CUDA.
 VENV_GPU := .venv-gpu
-VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_DOCS) $(VENV_MUTANTS) $(VENV_GPU)
+VENVS := $(VENV) $(VENV_DEMO) $(VENV_README) $(VENV_DOCS) $(VENV_MUTANTS) $(VENV_GPU) $(VENV_ARRAY_API)
 BIN := $(VENV)/bin
+# The commit of the suite of the array API standard, and where it is checked out.
+SUITE_COMMIT := 55fcc60179efa2680ddd6cd926ddf17b83530e2b
+SUITE := $(VENV_ARRAY_API)/suite-$(SUITE_COMMIT)
 # Within the rule of a file in a virtual environment: that environment's pip.
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
 
@@ -54,7 +59,7 @@ export IMAGE
 .DELETE_ON_ERROR:
 # Two pips at work in one environment would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo readme docs test test-gpu fuzz defects lint mutants clean
+.PHONY: help demo readme docs test test-gpu array-api fuzz defects lint mutants clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -76,6 +81,11 @@ test: $(VENV)/.test
 test-gpu: $(VENV_GPU)/.gpu
 	$(VENV_GPU)/bin/python tests/gpus.py
 	$(VENV_GPU)/bin/python -m pytest -m gpu $(ARGS) tests
+
+# The same examples each time, and in the end which failures were expected and did not come.
+array-api: $(VENV_ARRAY_API)/.suite $(SUITE)/.complete
+	ARRAY_API_TESTS_DIR=$(SUITE) $(VENV_ARRAY_API)/bin/python tests/array_api.py --max-examples 100 --derandomize \
+	    -rX $(ARGS)
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --backend $(BACKEND) --tier $(TIER) --seed $(SEED) --operation $(OPERATION) \
@@ -121,6 +131,17 @@ $(VENV_GPU)/.gpu: $(VENV_GPU)/.pip pyproject.toml
 
 $(VENV_MUTANTS)/.mutants: $(VENV_MUTANTS)/.pip pyproject.toml
 	$(PIP) install --editable . --group mutants
+	@touch $@
+
+$(VENV_ARRAY_API)/.suite: $(VENV_ARRAY_API)/.pip pyproject.toml
+	$(PIP) install --editable . --group array-api
+	@touch $@
+
+$(SUITE)/.complete: $(VENV_ARRAY_API)/.pip
+	rm -rf $(@D)
+	git clone --no-checkout https://github.com/data-apis/array-api-tests $(@D)
+	git -C $(@D) checkout --quiet $(SUITE_COMMIT)
+	git -C $(@D) submodule update --init
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml

@@ -1,62 +1,23 @@
 """portconv: one `Conv2d` for NumPy, MLX, PyTorch, JAX and every other array API library."""
 
-from .arrays import array_namespace, device, to_device
-from .core.errors import UnsupportedError
-from .core.version import __version__ as __version__
-from .cpu.threads import get_num_threads, set_num_threads
-from .dispatch.registry import available_backends, get_backend, register_backend, use_backend
-from .functional import conv2d, conv2d_output_shape, plan_conv2d, tune, warmup
-from .gradient import conv2d_vjp
-from .machine import environment
-from .module import Conv2d
-from .one_dimensional import conv1d, conv1d_vjp, conv_transpose1d, conv_transpose1d_vjp
-from .one_dimensional_modules import Conv1d, ConvTranspose1d
-from .transposed import conv_transpose2d, conv_transpose2d_vjp
-from .transposed_module import ConvTranspose2d
-from .volumes import conv3d, conv3d_vjp
-from .volumes_module import Conv3d
-from .volumes_transposed import conv_transpose3d
-from .windows import avg_pool2d, global_avg_pool2d, interpolate2d, max_pool2d
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "UnsupportedError",
-    "array_namespace",
-    "available_backends",
-    "avg_pool2d",
-    "conv1d",
-    "conv1d_vjp",
-    "conv2d",
-    "conv2d_output_shape",
-    "conv2d_vjp",
-    "conv3d",
-    "conv3d_vjp",
-    "conv_transpose1d",
-    "conv_transpose1d_vjp",
-    "conv_transpose2d",
-    "conv_transpose2d_vjp",
-    "conv_transpose3d",
-    "device",
-    "environment",
-    "get_backend",
-    "get_num_threads",
-    "global_avg_pool2d",
-    "interpolate2d",
-    "max_pool2d",
-    "plan_conv2d",
-    "register_backend",
-    "set_num_threads",
-    "to_device",
-    "tune",
-    "use_backend",
-    "warmup",
-]
+from .core.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded with the first that is asked for: `portconv.namespaces.mlx` needs no convolution."""
+    public = importlib.import_module("portconv.public")  # by `from . import` it would be asked for here, without end
+    globals().update({each: getattr(public, each) for each in public.__all__}, __all__=public.__all__)
+    if name in globals():  # modules among them, which these names have loaded
+        return globals()[name]
+    raise AttributeError(f"module 'portconv' has no attribute {name!r}", name=name)
 
 
 def __dir__() -> list[str]:
     """The public names: what an editor offers."""
-    return sorted([*__all__, "__version__"])
+    return sorted([*importlib.import_module("portconv.public").__all__, "__version__"])

@@ -1,8 +1,9 @@
-"""Namespaces and devices of arrays, for MLX too."""
+"""Namespaces, devices and sizes of arrays, for MLX too."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -10,13 +11,13 @@ import array_api_compat
 
 from .core.array_types import library_of
 
-__all__ = ["array_namespace", "device", "to_device"]
+__all__ = ["array_namespace", "device", "is_mlx_array", "size", "to_device"]
 
 
 def array_namespace(*arrays: Any) -> ModuleType:
     """The array API namespace of the arrays, like `array_api_compat.array_namespace`; it knows MLX, too.
 
-    For MLX arrays it is `portconv.namespaces.mlx`: the standard 2024.12, but for what MLX cannot do.
+    For MLX arrays it is `portconv.namespaces.mlx`: the standard 2025.12, but for what MLX cannot do.
 
     Raises
     ------
@@ -106,8 +107,62 @@ def to_device(x: Any, device: Any, /) -> Any:
     return array_api_compat.to_device(x, device)
 
 
+def size(x: Any, /) -> int | None:
+    """The number of elements of an array, for libraries whose arrays have no attribute `size`, or another one, too.
+
+    Parameters
+    ----------
+    x
+        An array of any library, of any shape.
+
+    Returns
+    -------
+    int or None
+        None where a size is not known yet: that of a Dask array after a mask, for example.
+
+    Raises
+    ------
+    TypeError
+        If `x` is no array.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> portconv.size(np.zeros((2, 3)))
+    6
+    """
+    _library_of(x)
+    elements: int | None = array_api_compat.size(x)
+    return elements
+
+
+def is_mlx_array(x: object, /) -> bool:
+    """Whether this is an array of MLX, as `array_api_compat.is_torch_array` and others ask for other libraries.
+
+    MLX is not imported to find out.
+
+    Parameters
+    ----------
+    x
+        Anything: what is no array is no array of MLX.
+
+    Returns
+    -------
+    bool
+        True for instances of ``mlx.core.array`` alone; dtypes, devices and layers of MLX are none.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> portconv.is_mlx_array(np.zeros(3))
+    False
+    """
+    mlx = sys.modules.get("mlx.core")  # where it was not imported, there are no arrays of it
+    return mlx is not None and isinstance(x, mlx.array)
+
+
 def _library_of(x: Any) -> str:
     library = library_of(x)
-    if library is None:
+    if library is None or not hasattr(x, "shape"):  # a library has other things than arrays, too
         raise TypeError(f"`x` must be an array, but got {type(x).__name__}; `numpy.asarray` makes one of it.")
     return str(library)

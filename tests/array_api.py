@@ -1,7 +1,7 @@
 """Runs the public suite of the array API standard on the namespace for MLX.
 
-The suite is https://github.com/data-apis/array-api-tests, checked out with its submodule; what it needs is in its
-requirements.txt. The failures it may show are in `array_api_xfails.txt`, with their reasons.
+The suite is https://github.com/data-apis/array-api-tests, checked out with its submodule: `make array-api` does that,
+at the commit that the Makefile names. The failures it may show are in `array_api_xfails.txt`, with their reasons.
 
     ARRAY_API_TESTS_DIR=... python tests/array_api.py [--max-examples 100] [other options of pytest] [tests]
 
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     if not folder or not Path(folder, "array_api_tests").is_dir():
         sys.stdout.write("Skipped: ARRAY_API_TESTS_DIR must name a checkout of data-apis/array-api-tests.\n")
         return 0
+    folder = str(Path(folder).resolve())  # where pytest runs
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "ARRAY_API_TESTS_MODULE": "portconv.namespaces.mlx"}
     given = [argument for argument in arguments if argument.startswith("array_api_tests")]

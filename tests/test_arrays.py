@@ -1,4 +1,4 @@
-"""`array_namespace` and `to_device`."""
+"""`array_namespace`, `device`, `to_device`, `size` and `is_mlx_array`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,24 @@ def test_to_the_device_where_it_is(backend):
     backend.check(y)
     assert portconv.device(y) == device
     np.testing.assert_array_equal(backend.numpy(y), X)
+
+
+def test_size_and_library(backend):
+    x = backend.array(X)
+    assert portconv.size(x) == X.size and type(portconv.size(x)) is int
+    assert portconv.is_mlx_array(x) is (backend.package == "mlx")
+
+
+def test_a_size_that_is_not_known():
+    da = pytest.importorskip("dask.array")
+    x = da.from_array(X)
+    assert portconv.size(x[x > 2]) is None
+
+
+def test_what_is_no_array():
+    mx = pytest.importorskip("mlx.core")
+    for value in (None, 1.0, [1.0], (2, 3), "x", mx.float32, mx.Device(mx.cpu, 0)):
+        assert not portconv.is_mlx_array(value)
+        for function in (portconv.size, portconv.device, lambda x: portconv.to_device(x, "cpu")):
+            with pytest.raises(TypeError, match="`x` must be an array"):
+                function(value)

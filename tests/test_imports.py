@@ -173,7 +173,7 @@ def test_import_loads_no_array_library(run_python):
     out = run_python("""
         import sys
         before = set(sys.modules)
-        import portconv
+        from portconv import conv2d
         print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
     """)
     assert "numpy" in out.split()
@@ -185,13 +185,29 @@ def test_import_loads_nothing_that_measures(run_python):
         import sys
         import numpy
         before = set(sys.modules)
-        import portconv
+        from portconv import conv2d
         print(*sorted(set(sys.modules) - before))
     """)
     loaded = set(out.split())
     assert "portconv.machine" in loaded
     assert not {"json", "tempfile", "subprocess", "importlib.metadata", "pathlib"} & loaded
     assert not {f"portconv.{name}" for name in ("dispatch.wisdom", "dispatch.measurement", "cpu.bridge")} & loaded
+
+
+def test_the_namespace_for_mlx_loads_no_convolution(run_python, library):
+    library("mlx")
+    out = run_python("""
+        import sys
+        import portconv.namespaces.mlx
+        print(*sorted(name for name in sys.modules if name.partition(".")[0] == "portconv"))
+        import portconv
+        portconv.Conv2d, portconv.functional  # public names, and the modules that they have loaded
+        print("portconv.functional" in sys.modules, hasattr(portconv, "conv3d"), hasattr(portconv, "conv4d"))
+    """)
+    before, after = out.splitlines()
+    rest = [name for name in before.split() if not name.startswith("portconv.namespaces")]
+    assert rest == ["portconv", "portconv.core", "portconv.core.errors", "portconv.core.version"]
+    assert after == "True True False"
 
 
 @pytest.mark.parametrize("jit", ["0", "1"])
@@ -426,6 +442,8 @@ def test_functions_show_how_they_are_called():
         "max_pool2d",
         "array_namespace",
         "device",
+        "is_mlx_array",
+        "size",
         "to_device",
         "get_backend",
         "use_backend",

@@ -377,6 +377,26 @@ def test_indices_are_int64():
     check(xp.count_nonzero(to_mlx(x), axis=0), np.count_nonzero(x, axis=0))
     check(xp.searchsorted(to_mlx([1, 2, 2, 5]), to_mlx([2, 9]), side="right"), [3, 4])
     check(xp.searchsorted(to_mlx([5, 1, 2]), to_mlx([2]), sorter=to_mlx([1, 2, 0])), [1])
+    check(xp.searchsorted(to_mlx([0.5, 1.5]), 1), 1, dtype="int64")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "int64", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("invert", [False, True])
+def test_isin(dtype, invert):
+    x, among = RNG.integers(0, 5, (3, 4)), RNG.integers(0, 5, (2, 2))
+    if dtype.endswith("int64"):
+        x, among = x + 2**62, among + 2**62  # beyond what floats hold
+    x, among = x.astype(dtype), among.astype(dtype)
+    if dtype == "float32":
+        x[0], among[0] = (math.nan, -0.0, math.inf, 9), (math.nan, 0.0)
+    check(xp.isin(to_mlx(x), to_mlx(among), invert=invert), np.isin(x, among, invert=invert))
+    check(xp.isin(to_mlx(x), to_mlx(among[:0]), invert=invert), np.isin(x, among[:0], invert=invert))
+
+
+def test_isin_of_numbers():
+    check(xp.isin(2, to_mlx([[1, 2]])), True)
+    check(xp.isin(to_mlx([1, 2]), 2), [False, True])
+    check(xp.isin(xp.zeros((0, 2), dtype=xp.int32), 2), np.zeros((0, 2), bool))
 
 
 def test_cumulative_sum():
@@ -405,9 +425,29 @@ def test_manipulation():
         xp.meshgrid(y[0, 0], y[0, :, 0], indexing="ij"), np.meshgrid(x[0, 0], x[0, :, 0], indexing="ij"), strict=True
     ):
         check(got, expected)
+    check(xp.expand_dims(y, axis=(-1, 0)), np.expand_dims(x, (-1, 0)))
+    check(xp.permute_dims(y, (-1, 0, -2)), x.transpose(2, 0, 1))
     check(xp.tril(y, k=-1), np.tril(x, -1))
     check(xp.linspace(0, 1, 5, endpoint=False), np.linspace(0, 1, 5, endpoint=False, dtype=np.float32))
     check(xp.eye(3, 4, k=-1), np.eye(3, 4, k=-1, dtype=np.float32))
+
+
+def test_broadcast_shapes():
+    assert xp.broadcast_shapes((3, 1), (2,), (1, 1, 1)) == (1, 3, 2)
+    assert xp.broadcast_shapes() == ()
+    with pytest.raises(ValueError, match="broadcast"):
+        xp.broadcast_shapes((2,), (3,))
+
+
+def test_several_arrays_are_tuples():
+    x = xp.ones(2)
+    for several in (
+        xp.broadcast_arrays(x, x),
+        xp.meshgrid(x),
+        xp.meshgrid(x, x),
+        xp.__array_namespace_info__().devices(),
+    ):
+        assert type(several) is tuple
 
 
 @pytest.mark.parametrize("name", ["nonzero", "unique_all", "unique_counts", "unique_inverse", "unique_values"])
@@ -489,6 +529,28 @@ def test_linear_algebra(dtype):
     assert la.inv(xp.zeros((0, 0), dtype=x.dtype)).shape == (0, 0)  # MLX's own ends the process here
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_eigenvalues(dtype):
+    """MLX's own eigenvectors of complex matrices are the conjugates of these."""
+    a = np.random.default_rng(1).standard_normal((2, 4, 4)).astype(dtype)
+    a[0] = a[0] @ a[0].T  # all real, but complex64 all the same
+    values, vectors = xp.linalg.eig(to_mlx(a))
+    assert values.dtype == vectors.dtype == xp.complex64
+    left, right = np.array(vectors) * np.array(values)[:, None, :], a @ np.array(vectors)
+    np.testing.assert_allclose(left, right, atol=200 * eps("float32"))
+    alone = np.array(xp.linalg.eigvals(to_mlx(a)))
+    for one, expected in zip(alone, np.array(values), strict=True):  # in any order they are roots of one polynomial
+        np.testing.assert_allclose(np.poly(one), np.poly(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_eigenvalues_of_nothing_and_of_float64():
+    empty = xp.zeros((2, 0, 0))
+    assert [part.shape for part in (*xp.linalg.eig(empty), xp.linalg.eigvals(empty))] == [(2, 0), (2, 0, 0), (2, 0)]
+    for function in (xp.linalg.eig, xp.linalg.eigvals):
+        with pytest.raises(TypeError, match="complex128"):
+            function(xp.ones((2, 2), dtype=xp.float64))
+
+
 # --- in transformations -----------------------------------------------------------------------------------------------
 
 
@@ -505,7 +567,7 @@ def test_gradients_pass_through():
         np.testing.assert_allclose(np.array(got), [(up - down) / (2 * h) for up, down in moved], rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["det", "inv", "cholesky", "slogdet", "qr", "solve"])
+@pytest.mark.parametrize("name", ["det", "inv", "cholesky", "slogdet", "qr", "solve", "eig", "eigvals"])
 def test_no_gradient_is_silently_zero(name):
     """MLX sees none through NumPy, which factorises complex matrices."""
     x = xp.asarray([[2, 0.5j], [-0.5j, 1]])

@@ -1,4 +1,4 @@
-"""The Python array API standard, 2024.12, for MLX: `portconv.array_namespace` returns this module for MLX arrays.
+"""The Python array API standard, 2025.12, for MLX: `portconv.array_namespace` returns this module for MLX arrays.
 
 Arrays are `mlx.core.array`. Each function means what the standard says of the function of its name; where MLX cannot,
 it raises: there is no complex128, no shape may depend on values (`nonzero`, `unique_*`, boolean masks), and dtypes of
@@ -24,7 +24,7 @@ from .. import memory_order
 from . import creation, dtypes, elementwise, fft, inspection, linalg, manipulation, reductions
 from .devices import placed
 
-__array_api_version__ = "2024.12"
+__array_api_version__ = "2025.12"
 newaxis = None
 
 bool = mx.bool_  # the standard's name

@@ -174,9 +174,9 @@ def _mask(n_rows: int, n_cols: int, k: int, compare: Any) -> Any:
     return compare(mx.arange(n_cols).reshape(1, -1), mx.arange(n_rows).reshape(-1, 1) + k)
 
 
-def meshgrid(*arrays: Any, indexing: str = "xy") -> list[Any]:
+def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
     if indexing not in ("xy", "ij"):
         raise ValueError(f"`indexing` must be 'xy' or 'ij', but got {indexing!r}.")
     if len(arrays) < 2:
-        return [a.reshape(-1) for a in arrays]
-    return list(mx.meshgrid(*arrays, indexing=indexing))
+        return tuple(a.reshape(-1) for a in arrays)
+    return tuple(mx.meshgrid(*arrays, indexing=indexing))

@@ -14,9 +14,9 @@ from .dtypes import check_dtype
 __all__ = ["as_device", "device_of", "devices", "placed", "to_device"]
 
 
-def devices() -> list[Any]:
+def devices() -> tuple[Any, ...]:
     """The devices that are here."""
-    return [mx.Device(kind, 0) for kind in (mx.cpu, mx.gpu) if mx.is_available(kind)]
+    return tuple(mx.Device(kind, 0) for kind in (mx.cpu, mx.gpu) if mx.is_available(kind))
 
 
 def as_device(device: Any) -> Any:
@@ -29,7 +29,7 @@ def as_device(device: Any) -> Any:
     if not isinstance(device, mx.Device):
         raise ValueError(f"`device` must be an mlx.core.Device, 'cpu' or 'gpu', but got {device!r}.")
     if not mx.is_available(device):
-        raise ValueError(f"`device` is {device}, but MLX has no such device here; it has {devices()}.")
+        raise ValueError(f"`device` is {device}, but MLX has no such device here; it has {list(devices())}.")
     return device
 
 

@@ -25,7 +25,7 @@ class Info:
         """The device on which MLX computes unless told otherwise."""
         return mx.default_device()
 
-    def devices(self) -> list[Any]:
+    def devices(self) -> tuple[Any, ...]:
         """The devices that are here."""
         return devices()
 

@@ -18,13 +18,20 @@ from .elementwise import exp
 from .reductions import sum as _sum
 
 __all__ = [
-    "cholesky", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "matmul", "matrix_norm", "matrix_power",
-    "matrix_rank", "matrix_transpose", "outer", "pinv", "qr", "slogdet", "solve", "svd", "svdvals", "tensordot",
-    "trace", "vecdot", "vector_norm",
+    "cholesky", "cross", "det", "diagonal", "eig", "eigh", "eigvals", "eigvalsh", "inv", "matmul", "matrix_norm",
+    "matrix_power", "matrix_rank", "matrix_transpose", "outer", "pinv", "qr", "slogdet", "solve", "svd", "svdvals",
+    "tensordot", "trace", "vecdot", "vector_norm",
 ]  # fmt: skip
 
 # Elements of the products of an integer matmul that are in memory at a time.
 BLOCK = 1 << 22
+
+
+class EigResult(NamedTuple):
+    """Of `eig`."""
+
+    eigenvalues: Any
+    eigenvectors: Any
 
 
 class EighResult(NamedTuple):
@@ -261,6 +268,28 @@ def eigvalsh(x: Any, /) -> Any:
     _floating(x)
     _square(x)
     return mx.linalg.eigvalsh(x, stream=mx.cpu) if x.size else _by_numpy(np.linalg.eigvalsh, x)
+
+
+def _for_eigenvalues(x: Any) -> None:
+    _floating(x)
+    _square(x)
+    if x.dtype == mx.float64:
+        raise TypeError(
+            "`x` is float64, of which the eigenvalues are complex128, which MLX does not have; cast it to float32 with "
+            "`astype`, or call `eigh`, if it is symmetric."
+        )
+
+
+def eig(x: Any, /) -> EigResult:
+    _for_eigenvalues(x)
+    if _native(x):
+        return EigResult(*mx.linalg.eig(x, stream=mx.cpu))
+    return EigResult(*_by_numpy(np.linalg.eig, x.astype(mx.complex64)))  # MLX's own would be their conjugates
+
+
+def eigvals(x: Any, /) -> Any:
+    _for_eigenvalues(x)
+    return mx.linalg.eigvals(x, stream=mx.cpu) if _native(x) else _by_numpy(np.linalg.eigvals, x.astype(mx.complex64))
 
 
 def qr(x: Any, /, *, mode: str = "reduced") -> QRResult:

@@ -7,18 +7,22 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .dtypes import INDEX, result_type
+from .dtypes import INDEX, operands, result_type
 
 __all__ = [
-    "argsort", "broadcast_arrays", "broadcast_to", "concat", "expand_dims", "flip", "moveaxis", "nonzero",
-    "permute_dims", "repeat", "reshape", "roll", "searchsorted", "sort", "squeeze", "stack", "take", "take_along_axis",
-    "tile", "unique_all", "unique_counts", "unique_inverse", "unique_values", "unstack",
+    "argsort", "broadcast_arrays", "broadcast_shapes", "broadcast_to", "concat", "expand_dims", "flip", "isin",
+    "moveaxis", "nonzero", "permute_dims", "repeat", "reshape", "roll", "searchsorted", "sort", "squeeze", "stack",
+    "take", "take_along_axis", "tile", "unique_all", "unique_counts", "unique_inverse", "unique_values", "unstack",
 ]  # fmt: skip
 
 
-def broadcast_arrays(*arrays: Any) -> list[Any]:
-    shape = mx.broadcast_shapes(*(a.shape for a in arrays))
-    return [mx.broadcast_to(a, shape) for a in arrays]
+def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
+    shape = broadcast_shapes(*(a.shape for a in arrays))
+    return tuple(mx.broadcast_to(a, shape) for a in arrays)
+
+
+def broadcast_shapes(*shapes: Any) -> tuple[int, ...]:
+    return tuple(mx.broadcast_shapes(*shapes)) if shapes else ()
 
 
 def broadcast_to(x: Any, /, shape: Any) -> Any:
@@ -146,9 +150,20 @@ def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool
 
 
 def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None) -> Any:
-    dtype = result_type(x1, x2)
+    x1, x2 = operands(x1, x2)
     x1 = x1 if sorter is None else mx.take(x1, sorter)
-    return mx.searchsorted(x1.astype(dtype), x2.astype(dtype), side=side).astype(INDEX)
+    return mx.searchsorted(x1, x2, side=side).astype(INDEX)
+
+
+def isin(x1: Any, x2: Any, /, *, invert: bool = False) -> Any:
+    x1, x2 = operands(x1, x2)
+    if not x2.size:
+        return mx.full(x1.shape, invert)
+    # where each element would stand among those of x2 stands its equal, or it has none: no table of all pairs
+    among = mx.sort(x2.reshape(-1))
+    places = mx.minimum(mx.searchsorted(among, x1), among.size - 1)
+    nearest = mx.take(among, places)
+    return nearest != x1 if invert else nearest == x1
 
 
 # --- what has a shape that depends on values --------------------------------------------------------------------------
