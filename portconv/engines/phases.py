@@ -176,7 +176,7 @@ class TransposedPlan(Plan):
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
-        if bias is not None and steps.records(bias):  # as for the image, but no phase minds
+        if bias is not None and (p.traced or steps.records(bias)):  # as for the image, but no phase minds
             bias = steps.cast(bias, p.compute_dtype)
         if self.wide is not None and (p.traced or steps.records(x)):
             x = steps.cast(x, p.compute_dtype)
