@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from .layer import Layer, LayerArguments, checked_name
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ComputeMode, ConvMode, Layout, PaddingMode, Strategy
+    from .signatures import ActivationLike, PaddingLike, Size
 
 __all__ = ["Conv2d"]
 
@@ -130,11 +131,11 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: PaddingLike = 0,
+        dilation: Size = 1,
+        groups: SupportsIndex = 1,
         bias: Any = True,
         conv_mode: ConvMode = "cross_correlation",
         compute_mode: ComputeMode = "default",
@@ -146,7 +147,7 @@ class Conv2d(Layer, nn.Module):  # type: ignore[misc]
         engine: str = "auto",
         accuracy: Accuracy = "normwise",
         strategy: Strategy = "heuristic",
-        activation: Any = None,
+        activation: ActivationLike = None,
         weight_layout: str = "OIHW",
         rng: Any = None,
     ) -> None:

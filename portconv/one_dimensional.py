@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .core import hints
 from .core.array_types import library_of
@@ -16,6 +16,7 @@ from .transposed import conv_transpose2d, conv_transpose2d_vjp
 
 if TYPE_CHECKING:
     from .core.words import ComputeMode, ConvMode, Layout, SignalLayout
+    from .signatures import PaddingLike, Size
 
 __all__ = [
     "LAYOUTS", "conv1d", "conv1d_vjp", "conv_transpose1d", "conv_transpose1d_vjp", "image_layout", "narrowed",
@@ -29,10 +30,10 @@ def conv1d(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     compute_mode: ComputeMode = "default",
     *,
@@ -94,10 +95,10 @@ def conv1d_vjp(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     compute_mode: ComputeMode = "default",
     *,
@@ -131,11 +132,11 @@ def conv_transpose1d(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     compute_mode: ComputeMode = "default",
     *,
@@ -194,11 +195,11 @@ def conv_transpose1d_vjp(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     compute_mode: ComputeMode = "default",
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .core.array_types import library_of
 from .core.backend import Plan
@@ -18,6 +18,7 @@ from .transposed_module import TransposedModule
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ComputeMode, ConvMode, PaddingMode, SignalLayout, Strategy
+    from .signatures import ActivationLike, PaddingLike
 
 __all__ = ["Conv1d", "ConvTranspose1d"]
 
@@ -175,9 +176,9 @@ class Conv1d(_OneDimensional):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: Any = 0,
+        padding: PaddingLike = 0,
         dilation: int = 1,
-        groups: int = 1,
+        groups: SupportsIndex = 1,
         bias: Any = True,
         conv_mode: ConvMode = "cross_correlation",
         compute_mode: ComputeMode = "default",
@@ -191,7 +192,7 @@ class Conv1d(_OneDimensional):
         engine: str = "auto",
         accuracy: Accuracy = "normwise",
         strategy: Strategy = "heuristic",
-        activation: Any = None,
+        activation: ActivationLike = None,
         rng: Any = None,
     ) -> None:
         arguments = _arguments(
@@ -256,10 +257,10 @@ class ConvTranspose1d(_OneDimensional, TransposedModule):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: Any = 0,
+        padding: PaddingLike = 0,
         output_padding: int = 0,
         dilation: int = 1,
-        groups: int = 1,
+        groups: SupportsIndex = 1,
         bias: Any = True,
         conv_mode: ConvMode = "cross_correlation",
         compute_mode: ComputeMode = "default",
@@ -272,7 +273,7 @@ class ConvTranspose1d(_OneDimensional, TransposedModule):
         engine: str = "auto",
         accuracy: Accuracy = "normwise",
         strategy: Strategy = "heuristic",
-        activation: Any = None,
+        activation: ActivationLike = None,
         rng: Any = None,
     ) -> None:
         arguments = _arguments(

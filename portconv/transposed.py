@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .core.backend import executed
 from .dispatch import path
@@ -13,6 +13,7 @@ from .gradient import checked_wrt, value_and_gradients
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ComputeMode, ConvMode, Layout, Strategy
+    from .signatures import ActivationLike, PaddingLike, Size
 
 __all__ = ["conv_transpose2d", "conv_transpose2d_vjp"]
 
@@ -21,11 +22,11 @@ def conv_transpose2d(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     compute_mode: ComputeMode = "default",
     *,
@@ -36,7 +37,7 @@ def conv_transpose2d(
     backend: Any = None,
     out_dtype: Any = None,
     out: Any = None,
-    activation: Any = None,
+    activation: ActivationLike = None,
     residual: Any = None,
 ) -> Any:
     """Transposed two-dimensional convolution of an array of any library: what makes an image larger by a stride.
@@ -117,11 +118,11 @@ def conv_transpose2d_vjp(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     compute_mode: ComputeMode = "default",
     *,
@@ -130,7 +131,7 @@ def conv_transpose2d_vjp(
     accuracy: Accuracy = "normwise",
     strategy: Strategy = "heuristic",
     backend: Any = None,
-    activation: Any = None,
+    activation: ActivationLike = None,
     residual: Any = None,
     wrt: Sequence[str] | str | None = None,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .dispatch.transposed import ConvTranspose2dSpec, normalised_transposed
 from .layer import LayerArguments
@@ -10,6 +10,7 @@ from .module import Module
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ComputeMode, ConvMode, Layout, Strategy
+    from .signatures import ActivationLike, PaddingLike, Size
 
 __all__ = ["ConvTranspose2d", "TransposedModule"]
 
@@ -104,12 +105,12 @@ class ConvTranspose2d(TransposedModule):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: PaddingLike = 0,
+        output_padding: Size = 0,
+        dilation: Size = 1,
+        groups: SupportsIndex = 1,
         bias: Any = True,
         conv_mode: ConvMode = "cross_correlation",
         compute_mode: ComputeMode = "default",
@@ -122,7 +123,7 @@ class ConvTranspose2d(TransposedModule):
         engine: str = "auto",
         accuracy: Accuracy = "normwise",
         strategy: Strategy = "heuristic",
-        activation: Any = None,
+        activation: ActivationLike = None,
         rng: Any = None,
     ) -> None:
         arguments = LayerArguments.normalise(

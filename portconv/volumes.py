@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from .gradient import checked_wrt, conv2d_vjp
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ConvMode, Layout, Strategy, VolumeLayout
+    from .signatures import PaddingLike, Size
 
 __all__ = ["LAYOUTS", "arrays_of", "conv3d", "conv3d_vjp", "images_of", "planes_of", "sides_of", "triple"]
 
@@ -39,10 +40,10 @@ def conv3d(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     *,
     layout: VolumeLayout = "NCDHW",
@@ -105,10 +106,10 @@ def conv3d_vjp(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     *,
     layout: VolumeLayout = "NCDHW",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .core.array_types import library_of
 from .core.backend import Plan
@@ -18,6 +18,7 @@ from .volumes import conv3d, conv3d_vjp, triple
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ConvMode, Strategy
+    from .signatures import PaddingLike, Size
 
 __all__ = ["Conv3d"]
 
@@ -75,11 +76,11 @@ class Conv3d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: PaddingLike = 0,
+        dilation: Size = 1,
+        groups: SupportsIndex = 1,
         bias: Any = True,
         conv_mode: ConvMode = "cross_correlation",
         *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .arrays import array_namespace
 from .core.dtypes import compute_dtype
@@ -15,6 +15,7 @@ from .volumes import LAYOUTS, arrays_of, images_of, planes_of, sides_of, triple
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ConvMode, Strategy, VolumeLayout
+    from .signatures import PaddingLike, Size
 
 __all__ = ["conv_transpose3d"]
 
@@ -23,11 +24,11 @@ def conv_transpose3d(
     x: Any,
     weight: Any,
     bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
     conv_mode: ConvMode = "cross_correlation",
     *,
     layout: VolumeLayout = "NCDHW",
