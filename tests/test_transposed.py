@@ -238,6 +238,28 @@ def test_by_the_librarys_own_differentiation(library, case, name):
 
 
 @pytest.mark.parametrize("name", ["torch", "jax", "mlx"])
+def test_gradients_are_zeros_where_no_tap_meets_the_image(library, name):
+    backend, options = library(name), {"stride": (2, 2), "padding": 3}
+    given = [backend.array(numbers(shape, n)) for n, shape in enumerate(((1, 2, 3, 4), (2, 3, 3, 1), (3,)))]
+    y = portconv.conv_transpose2d(*given, **options)
+    dy = backend.array(numbers(tuple(y.shape), 4))
+    found = DIFFERENTIATE[name](lambda *some: portconv.conv_transpose2d(*some, **options), given, dy)
+    for gradient, array in zip(found[:2], given[:2], strict=True):
+        assert not backend.numpy(gradient).any() and gradient.shape == array.shape
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "mlx"])
+def test_the_gradient_of_the_bias_is_rounded_once_where_no_tap_meets_the_image(library, name):
+    backend = library(name)
+    given = [backend.array(numbers(shape, n), "float16") for n, shape in enumerate(((1, 1, 4, 4), (1, 8, 1, 1), (8,)))]
+    y = portconv.conv_transpose2d(*given, stride=7)
+    dy = backend.array(numbers(tuple(y.shape), 4), "float16")
+    found = DIFFERENTIATE[name](lambda *some: portconv.conv_transpose2d(*some, stride=7), given, dy)
+    total = backend.numpy(dy).astype("f8").sum(axis=(0, 2, 3))
+    np.testing.assert_allclose(backend.numpy(found[2]), total, rtol=1.01 * 2.0**-11, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "mlx"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_gradients_of_16_bits_are_rounded_once(library, name, dtype):
     """Each phase reads the image, and the library adds what they find for it."""

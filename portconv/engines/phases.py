@@ -47,14 +47,16 @@ def assembled(
 ) -> Any:
     """The whole out of the parts that the phases fill; what none of them fills is `elsewhere`, or zero.
 
-    `elsewhere` is an array of this dtype that can be broadcast to any shape of these channels.
+    `elsewhere` can be broadcast to any shape of these channels. It is rounded to the dtype of the whole where it
+    stands, and not before: what differentiates it adds in the dtype that it has.
     """
     if len(parts) == 1 and tuple(parts[0][1].shape) == shape:
         return parts[0][1]
 
     def blank(size: tuple[int, ...]) -> Any:
-        zeros = steps.zeros(size, steps.dtype(dtype))
-        return zeros if elsewhere is None else zeros + elsewhere
+        if elsewhere is None:
+            return steps.zeros(size, steps.dtype(dtype))
+        return steps.rounded(steps.zeros(size, elsewhere.dtype) + elsewhere, dtype)
 
     if not parts:
         return blank(shape)
@@ -94,7 +96,7 @@ def _interleaved(
 
 class _Packed(NamedTuple):
     packs: tuple[PackedWeight, ...]  # of the phases
-    weight: Any  # as it was given, for a plan that has another one within
+    weight: Any  # as it was given, for a plan that has another one within, or no phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,8 @@ class TransposedPlan(Plan):
         weight = self.steps.xp.reshape(weight, self.problem.weight_shape)
         packs = tuple(packed(phase, plan, weight, self.steps) for phase, plan in self.phases)
         nbytes = sum(pack.nbytes for pack in packs)
-        return PackedWeight(self.stamp, _Packed(packs, None if self.wide is None else weight), nbytes)
+        needed = self.wide is not None or not self.phases
+        return PackedWeight(self.stamp, _Packed(packs, weight if needed else None), nbytes)
 
     def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
         if not self._filled:
@@ -187,7 +190,7 @@ class TransposedPlan(Plan):
         into = written is not None and steps.writes
         elsewhere = None if bias is None or self._filled else self._bias(bias)
         if into and not self._filled:
-            written[...] = 0 if elsewhere is None else elsewhere
+            written[...] = 0 if elsewhere is None else steps.rounded(elsewhere, p.result_dtype)
         parts = []
         for (phase, plan), pack in zip(self.phases, weight.data.packs, strict=True):
             options = {"residual": self._target(phase, residual), "out": self._target(phase, written) if into else None}
@@ -196,7 +199,15 @@ class TransposedPlan(Plan):
             parts.append((phase, execute(part(phase, x), pack, bias, **given)))
         if into:
             return written
-        y = assembled(parts, p.out_shape, p.result_dtype, steps, p.layout, elsewhere)
+        dtype = p.result_dtype
+        if elsewhere is not None and not steps.writable and dtype in ("float16", "bfloat16"):
+            # one line is repeated there, whose gradient is added in its dtype
+            dtype, parts = p.compute_dtype, [(phase, steps.cast(y, p.compute_dtype)) for phase, y in parts]
+        y = assembled(parts, p.out_shape, dtype, steps, p.layout, elsewhere)
+        y = y if dtype == p.result_dtype else steps.rounded(y, p.result_dtype)
+        if not parts and steps.records(x, weight.data.weight):  # gradients of zeros, and not none
+            sums = [steps.xp.sum(array[:0, ...]) for array in (x, weight.data.weight)]
+            y = y + steps.cast(sums[0], p.result_dtype) + steps.cast(sums[1], p.result_dtype)
         if out is None:
             return y
         out[...] = y
@@ -207,10 +218,9 @@ class TransposedPlan(Plan):
         return None if y is None else y[_index(phase.rows.target, phase.cols.target, self.problem.layout)]
 
     def _bias(self, bias: Any) -> Any:
-        """The result where no tap meets the image, as the bias leaves it."""
+        """The sums where no tap meets the image: the bias."""
         shape = (1, 1, 1, -1) if self.problem.layout == "NHWC" else (1, -1, 1, 1)
-        wide = self.steps.cast(self.steps.xp.reshape(bias, shape), self.problem.compute_dtype)
-        return self.steps.rounded(wide, self.problem.result_dtype)
+        return self.steps.cast(self.steps.xp.reshape(bias, shape), self.problem.compute_dtype)
 
     def explain(self) -> str:
         return "\n".join([f"{len(self.phases)} phases of the strides", *(plan.explain() for _, plan in self.phases)])

@@ -136,7 +136,7 @@ class NativePlan(Plan):
         own = weight.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
         packed = own.to(getattr(torch, self._work_dtype))
         if p.layout == "NHWC":
-            packed = packed.contiguous(memory_format=torch.channels_last)
+            packed = _channels_last(packed)
         # On CPUs PyTorch leaves padding out of its sums, where a weight that is not finite would show.
         shows = p.device == "cpu" and any(p.padding)
         if shows and not transformed() and not torch.compiler.is_exporting():
@@ -215,3 +215,10 @@ def _full_precision(x: Any) -> AbstractContextManager[object]:
         return nullcontext()
     flags: AbstractContextManager[object] = torch.backends.cudnn.flags(allow_tf32=False)
     return flags
+
+
+def _channels_last(weight: Any) -> Any:
+    """In this order of memory, with PyTorch's own strides of axes of one element, too, which its gradients may need."""
+    _, inputs, kh, kw = weight.shape
+    usual = (inputs * kh * kw, 1, kw * inputs, inputs)
+    return weight if weight.stride() == usual else weight.clone(memory_format=torch.channels_last)

@@ -101,3 +101,11 @@ def test_no_image_of_one_channel_is_said_to_have_it_last(torch, layout, monkeypa
     y = y if layout == "NCHW" else y.transpose(0, 3, 1, 2)
     assert seen == [(72, 72, 8, 1)]
     assert_close(y, reference_conv2d(x.transpose(0, 3, 1, 2), weight, stride=(2, 1)))
+
+
+def test_a_weight_of_one_row_has_gradients_channels_last(torch):
+    """Its strides are of no meaning along axes of one element, but PyTorch's own gradient refuses unusual ones."""
+    x = torch.ones(1, 3, 3, 2, requires_grad=True)
+    weight = torch.empty_strided((1, 2, 1, 2), (2, 1, 8, 2)).fill_(1).requires_grad_()
+    portconv.conv2d(x, weight, layout="NHWC", engine="native").sum().backward()
+    assert weight.grad.eq(6).all() and x.grad.sum() == 24
