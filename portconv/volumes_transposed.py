@@ -128,8 +128,10 @@ class _Volumes:
     def __init__(self, x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> None:
         _, dtypes, dtype, self.size = arrays_of(x, weight, bias, layout, backend)
         self.layout, wide = layout, compute_dtype(dtype)
-        self.out_dtype = None if wide == dtype else wide  # sums of planes are rounded once, at the end
-        self.dtype = next(a for a, name in zip((x, weight, bias), dtypes, strict=False) if name == dtype).dtype
+        self.out_dtype = self.narrow = None
+        if wide != dtype:  # sums of planes are rounded once, at the end, to the dtype of one of the arrays
+            self.out_dtype = wide
+            self.narrow = next(a for a, name in zip((x, weight, bias), dtypes, strict=False) if name == dtype).dtype
         self.xp, self.weight, self.bias = array_namespace(x), weight, bias
         # planes first: a view, whichever the layout
         self.x = x if layout == "NDHWC" else self.xp.permute_dims(x, (0, 2, 1, 3, 4))
@@ -151,7 +153,7 @@ class _Volumes:
             shape = (1, 1, 1, 1, -1) if last else (1, 1, -1, 1, 1)
             total = total + xp.astype(xp.reshape(self.bias, shape), total.dtype)
         y = total if last else xp.permute_dims(total, (0, 2, 1, 3, 4))
-        return y if self.out_dtype is None else xp.astype(y, self.dtype)
+        return y if self.narrow is None else xp.astype(y, self.narrow)
 
 
 def _sum(terms: Iterator[Any]) -> Any:

@@ -140,3 +140,9 @@ def test_wrong_arguments(nothing_runs):
     refused(ValueError, ["`padding`", "'valid'"], portconv.conv_transpose3d, x, weight, padding="same")
     refused(ValueError, ["`output_padding`", "`stride`"], portconv.conv_transpose3d, x, weight, output_padding=1)
     refused(ValueError, ["Nothing is left", "planes"], portconv.conv_transpose3d, x, weight, padding=(3, 0, 0))
+
+
+def test_transposed_halves_of_two_kinds_give_float32(torch):
+    x, weight = torch.ones((1, 2, 2, 3, 3), dtype=torch.float16), torch.ones((2, 1, 2, 2, 2), dtype=torch.bfloat16)
+    y = portconv.conv_transpose3d(x, weight, stride=2)
+    assert y.dtype == torch.float32 and y.shape == (1, 1, 4, 6, 6) and y.eq(2).all()
