@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar, overl
 
 import numpy as np
 
-from . import pytree
 from .core import hints
 from .core.array_types import library_of
 from .core.backend import ArrayInfo, Backend, PackedWeight, Plan, executed
@@ -20,6 +19,7 @@ from .dispatch.packing import PackCache
 from .dispatch.path import info_of
 from .gradient import checked_wrt, value_and_gradients
 from .layer import Layer, LayerArguments, checked_name
+from .pytree import register as register_pytree
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ComputeMode, ConvMode, Layout, PaddingMode, Strategy
@@ -238,7 +238,7 @@ class Module(Layer):
 
     @classmethod
     def _tell_jax(cls) -> None:
-        pytree.register(cls, ("bias", "weight"), cls._flatten, cls._unflatten)
+        register_pytree(cls, ("bias", "weight"), cls._flatten, cls._unflatten)
 
     def _flatten(self) -> tuple[tuple[Any, Any], tuple[tuple[str, Any], ...]]:
         rest = {key: value for key, value in self.__dict__.items() if key not in ("_bias", "_weight", *COPIES)}

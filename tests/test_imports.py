@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import os
 import re
 import sys
 from importlib import metadata
@@ -208,6 +209,34 @@ def test_the_namespace_for_mlx_loads_no_convolution(run_python, library):
     rest = [name for name in before.split() if not name.startswith("portconv.namespaces")]
     assert rest == ["portconv", "portconv.core", "portconv.core.errors", "portconv.core.version"]
     assert after == "True True False"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="imports each module in a fork of one process")
+def test_a_module_can_be_the_first_that_is_imported(run_python):
+    """`import portconv.onnx` before anything else. Public names are loaded when one is asked for, which may be then."""
+    names = [name for name in sorted(NAMES) if "." not in name] + ["namespaces.mlx"]
+    out = run_python(
+        f"""
+        import importlib, os
+        import numpy
+        for name in {names}:
+            child = os.fork()
+            if child == 0:
+                status = 0
+                try:
+                    importlib.import_module("portconv." + name if name else "portconv")
+                except ModuleNotFoundError as error:  # of what is not installed
+                    status = int(error.name.partition(".")[0] == "portconv")
+                except BaseException as error:
+                    print(name, repr(error), flush=True)
+                    status = 1
+                os._exit(status)
+            print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        """,
+        PORTCONV_QUIET="1",
+    )
+    assert [line for line in out.splitlines() if not line.endswith(" 0")] == []
+    assert len(out.splitlines()) == len(names)
 
 
 @pytest.mark.parametrize("jit", ["0", "1"])
