@@ -39,6 +39,7 @@ __all__ = ["MANY_WEIGHT_BYTES", "WORTH_COLUMNS", "CompiledGemmPlan"]
 FIRST_CACHE_BYTES = min(24 << 10, cache_bytes(1) * 3 // 4 or 24 << 10)
 MAX_WINDOW_BYTES = 2 << 20  # of a strip, above which it holds some channels at a time
 MANY_WEIGHT_BYTES = 4 << 20
+MANY_PIXELS = 512  # of an image whose channels lie far apart
 SMALL_IMAGE = 512  # columns of a whole image that is one strip
 WORTH_COLUMNS = 384  # columns of a strip that read many weights
 # Results from so large on are not found in a cache by whoever reads them. Of a larger third cache, which many cores
@@ -83,6 +84,8 @@ class CompiledGemmPlan(PanelsPlan):
         in_place = not copied and len(every) == 1 and p.stride == (1, 1) and not any(p.padding) and p.layout == "NCHW"
         # rows of the image that start off a vector's boundary are read slowly, each many times: better copied once
         in_place = in_place and p.x_dtype == p.compute_dtype and (wide or p.height * p.width % lane == 0)
+        # many outputs read it so often that it pays to copy it to where its channels lie near each other
+        in_place = in_place and not (outputs >= 64 and inputs >= 32 and p.height * p.width >= MANY_PIXELS)
         # "shift": taps are offsets into the phases of the window, and the halo's columns are computed for nothing;
         # "gather": every tap has its own copy
         phases = taps.phases(p.kernel, p.stride, p.dilation)
