@@ -183,6 +183,32 @@ def test_empty_batch(backend):
     assert tuple(portconv.conv_transpose2d(x, weight, stride=2).shape) == (0, 3, 9, 9)
 
 
+def test_gradients_of_an_image_of_fewer_digits(torch):
+    """Those of float32 where the sums are of float64 are rounded once: each phase's were, and lost infinities too."""
+    x = torch.ones(1, 1, 3, 3, requires_grad=True)
+    weight = torch.tensor([[[[1e39, -2e39], [-2e39, 1e39]]]], dtype=torch.float64)
+    portconv.conv_transpose2d(x, weight, stride=2).sum().backward()
+    assert x.grad.dtype is torch.float32
+    assert (x.grad == -torch.inf).all()
+
+
+@pytest.mark.parametrize("name", ["mlx", "torch", "jax"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_gradients_of_an_empty_batch(name, layout, library):
+    """They are zeros, by the library's own derivatives: MLX's process ended with a division by zero."""
+    lib = library(name)
+    shape = (0, 2, 4, 5) if layout == "NCHW" else (0, 4, 5, 2)
+    arrays = [lib.array(np.ones(shape, "f4")) for shape in (shape, (2, 3, 3, 2), (3,))]
+
+    def call(*arrays):
+        return portconv.conv_transpose2d(*arrays, stride=(2, 4), output_padding=1, layout=layout)
+
+    y = call(*arrays)
+    for got, array in zip(DIFFERENTIATE[name](call, arrays, y), arrays, strict=True):
+        assert tuple(got.shape) == tuple(array.shape)
+        assert not lib.numpy(got).any()
+
+
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
-from ..core.problem import Problem
+from ..core.problem import Problem, TransposedProblem
 from ..core.windows import WindowOperation
 from ..cpu import windows
-from ..cpu.bridge import host_candidates, numpy_plan, numpy_steps
+from ..cpu.bridge import host_candidates, numpy_plan, numpy_steps, phases_at_once
 from ..cpu.gradient import host_vjp
 from ..cpu.machine import host_environment
 from ..cpu.views import bfloat16
@@ -60,6 +60,10 @@ class NumpyBackend:
     def fuses(self, _problem: Problem, _engine: str, /) -> bool:
         """See `portconv.extending.Finishing`."""
         return True
+
+    def at_once(self, problem: TransposedProblem, engine: str, /) -> Plan | None:
+        """See `portconv.extending.Assembling`."""
+        return phases_at_once(problem, engine)
 
     def steps(self, _problem: Problem, /) -> Steps:
         """See `portconv.extending.Assembling`."""

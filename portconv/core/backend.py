@@ -296,7 +296,11 @@ class Assembling(Protocol):
     """
 
     def steps(self, problem: Problem, /) -> Any:
-        """The `Steps` (`portconv.engines.steps`) of the library's arrays on the device of a problem."""
+        """The `Steps` (`portconv.engines.steps`) of the library's arrays on the device of a problem.
+
+        A back end may have a method `at_once(problem, engine)` besides: a plan that computes the whole transposed
+        convolution out of arrays that NumPy can see, or None.
+        """
 
 
 class Finishing(Protocol):

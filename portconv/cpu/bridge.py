@@ -24,12 +24,22 @@ from typing import Any
 
 from .. import engines
 from ..core.backend import Candidate, EnginePlan, PackedWeight, Plan
-from ..core.problem import Problem
+from ..core.problem import Problem, TransposedProblem
 from ..engines.costs import CPU, Costs
 from .compiled.costs import COMPILED, CompiledCosts
 from .steps import NumpySteps
 
-__all__ = ["HostPlan", "bridged", "host_candidates", "host_plan", "numpy_plan", "numpy_steps"]
+__all__ = [
+    "AtOncePlan",
+    "HostPlan",
+    "bridged",
+    "host_at_once",
+    "host_candidates",
+    "host_plan",
+    "numpy_plan",
+    "numpy_steps",
+    "phases_at_once",
+]
 
 
 @lru_cache(maxsize=1)
@@ -73,6 +83,26 @@ def numpy_plan(problem: Problem, engine: str) -> EnginePlan:
         if (plan := plans.build(problem, engine)) is not None:
             return plan
     return engines.build(problem, engine, numpy_steps(), CPU)
+
+
+def phases_at_once(problem: TransposedProblem, engine: str) -> EnginePlan | None:
+    """A plan for all phases of a transposed convolution together, where there is a compiled one."""
+    if not jit_enabled():
+        return None
+    from .compiled import plans
+
+    return plans.at_once(problem, engine)
+
+
+def host_at_once(
+    problem: TransposedProblem, engine: str, *, view: Callable[[Any], Any], take: Callable[[Any, Problem], Any]
+) -> AtOncePlan | None:
+    """The same for another library's arrays; see `host_plan`."""
+    seen: Any = bridged(problem)
+    inner = None if problem.traced else phases_at_once(seen, engine)
+    if inner is None:
+        return None
+    return AtOncePlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
 
 
 @lru_cache(maxsize=1)
@@ -179,3 +209,12 @@ class HostPlan(Plan):
         y, memory = made
         self.inner.execute(image, weight.data, shift, residual=added, out=memory)
         return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtOncePlan(HostPlan):
+    """One of all phases of a transposed convolution."""
+
+    def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
+        inner: Any = self.inner.rebuilt(lambda problem: bridged(change(problem)), build)
+        return replace(self, problem=change(self.problem), inner=inner)

@@ -16,7 +16,7 @@ from ..core.shapes import ranges
 from ..engines import gradients
 from ..engines.accuracy import TERMS, accumulate, in_pairs
 from ..engines.cropped import planned
-from .bridge import bridged, host_candidates, jit_enabled, numpy_plan, numpy_steps
+from .bridge import bridged, host_candidates, jit_enabled, numpy_plan, numpy_steps, phases_at_once
 
 __all__ = [
     "bias_gradient",
@@ -113,7 +113,7 @@ def warmup_gradients(plan: Plan) -> tuple[str, ...]:
     whole = bridged(
         p.convolution if isinstance(p, TransposedProblem) else replace(p, epilogue=Epilogue(), out_dtype=None)
     )
-    plans = [_plan(whole), *gradients.image_gradient_plans(whole, _plan)]
+    plans = [_plan(whole), *gradients.image_gradient_plans(whole, _plan, phases_at_once)]
     if whole.batch and (compiled := _compiled(whole)) is not None:
         plans.append(compiled)
     return tuple(dict.fromkeys(name for some in plans for name in some.warmup()))
@@ -121,7 +121,7 @@ def warmup_gradients(plan: Plan) -> tuple[str, ...]:
 
 def image_gradient(p: Problem, weight: Array, dy: Array) -> Array:
     """As `engines.gradients.image_gradient`, by NumPy's engines."""
-    found: Array = gradients.image_gradient(p, weight, dy, numpy_steps(), _plan, dy.dtype.name)
+    found: Array = gradients.image_gradient(p, weight, dy, numpy_steps(), _plan, dy.dtype.name, phases_at_once)
     return found
 
 

@@ -50,7 +50,8 @@ def plan(backend: Backend, problem: Problem, engine: str = "auto", choose: Choic
         steps: Any = getattr(backend, "steps", None)
         if steps is None:
             raise UnsupportedError(f"The backend {backend.name!r} has no transposed convolutions: it lacks `steps`.")
-        return TransposedPlan.of(problem, lambda phase: plan(backend, phase, engine, choose), steps(problem))
+        at_once: Any = getattr(backend, "at_once", None)
+        return TransposedPlan.of(problem, lambda phase: plan(backend, phase, engine, choose), steps(problem), at_once)
     crop = cropped(problem)
     if crop is not None and (engine == "auto" or _offered(backend, crop.problem, engine)):
         inner = _planned(backend, crop.problem, engine, choose)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from ..core.backend import Plan
+from ..core.backend import EnginePlan, Plan
 from ..core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
-from ..core.problem import Problem
+from ..core.problem import Problem, TransposedProblem
 from ..core.shapes import axis_source, ranges
 from .accuracy import TERMS, accumulate, in_pairs
 from .phases import assembled, packed, part
 from .steps import Steps
-from .transposed import gradient_size, image_gradient_phases
+from .transposed import Phase, gradient_size, image_gradient_phases, image_gradient_problem
 
 __all__ = ["bias_gradient", "image_gradient", "image_gradient_plans", "weight_gradient"]
 
@@ -24,8 +24,17 @@ BLOCK_ELEMENTS = 1 << 22  # of the products of parts of a sum that are alive at 
 FEW = 8  # copies that are added one after the other
 
 
+AtOnce: TypeAlias = Callable[[TransposedProblem, str], EnginePlan | None]
+
+
 def image_gradient(
-    p: Problem, weight: Any, dy: Any, steps: Steps, plan: Callable[[Problem], Plan], dy_dtype: str | None = None
+    p: Problem,
+    weight: Any,
+    dy: Any,
+    steps: Steps,
+    plan: Callable[[Problem], Plan],
+    dy_dtype: str | None = None,
+    at_once: AtOnce | None = None,
 ) -> Any:
     """Of ``sum(dy * conv2d(x, weight))`` with respect to the image, in the problem's layout and dtype.
 
@@ -43,18 +52,22 @@ def image_gradient(
         Gives the plan of a convolution.
     dy_dtype
         The dtype of the cotangent, by default the problem's.
+    at_once
+        Gives the plan of all these convolutions together, of an engine that each of them would have, if there is one.
     """
     xp = steps.xp
     whole, folded = _in_planes(p)
     dy = dy if p.layout == "NCHW" else xp.permute_dims(dy, NCHW_FROM_NHWC)
     weight = xp.reshape(weight, p.weight_shape)
-    parts = []
-    for phase in image_gradient_phases(whole, dy_dtype or p.dtype, folded):
-        chosen = plan(phase.problem)
-        value = chosen.execute(part(phase, dy), packed(phase, chosen, weight, steps))
-        parts.append((phase, value))
-    shape = (p.batch, p.in_channels, *gradient_size(p, folded))
-    dx = assembled(parts, shape, whole.dtype, steps)
+    phases, together = _plans(whole, dy_dtype or p.dtype, folded, plan, at_once)
+    if together is not None:
+        dx = together.execute(dy, together.pack(weight))
+    else:
+        parts = [
+            (phase, chosen.execute(part(phase, dy), packed(phase, chosen, weight, steps))) for phase, chosen in phases
+        ]
+        shape = (p.batch, p.in_channels, *gradient_size(p, folded))
+        dx = assembled(parts, shape, whole.dtype, steps)
     if folded:
         top, bottom, left, right = p.padding
         with steps.quiet():
@@ -64,10 +77,22 @@ def image_gradient(
     return dx if p.layout == "NCHW" else xp.permute_dims(dx, NHWC_FROM_NCHW)
 
 
-def image_gradient_plans(p: Problem, plan: Callable[[Problem], Plan]) -> list[Plan]:
+def image_gradient_plans(p: Problem, plan: Callable[[Problem], Plan], at_once: AtOnce | None = None) -> list[Plan]:
     """The plans by which `image_gradient` computes, for a cotangent of the problem's dtype."""
     whole, folded = _in_planes(p)
-    return [plan(phase.problem) for phase in image_gradient_phases(whole, p.dtype, folded)]
+    phases, together = _plans(whole, p.dtype, folded, plan, at_once)
+    return [chosen for _, chosen in phases] if together is None else [together]
+
+
+def _plans(
+    whole: Problem, dy_dtype: str, folded: bool, plan: Callable[[Problem], Plan], at_once: AtOnce | None
+) -> tuple[list[tuple[Phase, Plan]], EnginePlan | None]:
+    """Those of the phases, and one of all together, if there is."""
+    phases = [(phase, plan(phase.problem)) for phase in image_gradient_phases(whole, dy_dtype, folded)]
+    engines = {chosen.engine for _, chosen in phases}
+    if at_once is None or len(engines) != 1:
+        return phases, None
+    return phases, at_once(image_gradient_problem(whole, dy_dtype, folded), engines.pop())
 
 
 def _in_planes(p: Problem) -> tuple[Problem, bool]:

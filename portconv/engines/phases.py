@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ..core.backend import Candidate, PackedWeight, Plan, executed
+from ..core.backend import Candidate, EnginePlan, PackedWeight, Plan, executed
+from ..core.dtypes import FLOATING
 from ..core.problem import Problem, TransposedProblem
 from .steps import Steps
 from .transposed import Phase, image_gradient_phases
 
-__all__ = ["TransposedPlan", "assembled", "packed", "part"]
+__all__ = ["TransposedPlan", "assembled", "packed", "part", "turned"]
 
 AXES = {"NCHW": (2, 3), "NHWC": (1, 2)}  # of rows and columns
 
@@ -33,8 +34,13 @@ def part(phase: Phase, dy: Any) -> Any:
 
 def packed(phase: Phase, plan: Plan, weight: Any, steps: Steps) -> PackedWeight:
     """A weight (G, O/G, I/G, kh, kw), of the convolution whose gradient it is, packed for a plan of the phase."""
-    taps = steps.xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
-    return plan.pack(steps.xp.permute_dims(taps, (0, 2, 1, 3, 4)))
+    return plan.pack(turned(phase, weight, steps.xp))
+
+
+def turned(phase: Phase, weight: Any, xp: Any) -> Any:
+    """The weight of the phase out of that of the convolution whose gradient it is."""
+    taps = xp.flip(weight[..., phase.rows.taps, phase.cols.taps], axis=(-2, -1))
+    return xp.permute_dims(taps, (0, 2, 1, 3, 4))
 
 
 def assembled(
@@ -60,7 +66,7 @@ def assembled(
 
     if not parts:
         return blank(shape)
-    if steps.writable:
+    if steps.assigns():
         whole = blank(shape)
         for phase, value in parts:
             whole[_index(phase.rows.target, phase.cols.target, layout)] = value
@@ -95,49 +101,66 @@ def _interleaved(
 
 
 class _Packed(NamedTuple):
-    packs: tuple[PackedWeight, ...]  # of the phases
-    weight: Any  # as it was given, for a plan that has another one within, or no phase
+    whole: PackedWeight | None  # for all phases at once
+    packs: list[PackedWeight]  # for the phases, if they have been needed
+    weight: Any  # as it was given, for whatever it may have to be packed for yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransposedPlan(Plan):
     """The plan of a transposed convolution: the phases of its strides, each with the plan of its convolution.
 
-    All phases read the image. Libraries that differentiate them add what they find for it in the image's own dtype, one
-    rounding error of 16 bits after the other; so the plan `wide` is for those, of an image that is cast first.
+    All phases read the image. Libraries that differentiate them add what they find for it in the image's own dtype: one
+    rounding error after the other, where the sums have a wider one. So the plan `wide` is for those, of an image that
+    is cast first.
+
+    The plan `at_once`, if there is one, computes all phases of arrays that NumPy can see.
     """
 
     problem: TransposedProblem
     phases: tuple[tuple[Phase, Plan], ...]
     steps: Steps
     wide: TransposedPlan | None = None
+    at_once: Plan | None = None
 
     @classmethod
-    def of(cls, problem: TransposedProblem, plan: Callable[[Problem], Plan], steps: Steps) -> TransposedPlan:
-        """The plan of a problem whose epilogue has a bias at most; `plan` gives those of the convolutions."""
+    def of(
+        cls,
+        problem: TransposedProblem,
+        plan: Callable[[Problem], Plan],
+        steps: Steps,
+        at_once: Callable[[TransposedProblem, str], Plan | None] | None = None,
+    ) -> TransposedPlan:
+        """The plan of a problem whose epilogue has a bias at most.
+
+        `plan` gives the plans of the convolutions, and `at_once` one for all of them, of an engine, if there is one.
+        """
         changes: dict[str, Any] = {"epilogue": problem.epilogue, "out_dtype": problem.out_dtype}
         phases = tuple(
             (phase, plan(replace(phase.problem, **changes)))
             for phase in image_gradient_phases(problem.convolution, problem.x_dtype)
         )
         wide, differentiates = None, problem.traced or type(steps).records is not Steps.records
-        if len(phases) > 1 and problem.x_dtype in ("float16", "bfloat16") and differentiates:
-            to = problem.compute_dtype
+        to = problem.compute_dtype
+        if len(phases) > 1 and problem.x_dtype in FLOATING and problem.x_dtype != to and differentiates:
             wide = cls.of(replace(problem, x_dtype=to, dtype=to, out_dtype=problem.result_dtype), plan, steps)
         plans = sorted((plan for _, plan in phases), key=lambda plan: -plan.problem.flops)
         engines = dict.fromkeys(plan.engine for plan in plans)
         first = plans[0] if plans else None
+        # a library's own routine may be better at a small phase, but not so much as to have each phase apart
+        alike = at_once is not None and len(engines.keys() - {"native"}) == 1
+        together = at_once(problem, plans[0].engine) if at_once is not None and alike else None
         candidates: tuple[Candidate, ...] = first.candidates if first else ()
         return cls(
             problem=problem, engine="+".join(engines) or "none",
             workspace_bytes=max((plan.workspace_bytes for plan in plans), default=0), candidates=candidates,
-            chosen_by=first.chosen_by if first else "", phases=phases, steps=steps, wide=wide,
+            chosen_by=first.chosen_by if first else "", phases=phases, steps=steps, wide=wide, at_once=together,
         )  # fmt: skip
 
     @cached_property
     def stamp(self) -> Hashable:
         taps = ((str(phase.rows.taps), str(phase.cols.taps), plan.stamp) for phase, plan in self.phases)
-        return ("transposed", self.problem.weight_shape, *taps)
+        return ("transposed", self.problem.weight_shape, *taps, None if self.at_once is None else self.at_once.stamp)
 
     @property
     def tier(self) -> str:
@@ -151,19 +174,43 @@ class TransposedPlan(Plan):
         return count == oh * ow
 
     def warmup(self) -> tuple[str, ...]:
+        if self.at_once is not None:
+            return self.at_once.warmup()
         return tuple(dict.fromkeys(name for _, plan in self.phases for name in plan.warmup()))
 
     def pack(self, weight: Any, /) -> PackedWeight:
         weight = self.steps.xp.reshape(weight, self.problem.weight_shape)
-        packs = tuple(packed(phase, plan, weight, self.steps) for phase, plan in self.phases)
+        if self.at_once is not None and self.steps.seen(weight):
+            whole = self.at_once.pack(weight)
+            # only where arrays may be hidden from NumPy the phases may be needed as well
+            needed = self.wide is not None or type(self.steps).seen is not Steps.seen
+            return PackedWeight(self.stamp, _Packed(whole, [], weight if needed else None), whole.nbytes)
+        packs = self._packed(weight)
         nbytes = sum(pack.nbytes for pack in packs)
-        needed = self.wide is not None or not self.phases
-        return PackedWeight(self.stamp, _Packed(packs, weight if needed else None), nbytes)
+        needed = self.wide is not None or not self.phases or not self.problem.batch
+        return PackedWeight(self.stamp, _Packed(None, packs, weight if needed else None), nbytes)
+
+    def _packed(self, weight: Any) -> list[PackedWeight]:
+        return [packed(phase, plan, weight, self.steps) for phase, plan in self.phases]
+
+    def _packs(self, data: _Packed) -> list[PackedWeight]:
+        """The weight packed for the phases, which it is once."""
+        if data.whole is not None and not data.packs:
+            data.packs[:] = self._packed(data.weight)
+        return data.packs
+
+    def _whole(self, data: _Packed, *arrays: Any) -> PackedWeight | None:
+        """The weight packed for all phases at once, if such arrays can be had so."""
+        given = [array for array in arrays if array is not None]
+        return data.whole if data.whole is not None and self.steps.seen(*given) else None
 
     def fuses(self, x: Any, weight: PackedWeight, bias: Any = None, residual: Any = None, /) -> bool:
+        whole = self._whole(weight.data, x, bias, residual)
+        if self.at_once is not None and whole is not None:
+            return self.at_once.fuses(x, whole, bias, residual)
         if not self._filled:
             return False
-        calls = zip(self.phases, weight.data.packs, strict=True)
+        calls = zip(self.phases, self._packs(weight.data), strict=True)
         return all(
             plan.fuses(part(phase, x), pack, bias, self._target(phase, residual)) for (phase, plan), pack in calls
         )
@@ -171,7 +218,9 @@ class TransposedPlan(Plan):
     def rebuilt(self, change: Callable[[Problem], Problem], build: Callable[[Problem, str], Plan]) -> Plan:
         phases = tuple((phase, plan.rebuilt(change, build)) for phase, plan in self.phases)
         changed: Any = change(self.problem)
-        return replace(self, problem=changed, phases=phases, wide=None)  # it is for arrays that nobody differentiates
+        # it is for arrays that nobody differentiates
+        together = None if self.at_once is None else self.at_once.rebuilt(change, build)
+        return replace(self, problem=changed, phases=phases, wide=None, at_once=together)
 
     def execute(
         self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None, out: Any = None
@@ -179,6 +228,15 @@ class TransposedPlan(Plan):
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         p, steps = self.problem, self.steps
+        whole = self._whole(weight.data, x, bias, residual)
+        if self.at_once is not None and whole is not None:
+            if out is None or isinstance(self.at_once, EnginePlan):
+                return executed(self.at_once, x, whole, bias, residual, out)
+            out[...] = executed(self.at_once, x, whole, bias, residual)
+            return out
+        if p.batch == 0 and out is None:  # MLX dies of the gradients of some operations on no images
+            arrays = [array for array in (x, weight.data.weight, bias) if array is not None]
+            return self._linked(steps.zeros(p.out_shape, steps.dtype(p.result_dtype)), *arrays)
         if bias is not None and (p.traced or steps.records(bias)):  # as for the image, but no phase minds
             bias = steps.cast(bias, p.compute_dtype)
         if self.wide is not None and (p.traced or steps.records(x)):
@@ -192,7 +250,7 @@ class TransposedPlan(Plan):
         if into and not self._filled:
             written[...] = 0 if elsewhere is None else steps.rounded(elsewhere, p.result_dtype)
         parts = []
-        for (phase, plan), pack in zip(self.phases, weight.data.packs, strict=True):
+        for (phase, plan), pack in zip(self.phases, self._packs(weight.data), strict=True):
             options = {"residual": self._target(phase, residual), "out": self._target(phase, written) if into else None}
             execute: Any = plan.execute
             given = {name: array for name, array in options.items() if array is not None}
@@ -200,18 +258,25 @@ class TransposedPlan(Plan):
         if into:
             return written
         dtype = p.result_dtype
-        if elsewhere is not None and not steps.writable and dtype in ("float16", "bfloat16"):
+        if elsewhere is not None and not steps.assigns() and dtype in ("float16", "bfloat16"):
             # one line is repeated there, whose gradient is added in its dtype
             dtype, parts = p.compute_dtype, [(phase, steps.cast(y, p.compute_dtype)) for phase, y in parts]
         y = assembled(parts, p.out_shape, dtype, steps, p.layout, elsewhere)
         y = y if dtype == p.result_dtype else steps.rounded(y, p.result_dtype)
-        if not parts and steps.records(x, weight.data.weight):  # gradients of zeros, and not none
-            sums = [steps.xp.sum(array[:0, ...]) for array in (x, weight.data.weight)]
-            y = y + steps.cast(sums[0], p.result_dtype) + steps.cast(sums[1], p.result_dtype)
+        if not parts:
+            y = self._linked(y, x, weight.data.weight)
         if out is None:
             return y
         out[...] = y
         return out
+
+    def _linked(self, y: Any, *arrays: Any) -> Any:
+        """The result with gradients of zeros, and not none, with respect to arrays that nothing in it was made of."""
+        if not self.steps.records(*arrays):
+            return y
+        for array in arrays:
+            y = y + self.steps.cast(self.steps.xp.sum(array[:0, ...]), self.problem.result_dtype)
+        return y
 
     def _target(self, phase: Phase, y: Any) -> Any:
         """The part of the result, or of an array like it, that a phase fills."""

@@ -107,6 +107,14 @@ class Steps:
         """Whether the library may differentiate what is made of these arrays, or of one of them."""
         return False
 
+    def assigns(self) -> bool:
+        """Whether parts of a new array can be assigned, here and now."""
+        return self.writable
+
+    def seen(self, *arrays: Any) -> bool:
+        """Whether NumPy can see the values of CPU arrays, and nobody records what is made of them."""
+        return True
+
     def dtype(self, name: str) -> Any:
         """The namespace's dtype object of a standard name."""
         try:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from ..core.epilogue import Epilogue
 from ..core.integers import Pair
-from ..core.problem import Problem
+from ..core.problem import Problem, TransposedProblem
 
-__all__ = ["AxisPhase", "Phase", "gradient_size", "image_gradient_phases"]
+__all__ = ["AxisPhase", "Phase", "gradient_size", "image_gradient_phases", "image_gradient_problem"]
 
 
 class AxisPhase(NamedTuple):
@@ -80,6 +80,17 @@ def image_gradient_phases(p: Problem, dy_dtype: str, folded: bool = False) -> It
                 padding_mode="zeros", epilogue=Epilogue(), x_dtype=dy_dtype,
             )  # fmt: skip
             yield Phase(problem, row, col)
+
+
+def image_gradient_problem(p: Problem, dy_dtype: str, folded: bool = False) -> TransposedProblem:
+    """The transposed convolution whose phases they are; arguments as in `image_gradient_phases`."""
+    size, padding = gradient_size(p, folded), (0, 0, 0, 0) if folded else p.padding
+    problem = TransposedProblem(
+        p.batch, p.out_channels, *p.out_size, p.in_channels, p.kernel, p.stride, padding, p.dilation, p.groups,
+        "zeros", Epilogue(), dy_dtype, p.dtype, p.layout, p.accuracy, p.device, p.traced,
+    )  # fmt: skip
+    missing = size[0] - problem.out_size[0], size[1] - problem.out_size[1]
+    return replace(problem, output_padding=missing)
 
 
 def _length(part: slice) -> int:

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
-from ...core.problem import Problem
+from ...core.problem import Problem, TransposedProblem
 from ...core.windows import WindowOperation
 from ...cpu import windows
-from ...cpu.bridge import host_candidates, host_plan
+from ...cpu.bridge import host_at_once, host_candidates, host_plan
 from ...cpu.gradient import host_vjp
 from ...cpu.machine import host_environment, version
 from ...engines.finished import Finisher
@@ -76,6 +76,10 @@ class JaxBackend(ArrayApiBackend):
         if not self._on_host(problem):
             return OpsPlan.of(super().build(problem, engine))
         return host_plan(problem, engine, view=view, take=self._take, bits=np.asarray)
+
+    def at_once(self, problem: TransposedProblem, engine: str, /) -> Plan | None:
+        """See `portconv.extending.Assembling`."""
+        return host_at_once(problem, engine, view=view, take=self._take) if self._on_host(problem) else None
 
     def vjp(
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /

@@ -15,7 +15,7 @@ import numpy as np
 
 from ... import engines
 from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted
-from ...core.problem import Problem
+from ...core.problem import Problem, TransposedProblem
 from ...core.windows import WindowOperation
 from ...cpu import windows as host_windows
 from ...cpu.bridge import host_candidates
@@ -26,7 +26,7 @@ from ...engines.finished import Finisher
 from ...engines.steps import Steps
 from ..base import by_argument, function_of
 from .arrays import STEPS, default_device, dtype_named, name_of, remembered, view
-from .host import host_plan_with_derivatives
+from .host import host_plan_with_derivatives, phases_of_host
 from .native import NativePlan, native_candidate
 from .operations import GPU_COSTS, OpsPlan, gpu_candidates, traced_plan
 
@@ -75,6 +75,10 @@ class MlxBackend:
     def fuses(self, problem: Problem, engine: str, /) -> bool:
         """See `portconv.extending.Finishing`."""
         return problem.device == "cpu" and engine != "native"
+
+    def at_once(self, problem: TransposedProblem, engine: str, /) -> Plan | None:
+        """See `portconv.extending.Assembling`."""
+        return phases_of_host(problem, engine) if problem.device == "cpu" else None
 
     def steps(self, _problem: Problem, /) -> Steps:
         """See `portconv.extending.Assembling`."""

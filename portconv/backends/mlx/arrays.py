@@ -121,6 +121,9 @@ class MlxSteps(Steps):
     def records(self, *arrays: Any) -> bool:
         return remembered(*arrays)
 
+    def seen(self, *arrays: Any) -> bool:
+        return not remembered(*arrays)
+
     @property
     def elementwise(self) -> ModuleType:
         return namespace

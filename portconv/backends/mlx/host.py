@@ -18,15 +18,15 @@ import numpy as np
 
 from ...core.backend import PackedWeight, Plan, executed
 from ...core.layout import NHWC_FROM_NCHW
-from ...core.problem import Problem
+from ...core.problem import Problem, TransposedProblem
 from ...cpu import gradient, threads
-from ...cpu.bridge import bridged, host_plan
+from ...cpu.bridge import bridged, host_at_once, host_plan
 from ...cpu.views import BFLOAT16_BITS
 from .arrays import bits, check_tracing, dtype_named, remembered, view
 from .native import MAX_ELEMENTS
 from .operations import EitherPlan, traced_plan
 
-__all__ = ["host_plan_with_derivatives"]
+__all__ = ["host_plan_with_derivatives", "phases_of_host"]
 
 KEPT_BYTES = 128 << 10  # of a result that is copied from the same memory in every call: new memory of a few is cheap
 WRITTEN_BYTES = 4 << 20  # of a result that is written into MLX's memory: smaller ones are copied sooner
@@ -41,6 +41,11 @@ def host_plan_with_derivatives(problem: Problem, engine: str) -> Plan:
         kept=_kept if KEPT_BYTES <= nbytes < WRITTEN_BYTES and problem.result_dtype != "bfloat16" else None,
     )  # fmt: skip
     return _DifferentiablePlan(problem, engine, inner.workspace_bytes, inner=inner, traced=traced_plan(problem))
+
+
+def phases_of_host(problem: TransposedProblem, engine: str) -> Plan | None:
+    """All phases of a transposed convolution at once, of arrays that have values and no history."""
+    return host_at_once(problem, engine, view=view, take=_take)
 
 
 def _take(y: np.ndarray[Any, Any], p: Problem) -> Any:

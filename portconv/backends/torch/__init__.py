@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from ...core.backend import ArrayInfo, Candidate, PackedWeight, Plan, Pullback, Wanted, check_result
-from ...core.problem import Problem
+from ...core.problem import Problem, TransposedProblem
 from ...core.windows import WindowOperation
 from ...cpu.bridge import host_candidates
 from ...cpu.machine import host_environment, processor
 from ...engines.finished import sums_of
 from ..base import ArrayApiBackend, name_of
 from .derivatives import value_and_pullback
-from .host import torch_host_plan, windowed_on_host
+from .host import TorchHostSteps, torch_host_plan, torch_phases, windowed_on_host
 from .native import NativePlan, in_parts, native_candidate
-from .operations import OpsPlan, TorchSteps, leaves_out, records, transformed
+from .operations import OpsPlan, leaves_out, records, transformed
 
 __all__ = ["backend"]
 
@@ -34,7 +34,7 @@ class TorchBackend(ArrayApiBackend):
     """PyTorch."""
 
     namespace = "array_api_compat.torch"
-    steps_type = TorchSteps
+    steps_type = TorchHostSteps
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -88,6 +88,10 @@ class TorchBackend(ArrayApiBackend):
     def fuses(self, problem: Problem, engine: str, /) -> bool:
         """See `portconv.extending.Finishing`."""
         return problem.device == "cpu" and engine != "native"
+
+    def at_once(self, problem: TransposedProblem, engine: str, /) -> Plan | None:
+        """See `portconv.extending.Assembling`."""
+        return torch_phases(problem, engine) if problem.device == "cpu" else None
 
     def vjp(
         self, plan: Plan, x: Any, weight: Any, bias: Any, wanted: Wanted, pack: Callable[[], PackedWeight], /

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from ...core.backend import PackedWeight, Plan, executed
-from ...core.problem import Problem
+from ...core.problem import Problem, TransposedProblem
 from ...core.windows import WindowOperation
 from ...cpu import gradient, threads, windows
-from ...cpu.bridge import HostPlan, bridged, host_candidates, host_plan
+from ...cpu.bridge import AtOncePlan, HostPlan, bridged, host_at_once, host_candidates, host_plan
 from ...cpu.views import BFLOAT16_BITS
 from . import openmp
 from .native import NativePlan
-from .operations import records, transformed
+from .operations import TorchSteps, records, transformed
 
 __all__ = ["TorchHostPlan", "torch_host_plan", "windowed_on_host"]
 
@@ -47,6 +47,24 @@ def torch_host_plan(
     return TorchHostPlan(
         problem, engine, inner.workspace_bytes, inner=inner, native=native, last=last, best_last=best_last
     )
+
+
+def torch_phases(problem: TransposedProblem, engine: str) -> Plan | None:
+    """All phases of a transposed convolution at once, of tensors that NumPy can see."""
+    plan = host_at_once(problem, engine, view=view, take=_take)
+    return None if plan is None else _LimitedPlan(**{field.name: getattr(plan, field.name) for field in fields(plan)})
+
+
+class TorchHostSteps(TorchSteps):
+    """PyTorch's, which know what NumPy can see."""
+
+    def assigns(self) -> bool:
+        """As in `Steps`; `torch.func.vmap` cannot put an image that it sees one by one into an array that is whole."""
+        return self.writable and not transformed()
+
+    def seen(self, *arrays: Any) -> bool:
+        """As in `Steps`; channels last, the phases have a better plan each."""
+        return _has_values(*arrays) and not any(records(x) or (x.ndim == 4 and _channels_last(x)) for x in arrays)
 
 
 def view(x: Any) -> np.ndarray[Any, Any]:
@@ -83,6 +101,18 @@ def _has_values(*tensors: Any) -> bool:
 def _limit() -> AbstractContextManager[None]:
     """PyTorch's own threads where that can be, and no more than it was allowed: one in the workers of a DataLoader."""
     return threads.at_most(torch.get_num_threads(), openmp.found)
+
+
+class _LimitedPlan(AtOncePlan):
+    """With as many threads as PyTorch was allowed."""
+
+    def pack(self, weight: Any, /) -> PackedWeight:
+        with _limit():
+            return super().pack(weight)
+
+    def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, residual: Any = None) -> Any:
+        with _limit():
+            return super().execute(x, weight, bias, residual=residual)
 
 
 class _Packed(NamedTuple):

@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from .epilogue import Finish
 from .runs import first_lanes
-from .vectors import I32, I64, ROWS, VECTOR_BYTES, Generate, Vectors, in_groups, intrinsic_of, loop
+from .vectors import I1, I32, I64, ROWS, VECTOR_BYTES, Generate, Vectors, in_groups, intrinsic_of, loop, one_of
 
 __all__ = [
     "add_vectors",
@@ -21,6 +21,7 @@ __all__ = [
     "move_vectors",
     "pad_rows",
     "round_vectors",
+    "spread_vectors",
     "tile_transform",
     "transpose_block",
     "widen_weights",
@@ -130,6 +131,33 @@ def move_vectors() -> Any:
         loop(b, count, [], body)
 
     return intrinsic_of(generate)
+
+
+def spread_vectors() -> Any:
+    """Copies vectors to where their elements lie apart; which of the variants is how far, up to 4 elements.
+
+    Arguments: target, source, how many vectors. What lies between the elements of the target stays as it is.
+    """
+    return one_of({step: _spread(step) for step in (1, 2, 3, 4)})
+
+
+def _spread(step: int) -> Generate:
+    def generate(b: Any, v: Vectors, target: Any, source: Any, count: Any) -> None:
+        numbers = ir.VectorType(I32, v.n)
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            value = v.load(v.at(source, b.mul(i, I64(VECTOR_BYTES))))
+            place = v.at(target, b.mul(i, I64(step * VECTOR_BYTES)))
+            for n in range(step):
+                lanes = range(n * v.n, (n + 1) * v.n)
+                found = b.shuffle_vector(value, value, ir.Constant(numbers, [lane // step for lane in lanes]))
+                mask = ir.Constant(ir.VectorType(I1, v.n), [int(lane % step == 0) for lane in lanes])
+                v.masked_store(found, v.at(place, n * VECTOR_BYTES), mask)
+            return []
+
+        loop(b, count, [], body)
+
+    return generate
 
 
 def move_elements() -> Any:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ...core.backend import Candidate
-from ...core.problem import Problem
+from ...core.problem import Problem, TransposedProblem
 from .. import threads
 from .base import CompiledPlan
 from .channels_last.plan import CompiledChannelsLastPlan
@@ -15,9 +15,10 @@ from .depthwise.plan import CompiledDepthwisePlan
 from .direct.plan import CompiledDirectPlan
 from .gemm.plan import CompiledGemmPlan
 from .stencil.plan import CompiledStencilPlan
+from .transposed.plan import CompiledTransposedPlan
 from .winograd.plan import CompiledWinogradPlan
 
-__all__ = ["build", "candidates"]
+__all__ = ["at_once", "build", "candidates"]
 
 MAX_WORKSPACE_BYTES = 56 << 20
 ALONE_SECONDS = 5e-6  # of work: another thread would come too late to be of help
@@ -45,6 +46,15 @@ def build(problem: Problem, engine: str) -> CompiledPlan | None:
         return None
     work = (plan.seconds(COMPILED) - COMPILED.launch) * min(plan.parts, threads.get_num_threads())
     return replace(plan, parts=1) if work < ALONE_SECONDS else plan
+
+
+@lru_cache(maxsize=256)
+def at_once(problem: TransposedProblem, engine: str) -> CompiledPlan | None:
+    """The compiled plan for all phases of a transposed convolution, or None where each has one of its own."""
+    terms = problem.in_channels // problem.groups * problem.kernel[0] * problem.kernel[1]
+    if engine != "gemm" or max(problem.out_size) > MAX_AXIS or terms > MAX_TABLE:
+        return None
+    return CompiledTransposedPlan.make(problem)
 
 
 def _made(problem: Problem, engine: str) -> CompiledPlan | None:

@@ -109,15 +109,19 @@ def weight_runs(weight: Array, p: Problem, dtype: np.dtype[Any]) -> tuple[Array,
     return found, (*steps, col)
 
 
-def in_panels(weight: Array, p: Problem, dtype: np.dtype[Any], rows: int, by_tap: int, launch: Launch) -> Array:
+def in_panels(
+    weight: Array, p: Problem, dtype: np.dtype[Any], rows: int, by_tap: int, launch: Launch, into: Array | None = None
+) -> Array:
     """The weight in panels of so many outputs, flat: (group, panel, term, output of the panel).
 
     Terms come channel by channel, each with all its taps; or, where `by_tap` is not zero, so many channels at a time,
     and of these tap by tap. Where a group's last panel has outputs that the group has not, they are zero.
+    They are written `into` an array that is given for it.
     """
     g, outputs, inputs, kh, kw = p.weight_shape
-    make = np.zeros if outputs % rows else np.empty
-    packed = make(g * -(-outputs // rows) * rows * inputs * kh * kw, dtype)
+    packed = np.empty(g * -(-outputs // rows) * rows * inputs * kh * kw, dtype) if into is None else into
+    if outputs % rows:
+        packed[:] = 0
     memory, steps = weight_memory(weight, p, dtype)
     some = by_tap or max(1, SOME_TERMS // (kh * kw))
     numbers = read_only(np.array((g, outputs, inputs, kh, kw, rows, by_tap, some, *steps), np.int64))

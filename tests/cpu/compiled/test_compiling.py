@@ -238,7 +238,7 @@ def test_real_kernels(run_python, tmp_path):
     print(err.getvalue(), end="")
     from portconv.cpu.compiled import jobs, memory
     from portconv.cpu.compiled.gemm import kernels
-    called = kernels._tile.kernel, kernels._products.kernel, kernels._store.kernel, jobs._run
+    called = kernels.tile.kernel, kernels._products.kernel, kernels._store.kernel, jobs._run
     inlined = memory.read, memory._fill_edge, memory.pairs_due  # and loaded with those that they are part of
     for function in (*called, kernels._gemm, kernels.gemm, *inlined):
         signatures = list(function.overloads)

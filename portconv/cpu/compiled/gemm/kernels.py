@@ -16,7 +16,7 @@ from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
 from .geometry import Geometry
 
-__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "tile_shape"]
+__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "tile", "tile_shape", "tile_width"]
 
 FEW = ROWS // 2
 _geometry, _region = words(len(Geometry._fields)), words(8)
@@ -44,7 +44,7 @@ def tile_shape(outputs: int) -> tuple[int, int]:
 
 
 @apart
-def _tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
+def tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
     """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows).
 
     `terms` are as many runs of so many terms, the first term, and how far it is from run to run. If `but_last`, the
@@ -127,7 +127,7 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
 
 
 @kernel
-def _width(left, widest, rows):
+def tile_width(left, widest, rows):
     """Vectors of the next tile, so that the tiles that are left are about as wide as each other."""
     if left > 4 * widest:
         return widest
@@ -168,7 +168,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                 for start_column in range(turn * line, (turn + together) * line, line):
                     v = v0
                     while v < v1:
-                        width = widest if wide else _width(v1 - v, widest, rows)
+                        width = widest if wide else tile_width(v1 - v, widest, rows)
                         first = start_column + v * unit
                         last = min(first + width * unit, start_column + columns)
                         if width * unit <= columns and not add:
@@ -183,7 +183,7 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                                 target += first // line * (y_strides[2] - line * size)
                             k, depth = terms[2], 0
                             if terms[1] > chunk:
-                                k, depth = _tile(sums, place, address(table), factors, terms, chunk, rows,
+                                k, depth = tile(sums, place, address(table), factors, terms, chunk, rows,
                                                  width, wide, True)  # fmt: skip
                             arguments = (place, address(table) + k * 8, factors + k * rows * size,
                                          terms[2] + terms[1] - k, target, y_strides[1], record(epilogue, channel),
@@ -191,13 +191,13 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                             _finished(sums, width, arguments)
                             continue
                         if fits:
-                            _tile(sums, place, address(table), factors, terms, chunk, rows, width, wide,
+                            tile(sums, place, address(table), factors, terms, chunk, rows, width, wide,
                                   False)  # fmt: skip
                         else:
                             for k in range(terms[1]):
                                 copy(sums, (address(tail) + k * pitch * size, place + table[k], last - first))
                             tail_base, tail_offsets = address(tail), address(tail_table)
-                            _tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
+                            tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
                         source, step = 0, width * lanes
                         if wide:
                             step = (width + lanes - 1) // lanes * lanes

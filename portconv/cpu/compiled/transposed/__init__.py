@@ -1,0 +1,1 @@
+"""The compiled transposed convolution: all phases of its strides at once."""
