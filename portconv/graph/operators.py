@@ -19,6 +19,7 @@ import numpy as np
 from ..core.epilogue import Activation
 from ..core.errors import ModelError
 from ..engines.activations import activated, erf
+from ..windows import global_avg_pool2d
 from . import recurrent, windows
 from .convolutions import pads_of
 from .host import one_by_one, side_by_side
@@ -559,6 +560,8 @@ def _average_pool(xp: ModuleType, node: Node, x: Array) -> Array:
 
 @_operator("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(xp: ModuleType, node: Node, x: Array) -> Array:
+    if x.ndim == 4 and node.operator == "GlobalAveragePool":
+        return global_avg_pool2d(x)
     sizes, still = tuple(x.shape[2:]), (1,) * (x.ndim - 2)
     kind = "average" if node.operator == "GlobalAveragePool" else "max"
     return windows.pooled(xp, x, kind, sizes, still, ((0, 0),) * len(sizes), still)

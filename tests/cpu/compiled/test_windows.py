@@ -9,7 +9,7 @@ import pytest
 
 import portconv
 from portconv.cpu import windows
-from portconv.cpu.compiled.windows.plan import CompiledWindows
+from portconv.cpu.compiled.windows.plan import CompiledMean, CompiledWindows
 from portconv.dispatch import windows as operations
 from tests.cpu.compiled.helpers import GUARDED
 from tests.helpers import numbers
@@ -58,6 +58,54 @@ def test_which_images_have_a_compiled_form(dtype, size, compiled):
     assert windows.applied(np.ones(shape, dtype), operation).shape == (size, 2, 4, 4)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_averages_of_whole_images(layout, dtype, threads):
+    """Of all rests of vectors, in one task and in many; the sums of 4096 numbers lose no more than those of 128."""
+    before = portconv.get_num_threads()
+    portconv.set_num_threads(threads)
+    eps = np.finfo(dtype).eps
+    try:
+        for n, c, h, w in [
+            (1, 1, 1, 1), (2, 3, 5, 7), (1, 120, 28, 28), (3, 130, 7, 7), (2, 6, 64, 64), (1, 700, 7, 7),
+            (2, 33, 3, 100),
+            *((1, size % 9 + 1, 1, size) for size in range(1, 70)), *((1, size, 2, 3) for size in range(1, 70)),
+        ]:  # fmt: skip
+            x = abs(numbers((n, c, h, w), c, dtype))
+            x = x if layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+            operation = operations.whole(x.shape, x.dtype.name, layout)
+            made = CompiledMean.make(operation, x.shape, x.dtype)
+            assert (made is None) == (h * w > (4096 if layout == "NCHW" else 1024) * 4 // x.itemsize)
+            y = portconv.global_avg_pool2d(x, layout=layout)
+            expected = x.astype("f8").mean((2, 3) if layout == "NCHW" else (1, 2), keepdims=True)
+            assert y.dtype == x.dtype
+            np.testing.assert_allclose(y, expected, rtol=160 * eps)
+            assert abs(y / expected - 1).mean() <= 16 * eps
+    finally:
+        portconv.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_averages_of_whole_images_in_other_memory(layout):
+    """Views, other byte orders and no images are not read as if they lay in order."""
+    x = numbers((2, 6, 6, 6))
+    x[1, 2, 3, 4] = np.nan
+    axes = (2, 3) if layout == "NCHW" else (1, 2)
+    with np.errstate(invalid="ignore"):
+        for image in (
+            x,
+            x[:, ::-1],
+            x[:, :, ::2],
+            x.transpose(0, 3, 2, 1),
+            x.astype(">f4"),
+            np.asfortranarray(x),
+            x[:0],
+        ):
+            y = portconv.global_avg_pool2d(image, layout=layout)
+            np.testing.assert_allclose(y, image.astype("f8").mean(axes, keepdims=True), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are protected by Linux's mprotect here")
 def test_no_byte_beyond_the_arrays_is_touched(run_python):
     run_python(f"""{GUARDED}
@@ -76,5 +124,7 @@ def test_no_byte_beyond_the_arrays_is_touched(run_python):
                         assert np.array_equal(y, windows[:, :, ::2, ::2].max((4, 5)))
                         assert np.isfinite(portconv.avg_pool2d(image, (2, 1), 1, layout=layout)).all()
                         assert np.isfinite(portconv.interpolate2d(image, 7, layout=layout)).all()
+                        y = portconv.global_avg_pool2d(image, layout=layout).reshape(x.shape[:2])
+                        assert np.allclose(y, x.astype("f8").mean((2, 3)), rtol=1e-2, atol=1e-2)
                         assert np.isfinite(portconv.interpolate2d(image, 3, mode="nearest", layout=layout)).all()
     """)

@@ -8,9 +8,12 @@ from typing import Any
 from llvmlite import ir
 
 from ..runs import first_lanes
-from ..vectors import I64, VECTOR_BYTES, Generate, Vectors, loop
+from ..vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, in_groups, loop
 
-__all__ = ["added", "joined", "larger", "mixed"]
+__all__ = ["added", "channel_means", "joined", "larger", "mixed", "plane_means"]
+
+ABREAST = 4  # vectors that are added at a time, none of which waits for another
+RUN = 64  # numbers that are added one after the other
 
 
 def larger(v: Vectors, a: Any, c: Any) -> Any:
@@ -85,6 +88,87 @@ def joined(join: Callable[[Vectors, Any, Any], Any], neutral: float, *, divided:
             return []
 
         loop(b, outputs, [], output)
+
+    return generate
+
+
+def plane_means() -> Generate:
+    """`target[p] = sum of source[p, :] / divisor`, planes that follow each other in memory.
+
+    Arguments: target, source, how many planes, elements of each, address of the divisor. As many numbers are added one
+    after the other as a plane has for each lane of `ABREAST` vectors; what the lanes have, is added in pairs.
+    """
+
+    def generate(b: Any, v: Vectors, target: Any, source: Any, planes: Any, count: Any, divisor: Any) -> None:
+        number = b.load(b.inttoptr(divisor, v.element.as_pointer()))
+
+        def plane(p: Any, _state: list[Any]) -> list[Any]:
+            first = v.at(source, b.mul(b.mul(p, count), I64(v.size)))
+
+            def several(i: Any, sums: list[Any]) -> list[Any]:
+                place = v.at(first, b.mul(i, I64(ABREAST * VECTOR_BYTES)))
+                return [b.fadd(total, v.load(v.at(place, k * VECTOR_BYTES))) for k, total in enumerate(sums)]
+
+            def one(i: Any, sums: list[Any]) -> list[Any]:
+                return [b.fadd(sums[0], v.load(v.at(first, b.mul(i, I64(VECTOR_BYTES)))))]
+
+            groups, whole = b.sdiv(count, I64(ABREAST * v.n)), b.sdiv(count, I64(v.n))
+            sums = loop(b, groups, [v.zero] * ABREAST, several, may_be_none=True)
+            done = b.mul(groups, I64(ABREAST))
+            (sums[0],) = loop(b, b.sub(whole, done), sums[:1], lambda i, s: one(b.add(i, done), s), may_be_none=True)
+            at_end = b.mul(whole, I64(v.n))
+            rest = v.masked_load(v.at(first, b.mul(at_end, I64(v.size))), first_lanes(b, v, b.sub(count, at_end)))
+            sums[1] = b.fadd(sums[1], rest)
+            total, lanes = b.fadd(b.fadd(sums[0], sums[1]), b.fadd(sums[2], sums[3])), v.n
+            while lanes > 1:
+                lanes //= 2
+                order = ir.Constant(ir.VectorType(I32, v.n), [(k + lanes) % v.n for k in range(v.n)])
+                total = b.fadd(total, b.shuffle_vector(total, total, order))
+            value = b.fdiv(b.extract_element(total, I32(0)), number)
+            b.store(value, b.inttoptr(v.at(target, b.mul(p, I64(v.size))), v.element.as_pointer()))
+            return []
+
+        loop(b, planes, [], plane)
+
+    return generate
+
+
+def channel_means() -> Generate:
+    """`target[c] = sum of source[:, c] / divisor`, of pixels whose channels lie side by side.
+
+    Arguments: target, source, bytes between pixels, how many of them, how many channels, address of the divisor. `RUN`
+    pixels are added one after the other, and then their sums.
+    """
+
+    def generate(
+        b: Any, v: Vectors, target: Any, source: Any, step: Any, pixels: Any, count: Any, divisor: Any
+    ) -> None:
+        number, runs = v.load_splat(divisor), b.sdiv(b.add(pixels, I64(RUN - 1)), I64(RUN))
+
+        def means(first: Any, many: int, inside: Any) -> None:
+            offset = b.mul(first, I64(VECTOR_BYTES))
+
+            def run(i: Any, sums: list[Any]) -> list[Any]:
+                start = b.mul(i, I64(RUN))
+                left = b.sub(pixels, start)
+                length = b.select(b.icmp_signed("<", left, I64(RUN)), left, I64(RUN))
+
+                def pixel(k: Any, sums: list[Any]) -> list[Any]:
+                    place = v.at(source, b.mul(b.add(start, k), step), offset)
+                    values = [_loaded(v, v.at(place, n * VECTOR_BYTES), inside) for n in range(many)]
+                    return [b.fadd(total, value) for total, value in zip(sums, values, strict=True)]
+
+                found = loop(b, length, [v.zero] * many, pixel)
+                return [b.fadd(total, value) for total, value in zip(sums, found, strict=True)]
+
+            for n, total in enumerate(loop(b, runs, [v.zero] * many, run)):
+                _store(v, b.fdiv(total, number), v.at(target, offset, n * VECTOR_BYTES), inside)
+
+        whole = b.sdiv(count, I64(v.n))
+        in_groups(b, whole, (ABREAST, 1), lambda first, many: means(first, many, None))
+        rest = b.srem(count, I64(v.n))
+        with b.if_then(b.icmp_signed(">", rest, I64(0))):
+            means(whole, 1, first_lanes(b, v, rest))
 
     return generate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["PoolingGeometry", "ResizingGeometry"]
+__all__ = ["MeanGeometry", "PoolingGeometry", "ResizingGeometry"]
 
 
 class PoolingGeometry(NamedTuple):
@@ -50,3 +50,13 @@ class ResizingGeometry(NamedTuple):
     part_size: int  # elements of a thread's scratch memory
     line_size: int  # elements of a row of outputs
     row_size: int  # elements of a row of the image
+
+
+class MeanGeometry(NamedTuple):
+    """All sizes are in elements. The kernels get it as a plain array."""
+
+    tasks: int
+    blocks: int  # of channels, of an image in NHWC; 0 in NCHW
+    planes: int  # of all images, or channels of an image
+    some: int  # of them in a task
+    pixels: int

@@ -15,15 +15,16 @@ from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import address, apart, kernel, table, words
 from ..memory import bytes_of, call_numbers, copy, native_kind, put_apart, read
-from ..vectors import one_of
-from .cells import added, joined, larger, mixed
-from .geometry import PoolingGeometry, ResizingGeometry
+from ..vectors import intrinsic_of, one_of
+from .cells import added, channel_means, joined, larger, mixed, plane_means
+from .geometry import MeanGeometry, PoolingGeometry, ResizingGeometry
 
-__all__ = ["LARGEST", "LINEAR", "NEAREST", "SUM", "pool", "resize"]
+__all__ = ["LARGEST", "LINEAR", "NEAREST", "SUM", "mean", "pool", "resize"]
 
 LARGEST, SUM, MEAN = range(3)
 NEAREST, LINEAR = range(2)
 
+_mean = words(len(MeanGeometry._fields))
 _pooling, _resizing = words(len(PoolingGeometry._fields)), words(len(ResizingGeometry._fields))
 
 _variants = one_of(
@@ -33,6 +34,7 @@ _variants = one_of(
         MEAN: joined(added, -0.0, divided=True),
     }
 )
+_plane_means, _channel_means = intrinsic_of(plane_means()), intrinsic_of(channel_means())
 _mixtures = one_of({NEAREST: mixed(linear=False), LINEAR: mixed(linear=True)})
 
 
@@ -129,6 +131,38 @@ def pool(job, parts, patience, x, y, counts, neutral, numbers, scratch):
     """The whole operation, as a job of the team."""
     x_numbers, y_numbers, place = call_numbers(numbers)
     return _pool(job, parts, patience, (x, x_numbers, y, y_numbers, counts, neutral, _pooling(place), scratch))
+
+
+# --- averages of whole images, which lie in the order of the layout ---------------------------------------------------
+
+
+@kernel
+def _some_means(job, part, x, y, divisor, numbers):
+    """Tasks are some planes, or in NHWC some channels of an image."""
+    tasks, blocks, planes, some, pixels = _mean(address(numbers))
+    size = y.itemsize
+    for _ in range(tasks):
+        task = take(job, part, tasks)
+        if task >= tasks:
+            break
+        image, block = divmod(task, max(blocks, 1)) if blocks else (0, task)
+        first = block * some
+        count = min(some, planes - first)
+        target = address(y) + (image * planes + first) * size
+        if blocks:
+            source = address(x) + (image * pixels * planes + first) * size
+            _channel_means(y, (target, source, planes * size, pixels, count, address(divisor)))
+        else:
+            _plane_means(y, (target, address(x) + first * pixels * size, count, pixels, address(divisor)))
+
+
+_means = job_of(_some_means)
+
+
+@kernel
+def mean(job, parts, patience, x, y, divisor, numbers):
+    """The whole operation, as a job of the team."""
+    return _means(job, parts, patience, (x, y, divisor, numbers))
 
 
 # --- interpolation ----------------------------------------------------------------------------------------------------

@@ -16,14 +16,17 @@ from .. import team
 from ..base import Array, Ints, memory_of, one_array, read_only, round_up, usual_numbers
 from ..epilogue import neutral_records
 from . import kernels
-from .geometry import PoolingGeometry, ResizingGeometry
+from .geometry import MeanGeometry, PoolingGeometry, ResizingGeometry
 
-__all__ = ["CompiledWindows"]
+__all__ = ["CompiledMean", "CompiledWindows"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "uint16", "int16")
 ALONE_BYTES = 64 << 10  # of image and result, which one thread is done with before another one has begun
 TASKS = 8  # for each thread, at least
 MAX_WORKSPACE_BYTES = 56 << 20
+MOST_PIXELS = 4096  # of float32 that are averaged by vectors, a quarter of them where channels are in the lanes
+TASK_BYTES = 32 << 10  # of the image
+SHARED_BYTES = 512 << 10  # of an image that is worth a second thread
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,42 @@ class CompiledWindows:
             given = read_only(np.array((*numbers, *y_numbers, *self.geometry), np.int64))
         scratch = threads.scratch(self.parts * self.part_size, self.dtype)
         team.launch(self.kernel, self.parts, read_only(memory), y_memory, *self.tables, given, scratch)
+        return y
+
+
+@dataclass(frozen=True)
+class CompiledMean:
+    """Averages of whole images that lie in memory in the order of their layout."""
+
+    out_shape: Ints
+    parts: int
+    divisor: Array
+    numbers: Array
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def make(cls, operation: Pooling, shape: Ints, dtype: np.dtype[Any]) -> CompiledMean | None:
+        """The plan, or None for large images and other dtypes: sums of many numbers are made in pairs elsewhere."""
+        n, c, height, width = sizes(shape, operation.layout)
+        pixels, size = height * width, dtype.itemsize
+        most = MOST_PIXELS if operation.layout == "NCHW" else MOST_PIXELS // 4
+        if dtype.char not in "fd" or not dtype.isnative or not 0 < pixels * size <= most * 4 or not n * c:
+            return None
+        planes, blocks, images = n * c, 0, 1
+        some = max(1, TASK_BYTES // (pixels * size))
+        if operation.layout == "NHWC":
+            planes, images = c, n
+            some = round_up(max(1, some), 64)
+            blocks = -(-c // some)
+        tasks = images * -(-planes // some)
+        parts = min(threads.usable_cores(), tasks) if n * c * pixels * size >= SHARED_BYTES else 1
+        numbers = read_only(np.array(MeanGeometry(tasks, blocks, planes, some, pixels), np.int64))
+        return cls(operation.out_shape(shape), parts, read_only(np.array([pixels], dtype)), numbers)
+
+    def compute(self, x: Array) -> Array:
+        """The result, of an image in C order."""
+        y = np.empty(self.out_shape, x.dtype)
+        team.launch(kernels.mean, self.parts, read_only(x.ravel()), y.ravel(), self.divisor, self.numbers)
         return y
 
 
