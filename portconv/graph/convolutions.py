@@ -168,6 +168,25 @@ def _activation(given: Any) -> Activation | None:
     return None if given is None else Activation(*given) if isinstance(given, tuple) else Activation(given)
 
 
+class Recurrence:
+    """A node `LSTM` with constant weights: what enters all steps is a `Product` on NumPy.
+
+    It is called as `function` is, that of the operator, which takes the product of rows for a direction besides.
+    """
+
+    def __init__(self, function: Callable[..., Any], weights: np.ndarray[Any, Any]) -> None:
+        self._function = function
+        self._products = [Product(Node("MatMul", (), ()), of_way.T, None) for of_way in weights]
+
+    @staticmethod
+    def suits(node: Node, weights: np.ndarray[Any, Any]) -> bool:
+        """Whether it is such a node."""
+        return node.operator == "LSTM" and weights.ndim == 3 and str(weights.dtype) == "float32"
+
+    def __call__(self, xp: Any, node: Node, *inputs: Any) -> Any:
+        return self._function(xp, node, *inputs, product=lambda rows, way: self._products[way](rows))
+
+
 class Product:
     """A node `MatMul` or `Gemm` with a constant matrix: on a CPU a convolution with a kernel of one pixel.
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from ..cpu import threads
 from ..cpu.blas import limited
+from ..cpu.caches import cache_bytes
 from ..dispatch import registry
 
 __all__ = ["one_by_one", "seen", "side_by_side"]
 
 # Libraries whose arrays have values at once on a CPU, and take longer there for a small step than NumPy does.
 SLOW_STEPS = ("mlx", "jax")
+SECOND_CACHE_BYTES = 1 << 20  # where the system does not say
 
 
 def seen(arrays: Sequence[Any]) -> list[Any] | None:
@@ -29,8 +31,14 @@ def seen(arrays: Sequence[Any]) -> list[Any] | None:
         return None
 
 
-def side_by_side(function: Callable[[int], Any], items: list[int]) -> list[Any]:
-    """What a function of NumPy makes of each item: many small steps, whose products are too small for two threads."""
+def side_by_side(function: Callable[[int], Any], items: list[int], nbytes: int) -> list[Any]:
+    """What a function of NumPy makes of each item: many small steps, each with the same matrix of so many bytes.
+
+    A matrix that a core's cache does not hold is left to the threads of NumPy's products: each of these has a part of
+    it, which stays in its core's cache from step to step.
+    """
+    if nbytes > (cache_bytes(2) or SECOND_CACHE_BYTES):
+        return one_by_one(function, items)
     found: dict[int, Any] = {}
 
     def task(item: int) -> None:

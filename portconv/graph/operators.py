@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -706,7 +707,7 @@ def _gemm(xp: ModuleType, node: Node, a: Array, b: Array, c: Array = None) -> Ar
 @_operator("LSTM", host=(4,))
 def _lstm(
     xp: ModuleType, node: Node, x: Array, w: Array, r: Array, b: Array = None, lengths: Any = None, h: Array = None,
-    c: Array = None, p: Array = None,
+    c: Array = None, p: Array = None, *, product: Callable[[Array, int], Array] | None = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     options = node.attributes
     direction = options.get("direction", "forward")
@@ -721,8 +722,10 @@ def _lstm(
     if lengths is not None and any(length != x.shape[0] for length in _ints(lengths)):
         raise ModelError("LSTM with sequences of several lengths is not supported.")
 
-    each = side_by_side if isinstance(x, np.ndarray) else one_by_one
-    y, last, cell = recurrent.lstm(xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), each)
+    on_host = isinstance(x, np.ndarray)
+    each = partial(side_by_side, nbytes=r[0].nbytes) if on_host else one_by_one
+    entering = product if on_host else None
+    y, last, cell = recurrent.lstm(xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), each, entering)
     if swapped:
         y = xp.permute_dims(y, (2, 0, 1, 3))
         last, cell = xp.permute_dims(last, (1, 0, 2)), xp.permute_dims(cell, (1, 0, 2))

@@ -18,6 +18,7 @@ Function = Callable[[Any], Any]
 def lstm(
     xp: ModuleType, x: Any, weights: Any, recurrences: Any, biases: Any, h: Any, c: Any, peepholes: Any,
     direction: str, sigmoid: Function, each: Callable[[Callable[[int], Any], list[int]], list[Any]],
+    product: Callable[[Any, int], Any] | None = None,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """All outputs ``(T, D, N, H)``, and the last output and cell ``(D, N, H)``, of a sequence ``(T, N, I)``.
 
@@ -33,14 +34,20 @@ def lstm(
         How it is computed.
     each
         ``[function(k) for k in list]``, for the directions.
+    product
+        ``product(rows, way)``, rows times the transposed weights of a direction; None for a plain one.
     """
     steps, batch, _ = x.shape
     size = recurrences.shape[2]
     ways = {"forward": (1,), "reverse": (-1,), "bidirectional": (1, -1)}[direction]
 
+    rows = xp.reshape(x, (steps * batch, x.shape[2]))
+    multiply = product or (lambda rows, way: xp.matmul(rows, xp.matrix_transpose(weights[way, ...])))
+    # what does not depend on the steps before, for all steps at once
+    products = [multiply(rows, way) for way in range(len(ways))]
+
     def one(way: int) -> tuple[Any, Any, Any]:
-        # what does not depend on the steps before, for all steps at once
-        entering = xp.matmul(xp.reshape(x, (steps * batch, x.shape[2])), xp.matrix_transpose(weights[way, ...]))
+        entering = products[way]
         if biases is not None:
             entering = entering + (biases[way, : 4 * size] + biases[way, 4 * size :])
         entering = xp.reshape(entering, (steps, batch, 4 * size))

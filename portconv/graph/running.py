@@ -12,7 +12,7 @@ from ..arrays import array_namespace
 from ..core.errors import ModelError
 from ..dispatch.registry import get_backend
 from . import host
-from .convolutions import Convolution, Product
+from .convolutions import Convolution, Product, Recurrence
 from .model import Constants, Graph, Node
 from .operators import OPERATORS
 
@@ -63,6 +63,8 @@ class _Step:
         else:
             operator = OPERATORS[node.operator]
             self.function, self.host, self.names = operator.function, operator.host, node.inputs
+            if weight is not None and Recurrence.suits(node, weight):
+                self.function = Recurrence(self.function, weight)
         self._inputs = tuple(places[name] for name in self.names)
         self._outputs = tuple(places[name] if name else None for name in node.outputs)
         self._done = tuple(places[name] for name in done)

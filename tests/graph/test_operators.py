@@ -1,5 +1,6 @@
 """Each operator of ONNX against the reference implementation of the package `onnx`."""
 
+import threading
 import tracemalloc
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 import portconv.onnx  # noqa: E402
 from portconv.core.errors import ModelError  # noqa: E402
+from portconv.graph import host  # noqa: E402
 from portconv.graph.running import SUPPORTED  # noqa: E402
 
 
@@ -220,6 +222,20 @@ def test_upsample(tmp_path):
     x = real(1, 1, 2, 2)
     proto = model("Upsample", [x], [np.array([1, 1, 2, 3], np.float32)], opset=9)
     assert np.array_equal(run(tmp_path, proto, [x])[0], x.repeat(2, 2).repeat(3, 3))
+
+
+def test_directions_of_large_matrices_go_in_turn(monkeypatch):
+    threads = []
+
+    def name(k):
+        threads.append(threading.current_thread().name)
+        return k
+
+    monkeypatch.setattr(host, "cache_bytes", lambda level: 1000)
+    assert host.side_by_side(name, [0, 1], nbytes=1001) == [0, 1]
+    assert set(threads) == {threading.current_thread().name}
+    monkeypatch.setattr(host, "cache_bytes", lambda level: 0)
+    assert host.side_by_side(name, [0, 1], nbytes=1001) == [0, 1]
 
 
 @pytest.mark.parametrize("peepholes", [False, True])
