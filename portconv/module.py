@@ -41,7 +41,7 @@ class _Bound(NamedTuple):
     bias: Any
     source: Any  # the weight as the library holds it
     token: Any  # of `source` when it was packed
-    run: Callable[[Any], Any]  # the plan, as a function of the image
+    run: Callable[..., Any]  # the plan, as a function of the image and a residual
 
 
 class Module(Layer):
@@ -273,10 +273,9 @@ class Module(Layer):
         bound = self._bound.get((library, info, out_dtype, more))
         if bound is None or (bound.token is not None and bound.token != library.cache_token(bound.source)):
             bound = self._bind(library, info, out_dtype, more)
-        if out is None and residual is None:
-            return bound.run(x)
-        if out is not None:
-            path.check_out(library, bound.plan, out, x, bound.source, bound.bias, residual)
+        if out is None:
+            return bound.run(x) if residual is None else bound.run(x, residual)
+        path.check_out(library, bound.plan, out, x, bound.source, bound.bias, residual)
         return executed(bound.plan, x, bound.weight, bound.bias, residual, out)
 
     forward = __call__
@@ -286,10 +285,7 @@ class Module(Layer):
         library = registry.resolve(x)
         arguments = [("x", x)] if residual is None else [("x", x), ("residual", residual)]
         info, *more = path.described(library, arguments)
-        bound = self._bind(library, info, None, *more)
-        if residual is None:
-            return bound.run
-        return lambda x, residual: executed(bound.plan, x, bound.weight, bound.bias, residual)
+        return self._bind(library, info, None, *more).run
 
     def vjp(
         self, x: Any, *, residual: Any = None, wrt: Sequence[str] | str | None = None

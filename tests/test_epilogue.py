@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import portconv
 from portconv.core.words import ACTIVATIONS
 from portconv.testing import Problem, assert_close, reference_conv2d, verify
 from portconv.testing.calls import DIFFERENTIATE
+from tests.helpers import numbers
 
 GIVEN = [*ACTIVATIONS, ("leaky_relu", 0.2), ("leaky_relu", -1.5)]
 
@@ -251,3 +253,18 @@ def test_a_residual_takes_part_in_promotion(arrays):
     x, weight, _, residual = arrays
     y = portconv.conv2d(x, weight, padding=1, residual=residual.astype("f8"))
     assert y.dtype == np.float64
+
+
+def test_residuals_of_calls_at_the_same_time(tier):
+    """A prepared call keeps the words that say where a residual is; each of several at a time has words of its own."""
+    layer = portconv.Conv2d(3, 8, 3, padding=1, activation="relu", rng=0)
+    x = [numbers((1, 3, 40, 40), k) for k in range(8)]
+    residuals = [numbers((1, 8, 40, 40), 10 + k) for k in range(8)]
+    expected = [
+        np.maximum(portconv.conv2d(a, layer.weight, layer.bias, 1, 1) + r, 0) for a, r in zip(x, residuals, strict=True)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            found = list(pool.map(lambda a, r: layer(a, residual=r), x, residuals))
+            for got, y in zip(found, expected, strict=True):
+                np.testing.assert_allclose(got, y, rtol=1e-5, atol=1e-5)

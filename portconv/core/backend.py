@@ -149,9 +149,9 @@ class Plan:
         """
         raise NotImplementedError  # abstract: every subclass has its own
 
-    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
-        """`execute` as a function of the image alone, for many calls with a weight and a bias that do not change."""
-        return lambda x: self.execute(x, weight, bias)
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[..., Any]:
+        """`execute` as a function ``run(x, residual=None)``, for many calls with a weight and a bias that stay."""
+        return lambda x, residual=None: executed(self, x, weight, bias, residual)
 
     def warmup(self) -> tuple[str, ...]:
         """Compile ahead what `execute` may run, or load what was compiled before; nothing is computed.

@@ -133,11 +133,11 @@ class CroppedPlan(Plan):
             raise self.packed_for_another(weight)
         return self.inner.execute(self.inner.cut(x, self._index), weight.data, bias, **options)
 
-    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[..., Any]:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         run, cut, index = self.inner.ready(weight.data, bias), self.inner.cut, self._index
-        return lambda x: run(cut(x, index))
+        return lambda x, residual=None: run(cut(x, index), residual)
 
     @property
     def _index(self) -> tuple[slice, ...]:

@@ -82,11 +82,17 @@ class FinishedPlan(Plan):
         out[...] = y
         return out
 
-    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[..., Any]:
         if self.fused is None:
             return super().ready(weight, bias)
         run, fuses = self.fused.ready(weight, bias), self.fused.fuses
-        return lambda x: run(x) if fuses(x, weight, bias) else self.execute(x, weight, bias)
+
+        def finished(x: Any, residual: Any = None) -> Any:
+            if fuses(x, weight, bias, residual):
+                return run(x, residual)
+            return self.execute(x, weight, bias, residual=residual)
+
+        return finished
 
     def explain(self) -> str:
         how = "in operations of the library" if self.fused is None else "where results are stored"

@@ -236,15 +236,28 @@ class CompiledPlan(EnginePlan):
         np.copyto(out, y)
         return out
 
-    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[[Any], Any]:
+    def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[..., Any]:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
         shape, records = self.problem.out_shape, self._records(bias, self.call)
+        spare = list[tuple[Array, Array]]()  # records with words of their own, as many as threads have called at once
 
-        def run(x: Any) -> Any:
+        def run(x: Any, residual: Any = None) -> Any:
             y = _new(shape, self.result_dtype, self.result_bytes)
-            if y.size:
+            if not y.size:
+                return y
+            if residual is None:
                 self._compute(x, y, weight, records)
+                return y
+            try:
+                words, own = spare.pop()
+            except IndexError:
+                words = np.array(self.call)
+                own = self._records(bias, words)
+            residual = np.ascontiguousarray(residual, self.dtype)
+            words[RESIDUAL] = residual.ctypes.data - y.ctypes.data
+            self._compute(x, y, weight, own)
+            spare.append((words, own))
             return y
 
         return run
