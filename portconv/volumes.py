@@ -299,7 +299,7 @@ class _Volume:
                 dx = self._turned(dx)
                 dx = dx if dx.dtype == x.dtype else xp.astype(dx, x.dtype)
             if "weight" in wanted:
-                blank = next(found for found in of_taps if found is not None) * 0
+                blank = xp.zeros_like(next(found for found in of_taps if found is not None))
                 dweight = xp.stack([blank if found is None else found for found in of_taps], axis=-3)
             if "bias" in wanted:
                 flat = dy if self.layout == "NDHWC" else xp.permute_dims(dy, (0, 1, 3, 4, 2))

@@ -146,3 +146,13 @@ def test_transposed_halves_of_two_kinds_give_float32(torch):
     x, weight = torch.ones((1, 2, 2, 3, 3), dtype=torch.float16), torch.ones((2, 1, 2, 2, 2), dtype=torch.bfloat16)
     y = portconv.conv_transpose3d(x, weight, stride=2)
     assert y.dtype == torch.float32 and y.shape == (1, 1, 4, 6, 6) and y.eq(2).all()
+
+
+def test_gradients_of_planes_that_nothing_meets():
+    """They are zeros, whatever those of the others are: they were NaN where another one was infinite."""
+    x, weight = np.full((1, 1, 1, 1, 1), 1e38, "f4"), np.ones((1, 1, 6, 1, 1), "f4")
+    y, vjp = portconv.conv3d_vjp(x, weight, padding=(4, 0, 0), wrt="weight")
+    with np.errstate(over="ignore"):
+        dweight = vjp(np.full_like(y, 1e38))[1]
+    assert np.isinf(dweight[0, 0, 1:5]).all()
+    np.testing.assert_array_equal(dweight[0, 0, [0, 5]], 0)

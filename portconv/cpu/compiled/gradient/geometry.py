@@ -33,6 +33,7 @@ class Geometry(NamedTuple):
     tile_vectors: int  # of it
     at_a_time: int  # outputs of a task
     chunk: int  # terms that are added one after the other
+    near: int  # positions that all tiles of a task read one after the other, while they are in the first cache
     out_cols: int
     images_as_lines: int  # whether the outputs of an image follow each other like those of a row
     part_size: int  # elements of a thread's scratch memory

@@ -28,7 +28,7 @@ def _stage(job, part, x, numbers, source_rows, source_cols, staged, scratch):
     kind, _, xb, xc, xh, xw = _image(place)
     first_image, images, first_row, rows = _part(place + 80)
     (groups, inputs, _, pixels, blocks, block_size, image_size, cols, halo_rows, row_step, _, _, shift, apart, left,
-     width, _, _, _, _, _, _, _, _, _, part_size) = _geometry(place + 112)  # fmt: skip
+     width, _, _, _, _, _, _, _, _, _, _, part_size) = _geometry(place + 112)  # fmt: skip
     lanes = VECTOR_BYTES // staged.itemsize
     square = scratch[part * part_size : (part + 1) * part_size]
     count = (rows - 1) * row_step + halo_rows + 1
@@ -58,7 +58,7 @@ def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
     yb, yc, yh, yw = _strides(place + 48)
     first_image, images, first_row, rows = _part(place + 80)
     (groups, _, outputs, _, blocks, block_size, image_size, _, _, row_step, col_step, line, _, _, _, _, count_taps,
-     vectors, vector_step, tile_rows, tile_vectors, at_a_time, chunk, cols, images_as_lines,
+     vectors, vector_step, tile_rows, tile_vectors, at_a_time, chunk, near, cols, images_as_lines,
      part_size) = _geometry(place + 112)  # fmt: skip
     size = staged.itemsize
     sums = scratch[part * part_size : (part + 1) * part_size]
@@ -67,8 +67,9 @@ def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
     batches, lines, one_line, other_line = images, rows, yh, row_step * line * size
     if images_as_lines:
         batches, lines, cols, one_line, other_line = 1, images, rows * cols, yb, image_size * size
-    lines_at_once = max(1, min(lines, chunk // cols))
-    cols_at_once = min(cols, chunk)
+    lines_at_once = max(1, min(lines, near // cols))
+    lines_at_once = -(-lines // -(-lines // lines_at_once))
+    cols_at_once = -(-cols // -(-cols // near))
     of_vectors, of_outputs = -(-vectors // tile_vectors), -(-outputs // at_a_time)
     tasks = groups * of_vectors * count_taps * of_outputs
     for _ in range(tasks):
@@ -80,25 +81,37 @@ def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
         g, n = divmod(rest, of_vectors)
         v = min(n * tile_vectors, vectors - tile_vectors)  # the last tiles overlap those before
         panel = address(staged) + (g * blocks * block_size + taps[tap] + v * vector_step) * size
-        for m in range(some * at_a_time, min((some + 1) * at_a_time, outputs), tile_rows):
-            o = g * outputs + min(m, outputs - tile_rows)
-            first = address(dy) + first_image * yb + o * yc + first_row * yh
-            depth, count = 0, 0
-            for b in range(batches):
-                for i in range(0, lines, lines_at_once):
-                    for j in range(0, cols, cols_at_once):
-                        last = b == batches - 1 and i + lines_at_once >= lines and j + cols_at_once >= cols
-                        _products(sums, 16 * tile_rows + tile_vectors,
-                                  (first + b * yb + i * one_line + j * yw, yc, yw, one_line,
-                                   panel + b * image_size * size + i * other_line + j * col_step * size,
-                                   vector_step * size, col_step * size, other_line, min(lines_at_once, lines - i),
-                                   min(cols_at_once, cols - j), address(sums) + depth * tile_bytes))  # fmt: skip
+        m0, m1 = some * at_a_time, min((some + 1) * at_a_time, outputs)
+        level = -(-(m1 - m0) // tile_rows) * tile_bytes  # of the pairwise sums of all tiles
+        depth, count, terms = 0, 0, 0
+        for b in range(batches):
+            for i in range(0, lines, lines_at_once):
+                for j in range(0, cols, cols_at_once):
+                    some_lines, some_cols = min(lines_at_once, lines - i), min(cols_at_once, cols - j)
+                    if terms > 0 and terms + some_lines * some_cols > chunk:
                         count += 1
-                        depth = add_in_pairs(sums, depth + 1, count, last, tile_bytes)
+                        depth, terms = add_in_pairs(sums, depth + 1, count, False, level), 0
+                    # all tiles read these positions while they are in the first cache
+                    place, window = b * yb + i * one_line + j * yw, b * image_size + j * col_step
+                    place += address(dy) + first_image * yb + first_row * yh
+                    target = address(sums) + depth * level
+                    for m in range(m0, m1, tile_rows):
+                        o = g * outputs + min(m, outputs - tile_rows)
+                        _products(sums, 16 * tile_rows + tile_vectors,
+                                  (place + o * yc, yc, yw, one_line, panel + window * size + i * other_line,
+                                   vector_step * size, col_step * size, other_line, some_lines, some_cols, target,
+                                   terms))  # fmt: skip
+                        target += tile_bytes
+                    terms += some_lines * some_cols
+        add_in_pairs(sums, depth + 1, count + 1, True, level)
+        source = address(sums)
+        for m in range(m0, m1, tile_rows):
+            o = g * outputs + min(m, outputs - tile_rows)
             for r in range(tile_rows):
                 target = ((o + r) * count_taps + tap) * pitch + v * (VECTOR_BYTES // size)
-                copy(out, (address(out) + target * size, address(sums) + r * tile_vectors * VECTOR_BYTES,
+                copy(out, (address(out) + target * size, source + r * tile_vectors * VECTOR_BYTES,
                            tile_vectors * (VECTOR_BYTES // size)))  # fmt: skip
+            source += tile_bytes
 
 
 @kernel

@@ -11,6 +11,7 @@ import numpy as np
 from ....core.problem import Problem
 from ....engines.accuracy import TERMS, accumulate
 from ... import threads
+from ...caches import cache_bytes
 from .. import team
 from ..base import Array, Launch, compiled_by, memory_of, read_only, round_up, sources, usual_numbers
 from ..gemm.kernels import LEVELS
@@ -24,6 +25,7 @@ STAGE_BYTES = 1 << 20  # of a part of the batch, which stays in the cores' cache
 WORTH_ADDING = 4  # times the sums of a part, which are added to those of the others, the stage of one may have
 MAX_STAGE_BYTES = 24 << 20  # of a part, above which it holds some rows of one image
 MAX_WORKSPACE_BYTES = 56 << 20
+MAX_SUMS_BYTES = 16 << 20  # of scratch memory for sums
 MAX_AXIS = 1 << 20  # elements of a padded axis
 FEW_OUTPUTS = 64  # of a task
 
@@ -90,11 +92,13 @@ class CompiledWeightGradient:
         tile_rows = next(n for n in kernels.TILE_ROWS if n <= o)
         tile_vectors = min(range(1, min(vectors, MAX_VECTORS) + 1), key=lambda n: (-(-vectors // n) * (n + 1), -n))
         whole = count == oh and stage_cols == ow and row_step == col_step == 1 and not halo_rows
-        sums = LEVELS * tile_rows * tile_vectors * lane
+        tiles = -(-min(o, max(FEW_OUTPUTS, tile_rows)) // tile_rows)
+        sums = LEVELS * tiles * tile_rows * tile_vectors * lane
+        near = max(lane, min((cache_bytes(1) or 32 << 10) // (tile_vectors * VECTOR_BYTES), TERMS[p.accuracy]))
         geometry = Geometry(
             g, i, o, int(pixels), blocks, block, g * blocks * block, stage_cols, halo_rows, row_step, col_step * cell,
             line, shift, apart, left, width, len(offsets), vectors, vector_step, tile_rows, tile_vectors,
-            max(FEW_OUTPUTS, tile_rows), TERMS[p.accuracy], ow, int(whole), max(sums, 2 * lane * lane),
+            max(FEW_OUTPUTS, tile_rows), TERMS[p.accuracy], near, ow, int(whole), max(sums, 2 * lane * lane),
         )  # fmt: skip
         tables = (np.ascontiguousarray(rows), np.ascontiguousarray(cols), np.array(offsets, np.int64))
         rows_table, cols_table, taps = map(read_only, tables)
@@ -134,7 +138,11 @@ class CompiledWeightGradient:
         rows, cols, taps = self.tables
         for piece in self.pieces:
             given = read_only(np.array((*numbers, *strides, *piece, *geometry), np.int64))
-            out = np.empty(p.out_channels * geometry.taps * geometry.vectors * lane, dtype)
+            size = p.out_channels * geometry.taps * geometry.vectors * lane
+            if len(self.pieces) == 1 and size * dtype.itemsize <= MAX_SUMS_BYTES:
+                out = threads.scratch(size, dtype, "sums")[:size]  # new memory would take a fifth of the time
+            else:
+                out = np.empty(size, dtype)
             launch(kernels.stage, parts, memory, given, rows, cols, staged, scratch)
             launch(kernels.gradient, parts, cotangent, given, taps, staged, out, scratch)
             yield out

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, loop
+from ..vectors import I32, I64, VECTOR_BYTES, Generate, Vectors, joined, loop
 
 __all__ = ["position_products", "tap_products"]
 
@@ -15,12 +15,13 @@ def position_products(rows: int, vectors: int) -> Generate:
     """`out[r, :] = sum over (i, j) of one[r, i, j] * other[i, j, :]`: the outer products of two things at positions.
 
     Arguments: address of one[0, 0, 0], bytes between its rows, its columns j, its lines i; address of other[0, 0, 0],
-    bytes between its vectors, its columns, its lines; how many lines, columns; out (rows, vectors x lanes).
+    bytes between its vectors, its columns, its lines; how many lines, columns; out (rows, vectors x lanes), and whether
+    to go on from the sums that are there.
     """
 
     def generate(
         b: Any, v: Vectors, one: Any, one_row: Any, one_col: Any, one_line: Any, other: Any, other_vector: Any,
-        other_col: Any, other_line: Any, lines: Any, cols: Any, out: Any,
+        other_col: Any, other_line: Any, lines: Any, cols: Any, out: Any, go_on: Any,
     ) -> None:  # fmt: skip
         across = [b.mul(one_row, I64(r)) for r in range(rows)]
         along = [b.mul(other_vector, I64(n)) for n in range(vectors)]
@@ -40,8 +41,13 @@ def position_products(rows: int, vectors: int) -> Generate:
 
             return loop(b, cols, sums, position)
 
-        for n, total in enumerate(loop(b, lines, [v.zero] * (rows * vectors), line)):
-            v.store(total, v.at(out, n * VECTOR_BYTES))
+        places, before = [v.at(out, n * VECTOR_BYTES) for n in range(rows * vectors)], b.block
+        with b.if_then(b.icmp_signed("!=", go_on, I64(0))):
+            found = [v.load(place) for place in places]
+            after = b.block
+        sums = joined(b, ([v.zero] * len(places), before), (found, after))
+        for total, place in zip(loop(b, lines, sums, line), places, strict=True):
+            v.store(total, place)
 
     return generate
 
