@@ -16,7 +16,7 @@ from ..core.layout import TO_CBHW
 from ..core.problem import Problem
 from ..engines.accuracy import RUN_TERMS, accumulate
 from ..engines.steps import Block, Steps, Window
-from . import blas, separable, threads
+from . import activations, blas, separable, threads
 from .views import bfloat16, strided
 
 __all__ = ["NumpySteps"]
@@ -250,14 +250,9 @@ class NumpySteps(Steps):
         return out
 
     def activated(self, x: Array, activation: Activation) -> Array:
-        """As in `Steps`, by one operation where NumPy has it."""
-        match activation.name:
-            case "relu":
-                return np.maximum(x, 0)
-            case "relu6":
-                return np.clip(x, 0, 6)
-        found: Array = super().activated(x, activation)
-        return found
+        """As in `Steps`, by few operations where NumPy has them."""
+        found = activations.activated(x, activation)
+        return np.asarray(super().activated(x, activation)) if found is None else found
 
 
 def _columns(view: Array, weight: Array, out: Array | None) -> Array:
