@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from ..core.backend import PackedWeight, Plan, executed
+from ..core.backend import EnginePlan, PackedWeight, Plan, executed
 from ..core.problem import Problem
 
 __all__ = ["FinishedPlan", "Finisher", "sums_of"]
@@ -87,8 +87,11 @@ class FinishedPlan(Plan):
             return super().ready(weight, bias)
         run, fuses = self.fused.ready(weight, bias), self.fused.fuses
 
+        # NumPy's arrays are all alike to a plan: nobody differentiates them
+        always = isinstance(self.fused, EnginePlan) and fuses(None, weight, bias)
+
         def finished(x: Any, residual: Any = None) -> Any:
-            if fuses(x, weight, bias, residual):
+            if (always and residual is None) or fuses(x, weight, bias, residual):
                 return run(x, residual)
             return self.execute(x, weight, bias, residual=residual)
 

@@ -239,7 +239,9 @@ class CompiledPlan(EnginePlan):
     def ready(self, weight: PackedWeight, bias: Any = None, /) -> Callable[..., Any]:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
-        shape, records = self.problem.out_shape, self._records(bias, self.call)
+        shape, records, layout = self.problem.out_shape, self._records(bias, self.call), self.problem.layout
+        dtype, usual_x, usual_y, data = self.dtype, self.usual_x, self.usual_y, weight.data
+        usual = self.result_dtype == dtype
         spare = list[tuple[Array, Array]]()  # records with words of their own, as many as threads have called at once
 
         def run(x: Any, residual: Any = None) -> Any:
@@ -247,7 +249,9 @@ class CompiledPlan(EnginePlan):
             if not y.size:
                 return y
             if residual is None:
-                self._compute(x, y, weight, records)
+                memory, numbers = memory_of(x, layout, dtype, usual_x)
+                y_memory, y_numbers = (y.ravel(), usual_y) if usual else memory_of(y, layout, dtype, usual_y)
+                self.fill(read_only(memory), numbers, y_memory, y_numbers, data, records, team.launch)
                 return y
             try:
                 words, own = spare.pop()
