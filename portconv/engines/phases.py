@@ -151,9 +151,10 @@ class TransposedPlan(Plan):
         alike = at_once is not None and len(engines.keys() - {"native"}) == 1
         together = at_once(problem, plans[0].engine) if at_once is not None and alike else None
         candidates: tuple[Candidate, ...] = first.candidates if first else ()
+        sizes = [plan.workspace_bytes for plan in plans if together is None or type(steps).seen is not Steps.seen]
         return cls(
             problem=problem, engine="+".join(engines) or "none",
-            workspace_bytes=max((plan.workspace_bytes for plan in plans), default=0), candidates=candidates,
+            workspace_bytes=max([*sizes, 0 if together is None else together.workspace_bytes]), candidates=candidates,
             chosen_by=first.chosen_by if first else "", phases=phases, steps=steps, wide=wide, at_once=together,
         )  # fmt: skip
 
@@ -174,9 +175,10 @@ class TransposedPlan(Plan):
         return count == oh * ow
 
     def warmup(self) -> tuple[str, ...]:
+        plans = [plan for _, plan in self.phases]
         if self.at_once is not None:
-            return self.at_once.warmup()
-        return tuple(dict.fromkeys(name for _, plan in self.phases for name in plan.warmup()))
+            plans = [self.at_once, *(plans if type(self.steps).seen is not Steps.seen else [])]
+        return tuple(dict.fromkeys(name for plan in plans for name in plan.warmup()))
 
     def pack(self, weight: Any, /) -> PackedWeight:
         weight = self.steps.xp.reshape(weight, self.problem.weight_shape)
@@ -288,4 +290,7 @@ class TransposedPlan(Plan):
         return self.steps.cast(self.steps.xp.reshape(bias, shape), self.problem.compute_dtype)
 
     def explain(self) -> str:
-        return "\n".join([f"{len(self.phases)} phases of the strides", *(plan.explain() for _, plan in self.phases)])
+        how = "" if self.at_once is None else ", all at once where NumPy can see the arrays"
+        return "\n".join(
+            [f"{len(self.phases)} phases of the strides{how}", *(plan.explain() for _, plan in self.phases)]
+        )
