@@ -181,7 +181,8 @@ class Recurrence:
     @staticmethod
     def suits(node: Node, weights: np.ndarray[Any, Any]) -> bool:
         """Whether it is such a node."""
-        return node.operator == "LSTM" and weights.ndim == 3 and str(weights.dtype) == "float32"
+        known = weights.ndim == 3 and weights.size > 0 and str(weights.dtype) == "float32"
+        return node.operator == "LSTM" and known
 
     def __call__(self, xp: Any, node: Node, *inputs: Any) -> Any:
         return self._function(xp, node, *inputs, product=lambda rows, way: self._products[way](rows))

@@ -238,6 +238,13 @@ def test_directions_of_large_matrices_go_in_turn(monkeypatch):
     assert host.side_by_side(name, [0, 1], nbytes=1001) == [0, 1]
 
 
+def test_lstm_without_weights(tmp_path):
+    """A file may hold arrays of no elements."""
+    nothing = model("LSTM", [real(3, 1, 2)], [real(1, 0, 2), real(1, 0, 1)], 14, hidden_size=1)
+    with pytest.raises((ModelError, ValueError)):
+        run(tmp_path, nothing, [real(3, 1, 2)])
+
+
 @pytest.mark.parametrize("peepholes", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_lstm(direction, peepholes, tmp_path):
