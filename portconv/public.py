@@ -14,7 +14,7 @@ from .transposed import conv_transpose2d, conv_transpose2d_vjp
 from .transposed_module import ConvTranspose2d
 from .volumes import conv3d, conv3d_vjp
 from .volumes_module import Conv3d
-from .volumes_transposed import conv_transpose3d
+from .volumes_transposed import conv_transpose3d, conv_transpose3d_vjp
 from .windows import avg_pool2d, global_avg_pool2d, interpolate2d, max_pool2d
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose2d_vjp",
     "conv_transpose3d",
+    "conv_transpose3d_vjp",
     "device",
     "environment",
     "get_backend",

@@ -28,7 +28,20 @@ if TYPE_CHECKING:
     from .core.words import Accuracy, ConvMode, Layout, Strategy, VolumeLayout
     from .signatures import PaddingLike, Size
 
-__all__ = ["LAYOUTS", "arrays_of", "conv3d", "conv3d_vjp", "images_of", "planes_of", "sides_of", "triple"]
+__all__ = [
+    "HALVES",
+    "LAYOUTS",
+    "arrays_of",
+    "bias_gradient",
+    "check_cotangent",
+    "conv3d",
+    "conv3d_vjp",
+    "images_of",
+    "planes_of",
+    "sides_of",
+    "triple",
+    "wanted_of",
+]
 
 Triple = tuple[int, int, int]
 Sides = tuple[Pair, Pair, Pair]
@@ -132,13 +145,8 @@ def conv3d_vjp(
     >>> y.shape, dx.shape, float(dx[0, 0, 1, 2, 2]), dweight.shape, dbias is None
     ((1, 4, 3, 3, 3), (1, 2, 4, 5, 5), 72.0, (4, 2, 2, 3, 3), True)
     """
-    names = checked_wrt(wrt)
     volume = _Volume.of(x, weight, bias, stride, padding, dilation, layout, backend)
-    for name in names or ():
-        if name == "residual" or (name == "bias" and bias is None):
-            raise ValueError(f"`wrt` names {name!r}, but there is no `{name}`.")
-    floating = () if names or volume.dtypes[0] not in FLOATING else ("x",)
-    wanted = names or (*floating, "weight", *(() if bias is None else ("bias",)))
+    wanted = wanted_of(wrt, volume.dtypes[0], bias)
     factors = tuple(name for name in wanted if name != "bias")
     options = {"engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": volume.library}
     pullbacks: list[Callable[[Any], tuple[Any, ...]]] = []  # of the planes of the kernel, as `volume.taps`
@@ -154,17 +162,43 @@ def conv3d_vjp(
     y = volume.result(convolve)
 
     def vjp(dy: Any) -> tuple[Any, ...]:
-        made, info = path.described(volume.library, [("y", y), ("dy", dy)])
-        if info.shape != tuple(y.shape):
-            raise ValueError(f"`dy` must have the shape of the result, {tuple(y.shape)}, but got {info.shape}.")
-        if info.dtype != made.dtype:
-            raise TypeError(
-                f"`dy` must have the dtype of the result, {made.dtype}, but got {info.dtype}. "
-                f"Convert it: `astype({made.dtype!r})`."
-            )
+        check_cotangent(volume.library, y, dy)
         return volume.gradients(dy, pullbacks, wanted)
 
     return y, vjp
+
+
+def wanted_of(wrt: Sequence[str] | str | None, x_dtype: str, bias: Any) -> tuple[str, ...]:
+    """The arguments whose gradients are wanted: those named, or all that have one."""
+    names = checked_wrt(wrt)
+    for name in names or ():
+        if name == "residual" or (name == "bias" and bias is None):
+            raise ValueError(f"`wrt` names {name!r}, but there is no `{name}`.")
+    floating = () if names or x_dtype not in FLOATING else ("x",)
+    return tuple(names or (*floating, "weight", *(() if bias is None else ("bias",))))
+
+
+def check_cotangent(library: Backend, y: Any, dy: Any) -> str:
+    """Refuse one that is not like the result; its dtype."""
+    made, info = path.described(library, [("y", y), ("dy", dy)])
+    if info.shape != tuple(y.shape):
+        raise ValueError(f"`dy` must have the shape of the result, {tuple(y.shape)}, but got {info.shape}.")
+    if info.dtype != made.dtype:
+        raise TypeError(
+            f"`dy` must have the dtype of the result, {made.dtype}, but got {info.dtype}. "
+            f"Convert it: `astype({made.dtype!r})`."
+        )
+    return info.dtype
+
+
+def bias_gradient(dy: Any, bias: Any) -> Any:
+    """The sums of a cotangent whose channels come last, in pairs, in the shape and the dtype of the bias."""
+    xp = array_namespace(dy)
+    if dy.shape[0]:
+        total = in_pairs(xp.reshape(dy, (math.prod(dy.shape[:4]), dy.shape[4])))
+    else:
+        total = xp.sum(dy, axis=(0, 1, 2, 3))
+    return xp.reshape(xp.astype(total, bias.dtype), tuple(bias.shape))
 
 
 @dataclass(frozen=True)
@@ -302,11 +336,7 @@ class _Volume:
                 blank = xp.zeros_like(next(found for found in of_taps if found is not None))
                 dweight = xp.stack([blank if found is None else found for found in of_taps], axis=-3)
             if "bias" in wanted:
-                flat = dy if self.layout == "NDHWC" else xp.permute_dims(dy, (0, 1, 3, 4, 2))
-                if dy.shape[0]:
-                    flat = in_pairs(xp.reshape(flat, (math.prod(flat.shape[:4]), flat.shape[4])))
-                total = flat if dy.shape[0] else xp.sum(flat, axis=(0, 1, 2, 3))
-                dbias = xp.reshape(xp.astype(total, bias.dtype), tuple(bias.shape))
+                dbias = bias_gradient(dy if self.layout == "NDHWC" else xp.permute_dims(dy, (0, 1, 3, 4, 2)), bias)
         return dx, dweight, dbias
 
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
 
 from .arrays import array_namespace
 from .core.dtypes import compute_dtype
 from .core.shapes import dilated
 from .engines.accuracy import accumulate
 from .transposed import conv_transpose2d
-from .volumes import LAYOUTS, arrays_of, images_of, planes_of, sides_of, triple
+from .volumes import (
+    HALVES,
+    LAYOUTS,
+    arrays_of,
+    bias_gradient,
+    check_cotangent,
+    conv3d,
+    conv3d_vjp,
+    images_of,
+    planes_of,
+    sides_of,
+    triple,
+    wanted_of,
+)
 
 if TYPE_CHECKING:
     from .core.words import Accuracy, ConvMode, Strategy, VolumeLayout
     from .signatures import PaddingLike, Size
 
-__all__ = ["conv_transpose3d"]
+__all__ = ["conv_transpose3d", "conv_transpose3d_vjp"]
 
 
 def conv_transpose3d(
@@ -120,6 +135,68 @@ def conv_transpose3d(
     whole = xp.reshape(whole, (like.shape[0], step * like.shape[1], *like.shape[2:]))
     skipped = front - first * step
     return volumes.result(whole[:, skipped : skipped + od, ...])
+
+
+def conv_transpose3d_vjp(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Size = 1,
+    padding: PaddingLike = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: SupportsIndex = 1,
+    conv_mode: ConvMode = "cross_correlation",
+    *,
+    layout: VolumeLayout = "NCDHW",
+    engine: str = "auto",
+    accuracy: Accuracy = "normwise",
+    strategy: Strategy = "heuristic",
+    backend: Any = None,
+    wrt: Sequence[str] | str | None = None,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """`conv_transpose3d`, and a function that gives the gradients of its arguments: a vector-Jacobian product.
+
+    The gradient of the volume is a `conv3d` of the cotangent, and that of the weight the one that such a `conv3d` has.
+    See `portconv.conv2d_vjp` for `wrt` and the results, and `conv_transpose3d` for the other arguments.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> x, weight = np.ones((1, 2, 3, 4, 4), np.float32), np.ones((2, 5, 2, 2, 2), np.float32)
+    >>> y, vjp = portconv.conv_transpose3d_vjp(x, weight, stride=2)
+    >>> dx, dweight, dbias = vjp(np.ones_like(y))
+    >>> dx.shape, float(dx[0, 0, 1, 2, 2]), dweight.shape, float(dweight[0, 0, 1, 1, 1]), dbias is None
+    ((1, 2, 3, 4, 4), 40.0, (2, 5, 2, 2, 2), 48.0, True)
+    """
+    library, dtypes, *_ = arrays_of(x, weight, bias, layout, backend)
+    wanted = wanted_of(wrt, dtypes[0], bias)
+    options: dict[str, Any] = {
+        "conv_mode": conv_mode, "layout": layout, "engine": engine, "accuracy": accuracy, "strategy": strategy,
+        "backend": backend,
+    }  # fmt: skip
+    y = conv_transpose3d(x, weight, bias, stride, padding, output_padding, dilation, groups, **options)
+    xp, convolution = array_namespace(x), (stride, padding, dilation, groups)
+
+    def cast(array: Any, like: Any) -> Any:
+        return array if array.dtype == like.dtype else xp.astype(array, like.dtype)
+
+    def vjp(dy: Any) -> tuple[Any, ...]:
+        halves = check_cotangent(library, y, dy) in HALVES
+        dx = dweight = dbias = None
+        with np.errstate(all="ignore"):
+            if "weight" in wanted:
+                dx, pull = conv3d_vjp(dy, weight, None, *convolution, **options, wrt="weight")
+                dweight = pull(cast(x, dx))[1]
+            elif "x" in wanted:
+                dx = conv3d(dy, weight, None, *convolution, **options)
+            dx = cast(dx, x) if "x" in wanted else None
+            if "bias" in wanted:
+                last = dy if layout == "NDHWC" else xp.permute_dims(dy, (0, 2, 3, 4, 1))
+                dbias = bias_gradient(xp.astype(last, xp.float32) if halves else last, bias)
+        return dx, dweight, dbias
+
+    return y, vjp
 
 
 class _Volumes:

@@ -95,6 +95,51 @@ def test_gradients(backend, torch):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("layout", ["NCDHW", "NDHWC"])
+@pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_gradients_of_transposed_convolutions(backend, torch, case, layout):
+    x_shape, weight_shape, options, dtype = case
+    if dtype not in backend.dtypes:
+        pytest.skip(f"{backend} has no {dtype}")
+    count = weight_shape[-4] * options.get("groups", 1)
+    arrays = [numbers(shape, n, dtype) for n, shape in enumerate((x_shape, weight_shape, (1, count, 1, 1, 1)))]
+    last = layout == "NDHWC"
+
+    def turned(a):
+        return np.ascontiguousarray(np.moveaxis(a, 1, -1)) if last else a
+
+    given = [backend.array(turned(arrays[0])), *map(backend.array, arrays[1:])]
+    vjp = portconv.conv_transpose3d_vjp(*given, **options, layout=layout)[1]
+    leaves = [torch.asarray(a.astype("f8")).requires_grad_() for a in arrays]
+    expected = torch.nn.functional.conv_transpose3d(
+        leaves[0], leaves[1].reshape(-1, *weight_shape[-4:]), leaves[2].reshape(-1), **options
+    )
+    dy = numbers(tuple(expected.shape), 4, dtype)
+    expected.backward(torch.asarray(dy.astype("f8")))
+    tolerance = 1e-4 if dtype == "float32" else 1e-2
+    for name, got, array, leaf in zip(
+        ("x", "weight", "bias"), vjp(backend.array(turned(dy))), given, leaves, strict=True
+    ):
+        assert got.dtype == array.dtype
+        gradient = leaf.grad.numpy()
+        found = backend.numpy(got).astype("f8")
+        np.testing.assert_allclose(
+            found, turned(gradient) if name == "x" else gradient, rtol=tolerance, atol=tolerance * abs(gradient).max()
+        )
+    for name in ("x", "weight", "bias"):
+        pull = portconv.conv_transpose3d_vjp(*given, **options, layout=layout, wrt=name)[1]
+        found = pull(backend.array(turned(dy)))
+        assert [g is not None for g in found] == [n == name for n in ("x", "weight", "bias")]
+
+
+def test_wrong_cotangents_of_transposed_convolutions():
+    x, weight = numbers((1, 2, 3, 4, 4)), numbers((2, 3, 2, 2, 2), 1)
+    y, vjp = portconv.conv_transpose3d_vjp(x, weight, stride=2)
+    refused(ValueError, ["`dy`", "shape"], vjp, y[:, :, 1:])
+    refused(TypeError, ["float32", "astype"], vjp, y.astype("f8"))
+    refused(ValueError, ["`wrt`", "bias"], portconv.conv_transpose3d_vjp, x, weight, wrt="bias")
+
+
 def test_nan_and_infinity_come_without_a_warning(tier):
     x, weight = np.ones((1, 1, 3, 2, 2), "f4"), np.ones((1, 1, 3, 1, 1), "f4")
     x[0, 0, :2, 0, 0] = np.inf, -np.inf
