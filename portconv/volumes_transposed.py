@@ -124,17 +124,18 @@ def conv_transpose3d(
             if rest == 0 and start < stop:
                 yield volumes.term(of_planes, tap, slice(start, stop), start + shift - first, last - first)
 
-    sums = [_sum(terms(phase)) for phase in range(step)]
-    like = next((total for total in sums if total is not None), None)
-    if like is None:
-        raise ValueError(f"`padding` {padding} is so large that no plane of the kernel meets the result.")
-    xp = volumes.xp
-    if step == 1:
-        return volumes.result(like)
-    whole = xp.stack([xp.zeros_like(like) if total is None else total for total in sums], axis=2)
-    whole = xp.reshape(whole, (like.shape[0], step * like.shape[1], *like.shape[2:]))
-    skipped = front - first * step
-    return volumes.result(whole[:, skipped : skipped + od, ...])
+    with np.errstate(all="ignore"):  # infinities and NaN are part of the contract
+        sums = [_sum(terms(phase)) for phase in range(step)]
+        like = next((total for total in sums if total is not None), None)
+        if like is None:
+            raise ValueError(f"`padding` {padding} is so large that no plane of the kernel meets the result.")
+        xp = volumes.xp
+        if step == 1:
+            return volumes.result(like)
+        whole = xp.stack([xp.zeros_like(like) if total is None else total for total in sums], axis=2)
+        whole = xp.reshape(whole, (like.shape[0], step * like.shape[1], *like.shape[2:]))
+        skipped = front - first * step
+        return volumes.result(whole[:, skipped : skipped + od, ...])
 
 
 def conv_transpose3d_vjp(
@@ -210,6 +211,8 @@ class _Volumes:
             self.out_dtype = wide
             self.narrow = next(a for a, name in zip((x, weight, bias), dtypes, strict=False) if name == dtype).dtype
         self.xp, self.weight, self.bias = array_namespace(x), weight, bias
+        if dtypes[0] in HALVES:
+            x = self.xp.astype(x, self.xp.float32)  # as a whole: libraries that differentiate add in the dtype it has
         # planes first: a view, whichever the layout
         self.x = x if layout == "NDHWC" else self.xp.permute_dims(x, (0, 2, 1, 3, 4))
 

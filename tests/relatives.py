@@ -23,7 +23,8 @@ from tests import exact_windows as exact
 
 __all__ = ["OPERATIONS", "Relative", "draw", "fits", "shrink", "verify"]
 
-CONVOLUTIONS = {"conv_transpose2d": 2, "conv1d": 1, "conv_transpose1d": 1, "conv3d": 3}  # and their axes
+# Those with a weight, and their axes.
+CONVOLUTIONS = {"conv_transpose2d": 2, "conv1d": 1, "conv_transpose1d": 1, "conv3d": 3, "conv_transpose3d": 3}
 WINDOWS = ("max_pool2d", "avg_pool2d", "global_avg_pool2d", "interpolate2d")
 OPERATIONS = (*CONVOLUTIONS, *WINDOWS)
 LAYOUTS = {1: "NWC", 2: "NHWC", 3: "NCDHW"}
@@ -139,8 +140,10 @@ def fits(p):
             return False
         if not p.weight_shape and max(sides) >= reach > 0:
             return False
-        if p.operation == "conv3d" and axis == 0 and not (exact.convolution_table(*kernel_of_table(p)) >= 0).any():
-            return False  # no plane of the kernel meets the volume
+        if p.operation.endswith("3d") and axis == 0:
+            table = exact.transposed_table if p.is_transposed else exact.convolution_table
+            if not (table(*kernel_of_table(p), *([extra] if p.is_transposed else [])) >= 0).any():
+                return False  # no plane of the kernel meets the volume
     if p.operation == "interpolate2d":
         return math.prod(p.out_shape) <= PRODUCTS
     products = math.prod(p.out_shape) * (
@@ -215,7 +218,7 @@ def _common(chance, scope, arguments, axes):
 
 
 def _convolution(chance, scope, operation):
-    axes, turned, volume = CONVOLUTIONS[operation], "transpose" in operation, operation == "conv3d"
+    axes, turned, volume = CONVOLUTIONS[operation], "transpose" in operation, operation.endswith("3d")
     arguments = {}
     dtype, own, gradient = _common(chance, scope, arguments, axes)
     groups = 1 if chance.under(0.6) else chance.one_of(2, 3, 8, 17)

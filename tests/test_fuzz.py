@@ -34,13 +34,13 @@ SHARES = {
 }
 # Of the operations beside `conv2d`, in turns.
 RELATIVES = {
-    ("numpy", "compiled"): 64,
-    ("numpy", "plain"): 48,
-    ("mlx", "compiled"): 32,
-    ("torch", "compiled"): 32,
-    ("jax", "compiled"): 8,
-    ("array_api_strict", "compiled"): 24,
-    ("dask", "compiled"): 24,
+    ("numpy", "compiled"): 72,
+    ("numpy", "plain"): 54,
+    ("mlx", "compiled"): 36,
+    ("torch", "compiled"): 36,
+    ("jax", "compiled"): 9,
+    ("array_api_strict", "compiled"): 27,
+    ("dask", "compiled"): 27,
 }
 # Not the one where arrays are made by default: whatever an engine makes must be on the device of the image.
 DEVICES = {"array_api_strict": "array_api_strict.Device('device1')"}

@@ -146,7 +146,10 @@ def test_nan_and_infinity_come_without_a_warning(tier):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         y = portconv.conv3d(x, weight, padding=(1, 0, 0))
+        turned = portconv.conv_transpose3d(x, weight)
+        portconv.conv_transpose3d(x.astype("f2") * np.float16(6e4), weight.astype("f2") * 2)
     assert np.isnan(y[0, 0, :2, 0, 0]).all() and np.isneginf(y[0, 0, 2, 0, 0]) and np.isfinite(y[..., 1]).all()
+    assert np.isnan(turned[0, 0, 1:3, 0, 0]).all() and np.isfinite(turned[..., 1]).all()
 
 
 def test_two_kinds_of_16_bits(torch):
