@@ -38,7 +38,7 @@ RELATIVES = {
     ("numpy", "plain"): 54,
     ("mlx", "compiled"): 36,
     ("torch", "compiled"): 36,
-    ("jax", "compiled"): 9,
+    ("jax", "compiled"): 18,
     ("array_api_strict", "compiled"): 27,
     ("dask", "compiled"): 27,
 }
