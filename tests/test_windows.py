@@ -363,3 +363,19 @@ ERRORS = [
 def test_errors(call, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_averages_of_many_pixels(backend, layout):
+    """Added one after the other, as some libraries' `mean` does, they would be off by hundreds of units."""
+    x = np.full((1, 2, 217, 215), 0.10649299621582031, "f4")
+    x = x if layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    y = backend.numpy(portconv.global_avg_pool2d(backend.array(x), layout=layout))
+    assert y.shape == ((1, 2, 1, 1) if layout == "NCHW" else (1, 1, 1, 2))
+    np.testing.assert_allclose(y, x.flat[0], rtol=1e-6)
+
+
+def test_averages_of_many_pixels_that_are_traced(mx):
+    x = mx.full((1, 2, 217, 215), 0.10649299621582031)
+    y = np.array(mx.compile(portconv.global_avg_pool2d)(x))
+    np.testing.assert_allclose(y, 0.10649299621582031, rtol=1e-6)

@@ -79,6 +79,7 @@ class Steps:
     tier = "array API"  # what plans say of how they are carried out
     threads = 1
     banded = False  # whether one call multiplies many small matrices about as fast as large ones
+    adds_in_pairs = False  # whether the library's `mean` does, as far as its errors show
     writes = False  # whether plans on them take `out=`, any memory that is to have the result
     pack_dtype: str | None = None  # what weights are transformed in, where it is not the dtype of the computation
 

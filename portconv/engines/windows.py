@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.dtypes import FLOATING, compute_dtype, integer_range
 from ..core.windows import Pooling, Samples, Taps, WindowOperation, axes_of
-from .accuracy import accumulate
+from .accuracy import accumulate, in_pairs
 from .steps import Steps
 
 __all__ = ["applied"]
@@ -65,7 +65,11 @@ def _largest(steps: Steps, x: Any, p: Pooling, dtype: str) -> Any:
 def _average(steps: Steps, x: Any, p: Pooling) -> Any:
     axes = axes_of(p.layout)
     if p.rows.whole and p.cols.whole:
-        return steps.xp.mean(x, axis=axes, keepdims=True)
+        if steps.adds_in_pairs:
+            return steps.xp.mean(x, axis=axes, keepdims=True)
+        for axis in axes:
+            x = steps.xp.expand_dims(in_pairs(steps.xp.moveaxis(x, axis, 0)), axis=axis)
+        return x / (p.rows.size * p.cols.size)
     for axis, taps in reversed(list(zip(axes, (p.rows, p.cols), strict=True))):
         x = accumulate(_windows(steps, x, axis, taps, 0), _sum)
     counts = [taps.counts(p.count_padding) for taps in (p.rows, p.cols)]

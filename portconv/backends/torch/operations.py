@@ -45,6 +45,8 @@ def activated(x: Any, activation: Activation) -> Any:
 class TorchSteps(QuietSteps):
     """PyTorch's."""
 
+    adds_in_pairs = True
+
     def activated(self, x: Any, activation: Activation) -> Any:
         return activated(x, activation)
 
