@@ -72,7 +72,7 @@ def _erf(x: Array) -> Array:
     square = near * near
     near *= _polynomial(NEAR_TOP, square)
     near /= _polynomial(NEAR_BOTTOM, square)
-    middle = np.minimum(np.maximum(size, NEAR), ONE)
+    middle = np.minimum(np.maximum(size, NEAR), ONE + 0.1)  # where even the rounded tail is nothing beside 1
     far: Array = np.negative(np.square(middle))
     np.exp(far, out=far)
     far *= _polynomial(MIDDLE_TOP, middle)

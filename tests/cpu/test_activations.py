@@ -43,14 +43,15 @@ def test_errors(given, dtype):
 
 
 @pytest.mark.parametrize("given", [*ACTIVATIONS, *SLOPES], ids=str)
-def test_what_is_not_finite(given):
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_what_is_not_finite(given, dtype):
     activation = Activation(*given) if isinstance(given, tuple) else Activation(given)
-    x = np.array([np.nan, np.inf, -np.inf, 1], "f4")
+    x = np.array([np.nan, np.inf, -np.inf, 1], dtype)
     with np.errstate(all="ignore"):
         found, expected = activations.activated(x, activation), everywhere.activated(np, x, activation)
     if found is not None:
         np.testing.assert_allclose(found, expected, rtol=1e-6)
-        np.testing.assert_array_equal(x, np.array([np.nan, np.inf, -np.inf, 1], "f4"))  # it is not written to
+        np.testing.assert_array_equal(x, np.array([np.nan, np.inf, -np.inf, 1], dtype))  # it is not written to
 
 
 @pytest.mark.parametrize("given", OTHERS, ids=str)
