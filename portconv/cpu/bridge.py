@@ -95,14 +95,19 @@ def phases_at_once(problem: TransposedProblem, engine: str) -> EnginePlan | None
 
 
 def host_at_once(
-    problem: TransposedProblem, engine: str, *, view: Callable[[Any], Any], take: Callable[[Any, Problem], Any]
+    problem: TransposedProblem,
+    engine: str,
+    *,
+    view: Callable[[Any], Any],
+    take: Callable[[Any, Problem], Any],
+    kind: type[AtOncePlan] | None = None,
 ) -> AtOncePlan | None:
-    """The same for another library's arrays; see `host_plan`."""
+    """The same for another library's arrays, see `host_plan`; `kind` is the class of the plan if it has its own."""
     seen: Any = bridged(problem)
     inner = None if problem.traced else phases_at_once(seen, engine)
     if inner is None:
         return None
-    return AtOncePlan(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
+    return (kind or AtOncePlan)(problem, engine, inner.workspace_bytes, inner=inner, view=view, take=take)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from ..core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..core.problem import Problem, TransposedProblem
 from ..core.shapes import axis_source, ranges
 from .accuracy import TERMS, accumulate, in_pairs
-from .phases import assembled, packed, part
+from .phases import assembled, common_engine, packed, part
 from .steps import Steps
 from .transposed import Phase, gradient_size, image_gradient_phases, image_gradient_problem
 
@@ -89,10 +89,10 @@ def _plans(
 ) -> tuple[list[tuple[Phase, Plan]], EnginePlan | None]:
     """Those of the phases, and one of all together, if there is."""
     phases = [(phase, plan(phase.problem)) for phase in image_gradient_phases(whole, dy_dtype, folded)]
-    engines = {chosen.engine for _, chosen in phases}
-    if at_once is None or len(engines) != 1:
+    engine = common_engine([chosen for _, chosen in phases])
+    if at_once is None or engine is None:
         return phases, None
-    return phases, at_once(image_gradient_problem(whole, dy_dtype, folded), engines.pop())
+    return phases, at_once(image_gradient_problem(whole, dy_dtype, folded), engine)
 
 
 def _in_planes(p: Problem) -> tuple[Problem, bool]:

@@ -17,7 +17,7 @@ from ..core.problem import Problem, TransposedProblem
 from .steps import Steps
 from .transposed import Phase, image_gradient_phases
 
-__all__ = ["TransposedPlan", "assembled", "packed", "part", "turned"]
+__all__ = ["TransposedPlan", "assembled", "common_engine", "packed", "part", "turned"]
 
 AXES = {"NCHW": (2, 3), "NHWC": (1, 2)}  # of rows and columns
 
@@ -100,6 +100,16 @@ def _interleaved(
     return whole if sources == list(range(size)) else xp.take(whole, xp.asarray(sources, **steps.device), axis=axis)
 
 
+def common_engine(plans: Sequence[Plan]) -> str | None:
+    """The engine of the largest phase if all others have it, too, or else the library's own routine; or None.
+
+    The routine may be better at a small phase, but not so much as to have each phase apart.
+    """
+    largest = max(plans, key=lambda plan: plan.problem.flops, default=None)
+    others = {plan.engine for plan in plans} - {"native"}
+    return largest.engine if largest is not None and others == {largest.engine} else None
+
+
 class _Packed(NamedTuple):
     whole: PackedWeight | None  # for all phases at once
     packs: list[PackedWeight]  # for the phases, if they have been needed
@@ -147,9 +157,7 @@ class TransposedPlan(Plan):
         plans = sorted((plan for _, plan in phases), key=lambda plan: -plan.problem.flops)
         engines = dict.fromkeys(plan.engine for plan in plans)
         first = plans[0] if plans else None
-        # a library's own routine may be better at a small phase, but not so much as to have each phase apart
-        alike = at_once is not None and len(engines.keys() - {"native"}) == 1
-        together = at_once(problem, plans[0].engine) if at_once is not None and alike else None
+        together = None if at_once is None or (engine := common_engine(plans)) is None else at_once(problem, engine)
         candidates: tuple[Candidate, ...] = first.candidates if first else ()
         sizes = [plan.workspace_bytes for plan in plans if together is None or type(steps).seen is not Steps.seen]
         return cls(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -51,8 +51,7 @@ def torch_host_plan(
 
 def torch_phases(problem: TransposedProblem, engine: str) -> Plan | None:
     """All phases of a transposed convolution at once, of tensors that NumPy can see."""
-    plan = host_at_once(problem, engine, view=view, take=_take)
-    return None if plan is None else _LimitedPlan(**{field.name: getattr(plan, field.name) for field in fields(plan)})
+    return host_at_once(problem, engine, view=view, take=_take, kind=_LimitedPlan)
 
 
 class TorchHostSteps(TorchSteps):

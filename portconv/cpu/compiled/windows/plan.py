@@ -117,7 +117,7 @@ class CompiledMean:
         some = max(1, TASK_BYTES // (pixels * size))
         if operation.layout == "NHWC":
             planes, images = c, n
-            some = round_up(max(1, some), 64)
+            some = round_up(some, 64)
             blocks = -(-c // some)
         tasks = images * -(-planes // some)
         parts = min(threads.usable_cores(), tasks) if n * c * pixels * size >= SHARED_BYTES else 1
