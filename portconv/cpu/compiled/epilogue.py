@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .activations import RESIDUAL, activated
-from .kernel import address, kernel
+from .kernel import address, inner
 from .vectors import I64, OUTPUT_VECTORS, ROWS, VECTOR_BYTES, Vectors, joined, lanes
 
 __all__ = [
@@ -101,13 +101,13 @@ class Finish:
         return joined(b, (values, before), (found, after))
 
 
-@kernel
+@inner
 def record(epilogue, channel):
     """The address of a channel's record."""
     return address(epilogue) + channel * RECORD_BYTES
 
 
-@kernel
+@inner
 def gather_records(epilogue, first, step, lanes, out):
     """The records of every `step`-th channel from the first, as `Finish` reads them from vectors."""
     elements = RECORD_BYTES // epilogue.itemsize
@@ -117,7 +117,7 @@ def gather_records(epilogue, first, step, lanes, out):
         out[lanes + i] = epilogue[first * elements + elements // 2 + i]
 
 
-@kernel
+@inner
 def gather_phases(epilogue, channels, lanes, out):
     """The records of vectors of pixels, whose channels lie side by side: for each channel that one may begin with."""
     elements = RECORD_BYTES // epilogue.itemsize

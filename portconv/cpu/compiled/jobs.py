@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .kernel import compiled_for, declared, kernel
+from .kernel import compiled_for, declared, inner, kernel
 from .vectors import I32, I64
 
 __all__ = [
@@ -133,7 +133,7 @@ _do = _instruction(types.void, _do_described)
 _do_together = _instruction(types.void, _do_in_openmp)
 
 
-@kernel
+@inner
 def take(block, part, tasks):
     """The number of one of so many tasks that nobody has taken yet, or one beyond them if there is none."""
     parts = _load((block, PARTS))
@@ -185,7 +185,7 @@ _sleep = _instruction(types.void, _futex(_WAIT))
 _wake = _instruction(types.void, _futex(_WAKE))
 
 
-@kernel
+@inner
 def _bits_of(core):
     return ALL_BITS if core == ANYWHERE else 1 << (core & 31)
 
@@ -230,7 +230,7 @@ def job_of(function: Any) -> Any:
     return intrinsic(typed)
 
 
-@kernel
+@inner
 def _run(block, parts, patience):
     """The job that is described in the block; see `job_of`."""
     for owner in range(parts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
 from .epilogue import RECORD_BYTES, record
-from .kernel import address, apart, kernel, words
+from .kernel import address, apart, inner, words
 from .moves import add_vectors, copy_elements, transpose_block
 from .runs import (
     PADDED_STEPS,
@@ -57,14 +57,14 @@ _put_turned = one_of({0: put_square(None), 1: put_square("float16"), 2: put_squa
 _of_an_array = words(6)
 
 
-@kernel
+@inner
 def call_numbers(numbers):
     """Of `CompiledPlan.numbers`: those of the image and of the result as tuples, and the address of the geometry."""
     place = address(numbers)
     return _of_an_array(place), _of_an_array(place + 6 * 8), place + 12 * 8
 
 
-@kernel
+@inner
 def read(like, target, source, step, count, kind):
     """`target[:n] = source[:n]`, in the dtype of `like`, for one or more numbers of a kind, `step` bytes apart."""
     if step == like.itemsize and kind == native_kind(like):
@@ -79,19 +79,19 @@ def _read_apart(like, target, target_step, source, step, count, kind):
     _read(like, (target, target_step, source, step, count, kind))
 
 
-@kernel
+@inner
 def bytes_of(kind):
     """The bytes of a number of a kind."""
     return BYTES[kind & 15]
 
 
-@kernel
+@inner
 def native_kind(like):
     """The kind of the numbers of an array."""
     return FLOAT32 if like.itemsize == 4 else FLOAT64
 
 
-@kernel
+@inner
 def put(like, target, step, source, count, record, kind):
     """`target[:n] = finish(source[:n])` for so many results of a kind, `step` bytes from each other; one at least."""
     if step == like.itemsize and kind == native_kind(like):
@@ -112,7 +112,7 @@ def put_side_by_side(like, target, step, source, count, records, kind, phase, ch
     _put_pixels(like, (target, step, source, count, records, kind, phase, channels))
 
 
-@kernel
+@inner
 def put_more(like, target, step, source, count, record, kind):
     """`target[:n] = finish(target[:n] + source[:n])`, for results in the dtype of the computation."""
     if step == like.itemsize and kind == native_kind(like):
@@ -126,7 +126,7 @@ def _put_more_apart(like, target, step, source, count, record, kind):
     _put_more(like, (target, step, source, count, record, kind))
 
 
-@kernel
+@inner
 def pairs_due(depth, count, last):
     """How many of `depth` partial sums are to be added to the sum of part number `count`, which is the last or not.
 
@@ -138,7 +138,7 @@ def pairs_due(depth, count, last):
     return pairs
 
 
-@kernel
+@inner
 def add_in_pairs(sums, depth, count, last, nbytes):
     """Adds partial sums of `nbytes` each in pairs, `depth` of them at the start of `sums`; returns how many are left.
 
@@ -228,7 +228,7 @@ def fill_pixels(image, kind, row_step, col_step, channel_step, channels, source_
         _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, high, cols, out, line)
 
 
-@kernel
+@inner
 def _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col0, first, last, out, line):
     """Pixels of the padding, each from where it comes."""
     for j in range(first, last):
@@ -241,7 +241,7 @@ def _pixel_edge(origin, kind, col_step, channel_step, channels, source_cols, col
                 out[place + c] = 0
 
 
-@kernel
+@inner
 def _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, first, last, out, line):
     """Columns of the padding, each from where it comes."""
     for j in range(first, last):
@@ -253,7 +253,7 @@ def _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, first, last,
             out[line + j] = 0
 
 
-@kernel
+@inner
 def _stage_column(origin, kind, channel_step, channels, lanes, stage, target):
     """The channels of one pixel, and zeros for the rest of the lanes."""
     read(stage, address(stage) + target * stage.itemsize, origin, channel_step, channels, kind)
@@ -261,7 +261,7 @@ def _stage_column(origin, kind, channel_step, channels, lanes, stage, target):
         stage[target + lane] = 0
 
 
-@kernel
+@inner
 def _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, first, last, lanes, stage, target):
     for j in range(first, last):
         col = source_cols[col0 + j] if col0 + j < len(source_cols) else -1
@@ -307,19 +307,19 @@ def stage_rows(image, kind, channel_step, row_step, col_step, channels, source_r
         _stage_edge(origin, kind, channel_step, col_step, channels, source_cols, col0, high, cols, lanes, stage, target)
 
 
-@kernel
+@inner
 def square_number(like, kind):
     """The place of a kind among those whose squares are transposed at once, or -1."""
     return 0 if kind == native_kind(like) else 1 if kind == FLOAT16 else 2 if kind == BFLOAT16 else -1
 
 
-@kernel
+@inner
 def put_turned(like, number, place, channel_step, source, records, record_step):
     """A square of results source[column, lane] of a kind of this number, finished by the records of its channels."""
     _put_turned(like, number, (place, channel_step, source, records, record_step, VECTOR_BYTES // like.itemsize))
 
 
-@kernel
+@inner
 def put_lanes(square, place, channel_step, step, source, channels, cols, epilogue, channel, kind):
     """Results source[column, lane], finished, as numbers of a kind; `square` is scratch.
 
@@ -336,7 +336,7 @@ def put_lanes(square, place, channel_step, step, source, channels, cols, epilogu
             record(epilogue, channel + lane), kind)  # fmt: skip
 
 
-@kernel
+@inner
 def turn_square(place, kind, channel_step, col_step, channels, cols, square, target):
     """Some columns of some channels as (column, lane) at the address `target`.
 

@@ -270,12 +270,14 @@ def intrinsic_of(generate: Generate) -> Any:
 def one_of(variants: Mapping[int, Generate]) -> Any:
     """A Numba intrinsic `(like, which, integers)` that is the variant of this number, one of those given.
 
-    Each variant is straight-line code for sizes of its own, such as those of a register tile.
+    Each variant is straight-line code for sizes of its own, such as those of a register tile. `like` is a number of the
+    dtype that is computed in, or an array of them.
     """
 
     def typed(_context: Any, like: Any, _which: Any, integers: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            v = Vectors(builder, str(signature.args[0].dtype))
+            kind = signature.args[0]
+            v = Vectors(builder, str(getattr(kind, "dtype", kind)))
             arguments = cgutils.unpack_tuple(builder, args[2])
             blocks = [builder.append_basic_block(f"variant{number}") for number in variants]
             after = builder.append_basic_block("chosen")

@@ -14,7 +14,7 @@ from .. import threads
 from . import team
 from .base import Array, CompiledPlan, Ints, Launch, compiled_by, first_of, read_only
 from .jobs import job_of, take
-from .kernel import address, kernel, words
+from .kernel import address, inner, kernel, words
 from .moves import move_elements
 
 __all__ = ["PanelsPlan", "in_panels", "panels", "weight_runs"]
@@ -24,7 +24,7 @@ _numbers = words(13)
 _move = move_elements()
 
 
-@kernel
+@inner
 def _panels(job, part, weight, numbers, packed):
     """packed[group, panel, term, output of the panel]; see `in_panels`. Tasks are (group, panel, some channels)."""
     (groups, outputs, inputs, kernel_rows, kernel_cols, rows, by_tap, some, group_step, output_step, input_step,

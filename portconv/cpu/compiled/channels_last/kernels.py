@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ..epilogue import RECORD, gather_records, record
 from ..jobs import job_of, take
-from ..kernel import address, apart, kernel, table, words
+from ..kernel import address, apart, inner, kernel, table, words
 from ..memory import call_numbers, fill_pixels, native_kind, pairs_due, put
 from ..products import pixel_products
 from ..vectors import PIXELS, VECTOR_BYTES, one_of
@@ -48,7 +48,7 @@ def _tile(sums, number, tile_bytes, base, step, runs, parts, weight, term_bytes,
         top += 1
 
 
-@kernel
+@inner
 def _width(widest, columns):
     """The width of a tile, where a line may have fewer columns than the plan thought."""
     for n in WIDTHS:
@@ -57,7 +57,7 @@ def _width(widest, columns):
     return 1
 
 
-@kernel
+@inner
 def _channels_last(job, part, x, x_strides, y, y_strides, weight, epilogue, runs, parts, source_rows, source_cols,
                    geometry, scratch):  # fmt: skip
     """Tasks are (image, strip of rows, strip of columns, part of the outputs)."""

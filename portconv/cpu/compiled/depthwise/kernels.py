@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..epilogue import RECORD, RECORD_BYTES, gather_records, record
 from ..jobs import job_of, take
-from ..kernel import address, kernel, words
+from ..kernel import address, inner, kernel, words
 from ..memory import (
     add_in_pairs,
     bytes_of,
@@ -40,7 +40,7 @@ _scatter = one_of({0: scattered_square(None), 1: scattered_square("float16"), 2:
 _sums = one_of({16 * step + n: channel_sums(n, step) for step in (1, 2) for n in WIDTHS})
 
 
-@kernel
+@inner
 def _run(one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, width, step, out, partial):
     """The sums of a run of outputs: all terms at once, or in parts of about `chunk` that are added in pairs."""
     if rows * cols <= chunk:
@@ -63,7 +63,7 @@ def _run(one, one_row, one_col, other, other_row, other_col, rows, cols, chunk, 
     _move(partial, (out, VECTOR_BYTES, address(partial), VECTOR_BYTES, width))
 
 
-@kernel
+@inner
 def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, square):
     """A block of channels of the image's rows: stage[row, left + column, lane]; `image` is the address of the first."""
     size = stage.itemsize
@@ -95,7 +95,7 @@ def _stage(image, kind, x_strides, row0, rows, width, table, stage, line, left, 
                               address(square) + lanes * VECTOR_BYTES, VECTOR_BYTES, cols))  # fmt: skip
 
 
-@kernel
+@inner
 def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, own, gathered, own_step, neutral):
     """Sums out[pixel, lane] of rows of `cols` pixels, finished, as numbers of a kind, at the address `place`.
 
@@ -121,7 +121,7 @@ def _put(out, count, cols, kind, place, channel_step, row_step, pixel_step, own,
         put(out, target, channel_step, address(out) + n * VECTOR_BYTES, lanes, neutral, kind)
 
 
-@kernel
+@inner
 def _depthwise(job, part, x, x_strides, y, y_strides, weight, epilogue, table, geometry, scratch):
     """Tasks are (image, block of channels, strip of rows)."""
     (batch, channels, multiplier, blocks, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left,

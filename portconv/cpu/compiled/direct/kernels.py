@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import RECORD, gather_phases
 from ..jobs import job_of, take
-from ..kernel import address, kernel, words
+from ..kernel import address, inner, kernel, words
 from ..memory import call_numbers, fill_pixels, fill_plane
 from ..vectors import VECTOR_BYTES
 from .geometry import Geometry
@@ -22,7 +22,7 @@ __all__ = ["direct"]
 _geometry = words(len(Geometry._fields))
 
 
-@kernel
+@inner
 def _direct(job, part, x, x_strides, y, y_strides, weight, row_weights, epilogue, source_rows, source_cols, geometry,
             separable, scratch):  # fmt: skip
     """Tasks are (image, group, strip of rows, strip of columns, output of the group).

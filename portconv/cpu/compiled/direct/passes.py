@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..conversions import FROM_ROWS
 from ..epilogue import record
-from ..kernel import address, apart, kernel
+from ..kernel import address, apart, inner
 from ..memory import (
     add_in_pairs,
     bytes_of,
@@ -39,7 +39,7 @@ _columns = one_of(
 )
 
 
-@kernel
+@inner
 def patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilation, top, left, height, width, rows,
            vectors, masked, chunk, sums):  # fmt: skip
     """The sums of one patch, at the start of `sums`: all taps of the channels, in parts of about `chunk` terms.
@@ -80,7 +80,7 @@ def patch(base, row_bytes, channel_bytes, channels, weight, kernel_size, dilatio
             depth = add_in_pairs(sums, depth + 1, count, last, tile_bytes)
 
 
-@kernel
+@inner
 def store(sums, pitch, rows, cols, epilogue, channel, phases, phase, pixel, kind, start, row_step, step):
     """The results of a patch, as numbers of a kind, at the address `start`; steps are bytes.
 

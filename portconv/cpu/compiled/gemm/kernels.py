@@ -7,33 +7,68 @@ parts are added in pairs, so that rounding errors grow with the logarithm of the
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from numba import types
+
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import address, apart, kernel, table, words
+from ..kernel import address, address_of, apart, called_by_address, inner, kernel, table, words
 from ..memory import call_numbers, copy, fill_plane, native_kind, pairs_due, put, put_more, put_native, transpose
 from ..moves import fence
-from ..products import broadcast_products, finished_products, shifted_products
+from ..products import broadcast_products, finished_products, products_at, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
 from .geometry import Geometry
 
-__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "tile", "tile_shape", "tile_width"]
+__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "products_of", "tile", "tile_shape", "tile_width"]
 
 FEW = ROWS // 2
 _geometry, _region = words(len(Geometry._fields)), words(8)
 LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 
 _fence = fence()
-# Register tiles, by `16 * rows + vectors`.
-_SHAPES = {
-    **{16 * ROWS + n: (ROWS, n) for n in (1, 2, 3)},
-    **{16 * FEW + n: (FEW, n) for n in (1, 2, 3, 4, 5, 6)},
-    **{16 + n: (1, n) for n in (1, 2, 3, 4, 6, 8)},
-}
-_product = one_of({number: shifted_products(*shape) for number, shape in _SHAPES.items()})
-_finished = one_of({n: finished_products(ROWS, n) for n in (1, 2, 3)})
 # Columns of a tile that has outputs in its lanes.
 WIDTHS = (6, 5, 4, 2, 1) if PIXELS == 6 else (14, 12, 10, 8, 7, 6, 4, 2, 1)
-_wide_product = one_of({n: broadcast_products(n) for n in WIDTHS})
+# Register tiles by their width: of all rows, of few, of one; of outputs in the lanes; and those that write results.
+_of_rows = one_of({n: shifted_products(ROWS, n) for n in (1, 2, 3)})
+_of_few = one_of({n: shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6)})
+_of_one = one_of({n: shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8)})
+_of_outputs = one_of({n: broadcast_products(n) for n in WIDTHS})
+_finished = one_of({n: finished_products(ROWS, n) for n in (1, 2, 3)})
+
+
+# Each kind of tile is compiled when a plan needs it: all of them take longer than the rest of `gemm`.
+
+
+@called_by_address
+def _rows_products(like, width, base, table, weight, terms, out, count):
+    _of_rows(like, width, (base, table, weight, terms, out, count))
+    return width
+
+
+@called_by_address
+def _few_products(like, width, base, table, weight, terms, out, count):
+    _of_few(like, width, (base, table, weight, terms, out, count))
+    return width
+
+
+@called_by_address
+def _one_products(like, width, base, table, weight, terms, out, count):
+    _of_one(like, width, (base, table, weight, terms, out, count))
+    return width
+
+
+@called_by_address
+def _outputs_products(like, width, base, table, weight, terms, out, count):
+    _of_outputs(like, width, (base, table, weight, terms, out, count))
+    return width
+
+
+@lru_cache
+def products_of(rows: int, wide: bool, dtype: str) -> int:
+    """Where the products of such tiles lie, for `tile`: in lanes of columns, or of outputs if `wide`."""
+    function = _outputs_products if wide else {ROWS: _rows_products, FEW: _few_products, 1: _one_products}[rows]
+    return address_of(function, (getattr(types, dtype), *(types.int64,) * 7))
 
 
 def tile_shape(outputs: int) -> tuple[int, int]:
@@ -44,11 +79,11 @@ def tile_shape(outputs: int) -> tuple[int, int]:
 
 
 @apart
-def tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
+def tile(products, sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
     """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows).
 
-    `terms` are as many runs of so many terms, the first term, and how far it is from run to run. If `but_last`, the
-    last part of the terms is left to the caller.
+    `products` computes them, see `products_of`. `terms` are as many runs of so many terms, the first term, and how far
+    it is from run to run. If `but_last`, the last part of the terms is left to the caller.
 
     Returns
     -------
@@ -68,17 +103,13 @@ def tile(sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
             count += 1
             pairs = pairs_due(top, count, last)
             top -= pairs
-            arguments = (base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
-                         address(sums) + top * tile_bytes, pairs)  # fmt: skip
-            if wide:
-                _wide_product(sums, width, arguments)
-            else:
-                _product(sums, 16 * rows + width, arguments)
+            products_at(products, sums, (width, base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
+                                         address(sums) + top * tile_bytes, pairs))  # fmt: skip
             top += 1
     return k, top
 
 
-@kernel
+@inner
 def _turn(sums, rows, width, pitch):
     """The sums of a wide tile, (width, rows), as (rows, pitch); returns where they are in `sums`."""
     lanes = VECTOR_BYTES // sums.itemsize
@@ -126,7 +157,7 @@ def _store(sums, source, pitch, rows, first, last, line, cols, epilogue, channel
             row, col = row + 1, 0
 
 
-@kernel
+@inner
 def tile_width(left, widest, rows):
     """Vectors of the next tile, so that the tiles that are left are about as wide as each other."""
     if left > 4 * widest:
@@ -137,9 +168,9 @@ def tile_width(left, widest, rows):
 
 
 @apart
-def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs, rows, wide,
-              widest, lines, columns, block, line, cols, epilogue, output, unfinished, kind, start, y_strides,
-              add, streamed, sums, tail):  # fmt: skip
+def _products(products, base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs,
+              rows, wide, widest, lines, columns, block, line, cols, epilogue, output, unfinished, kind, start,
+              y_strides, add, streamed, sums, tail):  # fmt: skip
     """Outputs m0 to m1 of one group on a window, which starts at the address `base`.
 
     Tiles are made of the first `columns` of each of `lines` lines; all of it is one line if rows run into each other.
@@ -183,21 +214,22 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                                 target += first // line * (y_strides[2] - line * size)
                             k, depth = terms[2], 0
                             if terms[1] > chunk:
-                                k, depth = tile(sums, place, address(table), factors, terms, chunk, rows,
-                                                 width, wide, True)  # fmt: skip
+                                k, depth = tile(products, sums, place, address(table), factors, terms,
+                                                chunk, rows, width, wide, True)  # fmt: skip
                             arguments = (place, address(table) + k * 8, factors + k * rows * size,
                                          terms[2] + terms[1] - k, target, y_strides[1], record(epilogue, channel),
                                          address(sums), depth, streamed)  # fmt: skip
                             _finished(sums, width, arguments)
                             continue
                         if fits:
-                            tile(sums, place, address(table), factors, terms, chunk, rows, width, wide,
-                                  False)  # fmt: skip
+                            tile(products, sums, place, address(table), factors, terms, chunk, rows, width, wide,
+                                 False)  # fmt: skip
                         else:
                             for k in range(terms[1]):
                                 copy(sums, (address(tail) + k * pitch * size, place + table[k], last - first))
                             tail_base, tail_offsets = address(tail), address(tail_table)
-                            tile(sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide, False)
+                            tile(products, sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide,
+                                 False)  # fmt: skip
                         source, step = 0, width * lanes
                         if wide:
                             step = (width + lanes - 1) // lanes * lanes
@@ -207,9 +239,9 @@ def _products(base, end, beyond, table, tail_table, weight, weight_pitch, terms,
                                add)  # fmt: skip
 
 
-@kernel
-def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions, source_rows,
-          source_cols, geometry, scratch):  # fmt: skip
+@inner
+def _gemm(job, part, products, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
+          source_rows, source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
     If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs. Results of
@@ -275,9 +307,9 @@ def _gemm(job, part, x, x_strides, y, y_strides, weight, epilogue, table, tail_t
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             lines = r1 - r0 if row_by_row else 1
-            _products(base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1, outputs,
-                      tile_rows, wide, widest, lines, columns, block, line, cols, epilogue, g * outputs, unfinished,
-                      kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+            _products(products, base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1,
+                      outputs, tile_rows, wide, widest, lines, columns, block, line, cols, epilogue, g * outputs,
+                      unfinished, kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
         if apart:
             for m in range(m0, min(m1, outputs)):
                 for r in range(r1 - r0):
@@ -292,10 +324,10 @@ _share = job_of(_gemm)
 
 
 @kernel
-def gemm(job, parts, patience, x, y, weight, epilogue, tables, numbers, scratch):
+def gemm(job, parts, patience, products, x, y, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
     x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
-                  (x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
+                  (products, x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
                    table(tables, 2), table(tables, 3), table(tables, 4), table(tables, 5), _geometry(place),
                    scratch))  # fmt: skip

@@ -31,7 +31,7 @@ from ..base import (
 )
 from ..gemm.kernels import LEVELS
 from ..jobs import job_of, take
-from ..kernel import address, kernel, table, words
+from ..kernel import address, inner, kernel, table, words
 from ..memory import add_in_pairs, copy, fill_plane, native_kind
 from ..vectors import VECTOR_BYTES, lanes, one_of
 from .products import tap_products
@@ -72,7 +72,7 @@ class Geometry(NamedTuple):
 _geometry, _strides, _image = words(len(Geometry._fields)), words(4), words(6)
 
 
-@kernel
+@inner
 def _shifted(plane, rows, first, shift, height, width, out, target):
     """out[target + r * width + j] = image[first + r, j + shift], zero outside of the image of height by width.
 
@@ -98,7 +98,7 @@ def _shifted(plane, rows, first, shift, height, width, out, target):
         out[i] = 0
 
 
-@kernel
+@inner
 def _sums(job, part, x, dy, numbers, tables, out, scratch):
     """out[channel, tap]. Tasks are channels of the result."""
     place = address(numbers)

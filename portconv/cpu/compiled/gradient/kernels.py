@@ -7,7 +7,7 @@ channels of a pixel side by side (`stage`), and every tap's windows lie in it as
 from __future__ import annotations
 
 from ..jobs import job_of, take
-from ..kernel import address, kernel, words
+from ..kernel import address, inner, kernel, words
 from ..memory import add_in_pairs, copy, fill_pixels, stage_rows
 from ..vectors import MAX_VECTORS, ROWS, VECTOR_BYTES, one_of
 from .geometry import Geometry
@@ -21,7 +21,7 @@ TILE_ROWS = tuple(n for n in (8, 4, 2, 1) if n <= ROWS)
 _products = one_of({16 * r + n: position_products(r, n) for r in TILE_ROWS for n in range(1, MAX_VECTORS + 1)})
 
 
-@kernel
+@inner
 def _stage(job, part, x, numbers, source_rows, source_cols, staged, scratch):
     """The padded image of a part of the batch or of its rows. Tasks are (image, group, block of channels)."""
     place = address(numbers)
@@ -51,7 +51,7 @@ def _stage(job, part, x, numbers, source_rows, source_cols, staged, scratch):
                        square)  # fmt: skip
 
 
-@kernel
+@inner
 def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
     """The sums of a part, out[group, output, tap, lane]. Tasks are (group, vectors, tap, some outputs)."""
     place = address(numbers)
@@ -114,7 +114,7 @@ def _gradient(job, part, dy, numbers, taps, staged, out, scratch):
             source += tile_bytes
 
 
-@kernel
+@inner
 def _arrange(job, part, sums, inputs, kernel_rows, kernel_cols, row, pitch, step, out):
     """out[output, channel, kernel row, kernel column] of sums[output, kernel row, kernel column, channel].
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import address, apart, kernel, table, words
+from ..kernel import address, apart, inner, kernel, table, words
 from ..memory import call_numbers, fill_plane, native_kind, put, read
 from ..moves import pad_rows
 from ..products import stencil_sums
@@ -80,7 +80,7 @@ def _fill(image, kind, row_step, col_step, source_rows, source_cols, first, rows
                                  pitch * size // VECTOR_BYTES))  # fmt: skip
 
 
-@kernel
+@inner
 def _stencil(job, part, x, x_strides, y, y_strides, weight, epilogue, taps, source_rows, source_cols, geometry,
              scratch):  # fmt: skip
     """Tasks are (image, some channels, strip of rows)."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import address, apart, kernel, table, words
+from ..kernel import address, apart, inner, kernel, table, words
 from ..memory import bytes_of, call_numbers, copy, native_kind, put_apart, read
 from ..vectors import intrinsic_of, one_of
 from .cells import added, channel_means, joined, larger, mixed, plane_means
@@ -50,7 +50,7 @@ def _mix(like, kind, target, target_step, source, source_step, outputs, low, hig
     _mixtures(like, kind, (target, target_step, source, source_step, outputs, low, high, share, count))
 
 
-@kernel
+@inner
 def _met(place, kernel_size, dilation, size):
     """The first tap that meets the axis, and how many do; `place` is where the first one of all is."""
     first = (max(-place, 0) + dilation - 1) // dilation
@@ -60,7 +60,7 @@ def _met(place, kernel_size, dilation, size):
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inner
 def _pool_strips(job, part, x, x_numbers, y, y_numbers, counts, neutral, geometry, scratch):
     """Tasks are (image, plane, strip of rows of outputs)."""
     (batch, planes, cell, strips, height, width, out_rows, out_cols, kh, kw, sh, sw, dh, dw, top, left, kind,
@@ -136,7 +136,7 @@ def pool(job, parts, patience, x, y, counts, neutral, numbers, scratch):
 # --- averages of whole images, which lie in the order of the layout ---------------------------------------------------
 
 
-@kernel
+@inner
 def _some_means(job, part, x, y, divisor, numbers):
     """Tasks are some planes, or in NHWC some channels of an image."""
     tasks, blocks, planes, some, pixels = _mean(address(numbers))
@@ -168,7 +168,7 @@ def mean(job, parts, patience, x, y, divisor, numbers):
 # --- interpolation ----------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inner
 def _resize_strips(job, part, x, x_numbers, y, y_numbers, tables, shares, neutral, geometry, scratch):
     """Tasks are (image, plane, strip of rows of outputs)."""
     batch, planes, cell, strips, width, out_rows, out_cols, row_kind, col_kind, part_size, line_size, row_size = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ....engines.winograd import TILES, Tile, matrices
 from ..epilogue import gather_records
 from ..jobs import job_of, take
-from ..kernel import address, apart, kernel
+from ..kernel import address, apart, inner, kernel
 from ..memory import native_kind, put_lanes, stage_rows, turn_square
 from ..moves import finish_vectors, mark_nonfinite, round_vectors, tile_transform, widen_weights
 from ..products import row_products
@@ -51,7 +51,7 @@ _transform_weights = one_of({number: _of_weights(tile) for number, tile in enume
 _widen, _round = widen_weights(), round_vectors()
 
 
-@kernel
+@inner
 def _place(line, down, segments, across, row_tiles):
     """Image, row of tiles and first tile of a line. The last line of a row overlaps the one before it."""
     rest, segment = line // segments, line % segments
@@ -147,7 +147,7 @@ def _outputs(l0, l1, padded, y, y_strides, epilogue, geometry, m, at, stage, squ
                     put_lanes(square, place + j * yw, yc, yw, source, count, n, epilogue, o, kind)
 
 
-@kernel
+@inner
 def _step(job, part, step, b0, b1, block_lines, x, x_strides, y, y_strides, weight, epilogue, source_rows,
           source_cols, geometry, scratch, sizes, marks):  # fmt: skip
     """Step 0 is everything, block by block in the thread's own scratch memory; 1 to 3 are inputs, products, outputs.
@@ -204,7 +204,7 @@ def winograd(job, parts, patience, *arguments):
     return _share(job, parts, patience, arguments)
 
 
-@kernel
+@inner
 def _pack(job, part, weight, steps, outputs, channels, taps, form, places, limits, packed, marks, own, wide):
     """Weights of tiles: packed[product, place of the outputs, channel, lane].
 
