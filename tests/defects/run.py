@@ -78,11 +78,18 @@ def apply(patch: Path, tree: Path, *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
+def tracked() -> list[str]:
+    """The files that git knows; there are others beside them, of gigabytes."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        sys.exit(f"The defects are put into a copy of what git tracks, but {ROOT} is no git clone.")
+    return subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
+
+
 def copy_tree(defect: Defect | None = None) -> None:
     """Make the copy anew, with the defect in it."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = tracked()
     shutil.rmtree(TREE, ignore_errors=True)
-    for name in listed.split("\0"):
+    for name in names:
         if name and (ROOT / name).is_file():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, TREE / name)
