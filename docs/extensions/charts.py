@@ -39,6 +39,11 @@ WIDTH = 5.6  # inches: to be read on a phone
 Chart = Callable[[], Figure]
 
 
+def machine(document: dict[str, Any]) -> str:
+    """Where results were measured."""
+    return f"{document['machine']['cpu'].replace('(R)', '').strip()}, {document['settings']['threads']} threads"
+
+
 def figure(height: float) -> tuple[Figure, Any]:
     drawn = Figure(figsize=(WIDTH, height), layout="constrained")
     return drawn, drawn.subplots()
@@ -47,7 +52,7 @@ def figure(height: float) -> tuple[Figure, Any]:
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def network(results: dict[str, Any], machine: str) -> Figure:
+def network(results: dict[str, Any], title: str) -> Figure:
     """A bar for the time of each library."""
     times = sorted((found["best_ms"], name) for name, found in results.items() if "best_ms" in found)
     drawn, axes = figure(0.55 + 0.28 * len(times))
@@ -63,7 +68,7 @@ def network(results: dict[str, Any], machine: str) -> Figure:
     axes.set_xlim(0, longest * 1.22)
     axes.set_xticks([])
     axes.spines[["bottom"]].set_visible(False)
-    axes.set_title(machine, fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
     return drawn
 
 
@@ -90,6 +95,7 @@ def layers(document: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.5, len(order) - 0.3)
     axes.set_xlabel("time of the best other library over portconv's: on the right portconv is faster", fontsize=8)
+    axes.set_title(f"{machine(document)}, float32, one image", fontsize=9, loc="left")
     return drawn
 
 
@@ -105,6 +111,7 @@ def gigapixel(document: dict[str, Any]) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("megapixels")
     axes.set_ylabel("nanoseconds for a pixel")
+    axes.set_title(f"{machine(document)}, float32", fontsize=9, loc="left")
     axes.legend(frameon=False)
     return drawn
 
@@ -228,10 +235,9 @@ def charts() -> Iterator[tuple[str, Chart, Path | None]]:
     """Name, how it is drawn, and the file that it is drawn from."""
     for path in sorted(RESULTS.glob("networks-*.json")):
         document = json.loads(path.read_text("utf-8"))
-        where, threads = document["machine"]["cpu"], document["settings"]["threads"]
-        machine = f"{where.replace('(R)', '').strip()}, {threads} threads, float32, one image"
+        title = f"{machine(document)}, float32, one image"
         for name, found in document["networks"].items():
-            yield f"{path.stem}-{name}", lambda found=found, machine=machine: network(found["results"], machine), path
+            yield f"{path.stem}-{name}", lambda found=found, title=title: network(found["results"], title), path
     for path in sorted(RESULTS.glob("claims-*.json")):
         yield path.stem, lambda path=path: layers(json.loads(path.read_text("utf-8"))), path
     for path in sorted(RESULTS.glob("gigapixel-*.json")):
