@@ -299,7 +299,8 @@ class Assembling(Protocol):
         """The `Steps` (`portconv.engines.steps`) of the library's arrays on the device of a problem.
 
         A back end may have a method `at_once(problem, engine)` besides: a plan that computes the whole transposed
-        convolution out of arrays that NumPy can see, or None.
+        convolution out of arrays that NumPy can see, or None. Its `pack` gets the weight as (G, I/G, O/G, kh, kw); with
+        a `fuses` of the back end its `rebuilt` must give the plan of a problem with an activation or a residual.
         """
 
 
