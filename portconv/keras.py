@@ -526,10 +526,11 @@ def _keras() -> Any:
     try:
         import keras
     except ImportError as error:
-        raise ImportError(
-            f"portconv.keras needs Keras here, which cannot be imported ({error}). "
-            "Install it with: pip install 'portconv[keras]'"
-        ) from error
+        if error.name == "tensorflow":  # which Keras takes where none is named
+            mend = "Set the environment variable KERAS_BACKEND to 'numpy' before anything imports Keras."
+        else:
+            mend = "Install it with: pip install 'portconv[keras]'"
+        raise ImportError(f"portconv.keras needs Keras here, which cannot be imported ({error}). {mend}") from error
     return keras
 
 

@@ -10,6 +10,8 @@ from .core import hints
 from .core.array_types import library_of
 from .core.errors import choices, no_array
 from .core.integers import integer, pair, sequence_of_two
+from .dispatch.arguments import check_channels
+from .dispatch.transposed import check_transposed_channels
 from .functional import conv2d
 from .gradient import conv2d_vjp
 from .transposed import conv_transpose2d, conv_transpose2d_vjp
@@ -83,6 +85,7 @@ def conv1d(
     array([[[  2.,   3.,   6.,  12.,  -8.]]], dtype=float32)
     """
     image, kernel, shift, added, target = widened(x, weight, bias, residual, out, layout)
+    _check(check_channels, x, weight, bias, groups, layout)
     y = conv2d(
         image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
         (1, integer("dilation", dilation, 1)), groups, conv_mode, compute_mode, layout=LAYOUTS[layout],
@@ -119,6 +122,7 @@ def conv1d_vjp(
     (array([4., 4., 8., 4., 8., 4., 8., 4., 4.], dtype=float32), (4, 2, 3))
     """
     image, kernel, shift, added, _ = widened(x, weight, bias, residual, None, layout)
+    _check(check_channels, x, weight, bias, groups, layout)
     y, pull = conv2d_vjp(
         image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
         (1, integer("dilation", dilation, 1)), groups, conv_mode, compute_mode, layout=LAYOUTS[layout],
@@ -183,6 +187,7 @@ def conv_transpose1d(
     array([[[1., 1., 1., 2., 2., 2.]]], dtype=float32)
     """
     image, kernel, shift, added, target = widened(x, weight, bias, residual, out, layout)
+    _check(check_transposed_channels, x, weight, bias, groups, layout)
     y = conv_transpose2d(
         image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
         (0, integer("output_padding", output_padding, 0)), (1, integer("dilation", dilation, 1)), groups, conv_mode,
@@ -221,6 +226,7 @@ def conv_transpose1d_vjp(
     (array([12., 12., 12.], dtype=float32), (2, 4, 3))
     """
     image, kernel, shift, added, _ = widened(x, weight, bias, residual, None, layout)
+    _check(check_transposed_channels, x, weight, bias, groups, layout)
     y, pull = conv_transpose2d_vjp(
         image, kernel, shift, (1, integer("stride", stride, 1)), padding_of(padding),
         (0, integer("output_padding", output_padding, 0)), (1, integer("dilation", dilation, 1)), groups, conv_mode,
@@ -280,6 +286,13 @@ def widened(x: Any, weight: Any, bias: Any, residual: Any, out: Any, layout: str
             raise ValueError(f"`{name}` must have {allowed} axes, {form}, but got shape {tuple(array.shape)}.{mend}")
         found.append(array if len(array.shape) == 1 else array[index])
     return tuple(found)
+
+
+def _check(check: Callable[..., None], x: Any, weight: Any, bias: Any, groups: Any, layout: str) -> None:
+    """Whether channels fit, in the words of signals: the functions of images would speak of theirs."""
+    if x is not None and weight is not None:
+        shift = None if bias is None else tuple(bias.shape)
+        check(tuple(x.shape), tuple(weight.shape), shift, integer("groups", groups, 1), layout)
 
 
 def image_layout(layout: Any) -> str:

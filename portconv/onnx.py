@@ -110,6 +110,8 @@ class Network:
             raise TypeError(
                 f"the network takes {', '.join(names)}, each once, but got {len(arrays)} in order{by_name}."
             )
+        if arrays and isinstance(arrays[0], dict):
+            raise TypeError(f"`{names[0]}` must be an array, but got dict. Inputs by name are network(**inputs).")
         libraries = {name: library_of(array) for name, array in given.items()}
         for name, library in libraries.items():
             if library is None:
@@ -159,7 +161,8 @@ def load(path: str | os.PathLike[str]) -> Network:
     try:
         file = Path(path)
     except TypeError:
-        raise TypeError(f"`path` must be a path, but got {type(path).__name__}.") from None
+        mend = hints.no_file(type(path).__module__, type(path).__name__)
+        raise TypeError(f"`path` must be a path, but got {type(path).__name__}.{mend}") from None
     graph = read(file, SUPPORTED)
     try:
         return Network(fused(folded(graph)), len(graph.nodes), graph.metadata)

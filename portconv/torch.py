@@ -21,6 +21,7 @@ except ImportError as error:
     ) from error
 
 from . import torch_library  # noqa: F401  # from now on `torch.compile` knows `conv2d`
+from .core import hints
 from .core.backend import PackedWeight, Plan
 from .dispatch.arguments import Conv2dSpec
 from .dispatch.path import plan_for, prepared
@@ -97,6 +98,7 @@ class Conv2d(torch.nn.Conv2d):  # type: ignore[misc]  # PyTorch is not typed her
     @classmethod
     def of(cls, layer: Any, **options: Any) -> Conv2d:
         """A layer with all that a `torch.nn.Conv2d` has, its parameters and hooks too; `options` are for this class."""
+        _check_options(options)
         own: Conv2d = _like(layer, cls)
         for name, value in options.items():
             setattr(own, name, value)
@@ -155,7 +157,7 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     Raises
     ------
     TypeError
-        If `model` is no `torch.nn.Module`.
+        If `model` is no `torch.nn.Module`, or there is no such option.
 
     Examples
     --------
@@ -167,7 +169,18 @@ def replace_convolutions(model: Any, **options: Any) -> int:
     'portconv.torch'
     """
     _check_model(model)
+    _check_options(options)
     return _exchange(model, torch.nn.Conv2d, partial(Conv2d.of, **options))
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """What a layer is made of stays as it is: the stride in its attributes is not all that there is of it."""
+    known = ("engine", "accuracy", "strategy")
+    for name in options:
+        if name not in known:
+            near = hints.attribute(name, known)
+            mend = "" if near is None else f" Did you mean {near!r}?"
+            raise TypeError(f"the options are 'engine', 'accuracy' and 'strategy', but got {name!r}.{mend}")
 
 
 def _check_model(model: Any) -> None:

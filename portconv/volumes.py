@@ -19,7 +19,7 @@ from .core.errors import no_array
 from .core.integers import Pair, integer, pair, sequence_of_two
 from .core.shapes import met_taps, output_size, ranges, same_padding
 from .dispatch import path, registry
-from .dispatch.arguments import chosen
+from .dispatch.arguments import check_channels, chosen
 from .engines.accuracy import TERMS, accumulate, in_pairs
 from .functional import conv2d
 from .gradient import checked_wrt, conv2d_vjp
@@ -38,6 +38,7 @@ __all__ = [
     "conv3d_vjp",
     "images_of",
     "planes_of",
+    "shapes_of",
     "sides_of",
     "triple",
     "wanted_of",
@@ -108,7 +109,7 @@ def conv3d(
     >>> y.shape, float(y[0, 0, 0, 0, 0]), float(y[0, 0, 2, 4, 4])
     ((1, 4, 5, 8, 8), 16.0, 54.0)
     """
-    volume = _Volume.of(x, weight, bias, stride, padding, dilation, layout, backend)
+    volume = _Volume.of(x, weight, bias, stride, padding, dilation, groups, layout, backend)
     options: dict[str, Any] = {
         "engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": volume.library,
     }  # fmt: skip
@@ -145,7 +146,7 @@ def conv3d_vjp(
     >>> y.shape, dx.shape, float(dx[0, 0, 1, 2, 2]), dweight.shape, dbias is None
     ((1, 4, 3, 3, 3), (1, 2, 4, 5, 5), 72.0, (4, 2, 2, 3, 3), True)
     """
-    volume = _Volume.of(x, weight, bias, stride, padding, dilation, layout, backend)
+    volume = _Volume.of(x, weight, bias, stride, padding, dilation, groups, layout, backend)
     wanted = wanted_of(wrt, volume.dtypes[0], bias)
     factors = tuple(name for name in wanted if name != "bias")
     options = {"engine": engine, "accuracy": accuracy, "strategy": strategy, "backend": volume.library}
@@ -227,12 +228,14 @@ class _Volume:
 
     @classmethod
     def of(
-        cls, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, layout: Any, backend: Any
-    ) -> _Volume:
+        cls, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, layout: Any,
+        backend: Any,
+    ) -> _Volume:  # fmt: skip
         strides, dilations = triple("stride", stride, 1), triple("dilation", dilation, 1)
         same = isinstance(padding, str) and padding == "same"
         given = None if same else sides_of(padding, "'same'")
         library, dtypes, dtype, size = arrays_of(x, weight, bias, layout, backend)
+        check_channels(*shapes_of(x, weight, bias), integer("groups", groups, 1), layout)
         depth, kd = size[0], weight.shape[-3]
         axes = zip(size, weight.shape[-3:], strides, dilations, strict=True)
         front, *sides = given or [same_padding(*axis) for axis in axes]
@@ -374,6 +377,8 @@ def arrays_of(x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> tupl
         if len(array.shape) not in axes:
             allowed = " or ".join(str(n) for n in axes)
             mend = hints.unbatched(tuple(array.shape), 5) if name == "x" else ""
+            if name == "weight" and len(array.shape) == 4:
+                mend = " A kernel of one plane gets its depth by weight[..., None, :, :]."
             raise ValueError(f"`{name}` must have {allowed} axes, but got shape {tuple(array.shape)}.{mend}")
     library = registry.resolve(x, backend)
     arguments = [("x", x), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
@@ -383,6 +388,11 @@ def arrays_of(x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> tupl
     if min(size[0], weight.shape[-3]) < 1:
         raise ValueError(f"`x` and `weight` must have a depth of at least 1, but got {size[0]} and {weight.shape[-3]}.")
     return library, dtypes, dtype, size
+
+
+def shapes_of(x: Any, weight: Any, bias: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
+    """Those of a call's arrays, for what checks them against each other before their planes are taken."""
+    return tuple(x.shape), tuple(weight.shape), None if bias is None else tuple(bias.shape)
 
 
 def triple(name: str, value: Any, minimum: int) -> Triple:
@@ -401,7 +411,9 @@ def sides_of(padding: Any, *words: str) -> Sides:
     """Padding with six sides, of an int, three of them, or three pairs; "valid" is none. `words` are allowed, too."""
     if isinstance(padding, str):
         if padding != "valid":
-            raise ValueError(f"`padding` as a string must be {' or '.join([*words, repr('valid')])}, not {padding!r}.")
+            why = "" if words else " The result of a transposed convolution has no size of its own: give numbers."
+            allowed = " or ".join([*words, repr("valid")])
+            raise ValueError(f"`padding` as a string must be {allowed}, not {padding!r}.{why}")
         padding = 0
     items = sequence_of_two(padding)
     if items is None or not any(sequence_of_two(item) is not None for item in items):

@@ -10,7 +10,9 @@ import numpy as np
 
 from .arrays import array_namespace
 from .core.dtypes import compute_dtype
+from .core.integers import integer
 from .core.shapes import dilated
+from .dispatch.transposed import check_transposed_channels
 from .engines.accuracy import accumulate
 from .transposed import conv_transpose2d
 from .volumes import (
@@ -23,6 +25,7 @@ from .volumes import (
     conv3d_vjp,
     images_of,
     planes_of,
+    shapes_of,
     sides_of,
     triple,
     wanted_of,
@@ -105,6 +108,7 @@ def conv_transpose3d(
     if extra[0] >= step:
         raise ValueError(f"`output_padding` must be less than `stride`, {strides}, but got {extra}.")
     volumes = _Volumes(x, weight, bias, layout, backend)
+    check_transposed_channels(*shapes_of(x, weight, bias), integer("groups", groups, 1), layout)
     depth, kd = volumes.size[0], weight.shape[-3]
     od = (depth - 1) * step - front - back + dilated(kd, dilations[0]) + extra[0]
     if od < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import numpy as np
 import pytest
@@ -150,6 +151,15 @@ def test_wrong_arguments(nothing_runs):
     refused(ValueError, ["`data_format`", "'NHWC'"], pk.conv, x, kernel, data_format="NHWC")
     refused(ValueError, ["`output_padding`"], pk.conv_transpose, x, kernel, 2, "same", -1, **last)
     refused(TypeError, ["`pool_size[0]`"], pk.max_pool, x, (2.5, 2), **last)
+
+
+def test_who_named_no_back_end_of_keras_is_told_how(tmp_path, monkeypatch):
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "__init__.py").write_text("import tensorflow")  # as Keras does by itself
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    refused(ImportError, ["tensorflow", "KERAS_BACKEND to 'numpy' before"], pk.install)
 
 
 def test_a_model_without_a_call_of_jax(run_python):

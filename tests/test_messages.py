@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv import weights
 
 X = np.zeros((1, 3, 32, 32), np.float32)
 WEIGHT = np.zeros((8, 3, 3, 3), np.float32)
 PHOTO = np.zeros((1, 24, 32, 3), np.uint8)
 WIDE = np.zeros((1, 16, 9, 9), np.float32)
+SOUND = np.zeros((1, 4, 20), np.float32)
+VOLUME = np.zeros((1, 4, 5, 9, 9), np.float32)
 
 
 def layer(*args, **kwargs):
@@ -57,6 +60,64 @@ WRONG = {
     "a filter of two axes": (lambda: portconv.conv2d(X, zeros(3, 3)), "weight[None, None]"),
     "groups forgotten": (lambda: portconv.conv2d(X, zeros(3, 1, 3, 3)), "Did you mean groups=3?"),
     "a whole weight with groups": (lambda: portconv.conv2d(X, zeros(6, 3, 3, 3), groups=3), "(O, 1, kh, kw)"),
+    # transposed convolutions, signals, volumes
+    "a convolution's, transposed": (
+        lambda: portconv.conv_transpose2d(WIDE, zeros(8, 16, 3, 3)), "permute_dims(weight, (1, 0, 2, 3)), or `conv2d`?",
+    ),
+    "HWOI": (
+        lambda: portconv.conv_transpose2d(WIDE, zeros(5, 5, 8, 16)), "HWOI: permute_dims(weight, (3, 2, 0, 1)) is in",
+    ),
+    "MLX's, transposed": (
+        lambda: portconv.conv_transpose2d(WIDE, zeros(8, 3, 3, 16)), "OHWI: permute_dims(weight, (3, 0, 1, 2)) is in",
+    ),
+    "a photograph, transposed": (
+        lambda: portconv.conv_transpose2d(PHOTO, zeros(3, 8, 2, 2)), "did you mean layout='NHWC'?",
+    ),
+    "volumes with channels last": (
+        lambda: portconv.conv3d(zeros(1, 5, 9, 9, 4), zeros(8, 4, 3, 3, 3)), "did you mean layout='NDHWC'?",
+    ),
+    "DHWIO": (
+        lambda: portconv.conv3d(VOLUME, zeros(3, 3, 3, 4, 8)), "DHWIO: permute_dims(weight, (4, 3, 0, 1, 2)) is in",
+    ),
+    "ODHWI": (
+        lambda: portconv.conv3d(VOLUME, zeros(8, 3, 3, 3, 4)), "ODHWI: permute_dims(weight, (0, 4, 1, 2, 3)) is in",
+    ),
+    "a whole kernel of volumes with groups": (
+        lambda: portconv.conv3d(VOLUME, zeros(8, 4, 3, 3, 3), groups=2), "(O, 2, kd, kh, kw)",
+    ),
+    "other groups than the weight's": (
+        lambda: portconv.conv3d(VOLUME, zeros(2, 4, 2, 3, 3, 3), groups=4), "with 6 axes is (G, O/G, I/G, kd, kh, kw)",
+    ),
+    "a kernel of one plane": (lambda: portconv.conv3d(VOLUME, zeros(8, 4, 3, 3)), "weight[..., None, :, :]"),
+    "the bias of other channels": (
+        lambda: portconv.conv3d(VOLUME, zeros(8, 4, 3, 3, 3), zeros(4)), "(1, 8, 1, 1, 1) or (8,)",
+    ),
+    "the same, transposed": (
+        lambda: portconv.conv_transpose3d(VOLUME, zeros(4, 8, 3, 3, 3), zeros(4)), "(1, 8, 1, 1, 1) or (8,)",
+    ),
+    "a volume's, transposed": (
+        lambda: portconv.conv_transpose3d(VOLUME, zeros(8, 4, 3, 3, 3)), "(weight, (1, 0, 2, 3, 4)), or `conv3d`?",
+    ),
+    "groups of 6 axes, transposed": (
+        lambda: portconv.conv_transpose3d(VOLUME, zeros(2, 2, 8, 3, 3, 3), groups=4), "(G, I/G, O/G, kd, kh, kw)",
+    ),
+    "same, transposed": (
+        lambda: portconv.conv_transpose3d(VOLUME, zeros(4, 8, 3, 3, 3), padding="same"), "has no size of its own: give",
+    ),
+    "signals with channels last": (
+        lambda: portconv.conv1d(zeros(1, 20, 4), zeros(8, 4, 3)), "did you mean layout='NWC'?",
+    ),
+    "the bias of a signal": (lambda: portconv.conv1d(SOUND, zeros(8, 4, 3), zeros(4)), "(1, 8, 1) or (8,)"),
+    "a signal's, transposed": (
+        lambda: portconv.conv_transpose1d(SOUND, zeros(8, 4, 3)), "permute_dims(weight, (1, 0, 2)), or `conv1d`?",
+    ),
+    # files of weights
+    "PyTorch's file": (lambda: weights.load("net.pt"), "goes to `load_state_dict`"),
+    "Keras's file": (lambda: weights.load("net.h5"), "`portconv.weights.from_keras`"),
+    "one array's file": (lambda: weights.load("net.npy"), "`portconv.weights.from_arrays`"),
+    "a network's file": (lambda: weights.load("net.onnx"), "`portconv.onnx.load`"),
+    "a layer before the path": (lambda: weights.save(layer(), "net.npz"), "but got Conv2d. It stands first."),
+    "ohwi": (lambda: weights.from_arrays(WEIGHT, weight_layout="ohwi"), "Did you mean 'OHWI'?"),
     "integers": (lambda: portconv.conv2d(X, np.ones((8, 3, 3, 3), int)), "Convert it: `astype('float32')`"),
     "a layer's HWIO": (lambda: setattr(layer(), "weight", zeros(3, 3, 3, 8)), "weight_layout='HWIO'"),
     "a layer's OHWI": (
@@ -86,6 +147,7 @@ WRONG = {
     "im2col": (filtered(engine="im2col"), "Matrix products are 'gemm' here"),
     "measured by itself": (filtered(strategy="auto"), "'heuristic'"),
     "linear": (lambda: portconv.interpolate2d(X, scale_factor=2, mode="linear"), "Did you mean 'bilinear'?"),
+    "area": (lambda: portconv.interpolate2d(X, 8, mode="area"), "`avg_pool2d` has the means of areas"),
     # libraries, devices, dtypes
     "pytorch": (lambda: layer(backend="pytorch"), "Did you mean 'torch'?"),
     "np": (lambda: layer(backend="np"), "Did you mean 'numpy'?"),
@@ -126,6 +188,14 @@ def test_arrays_of_two_libraries_are_told_how_to_meet(library, one, other):
         portconv.conv2d(x, weight)
     converted = eval(str(error.value).split("`")[-2], {"portconv": portconv, "x": x, "weight": weight})
     assert portconv.conv2d(x, converted).shape == (1, 8, 30, 30)
+
+
+def test_layers_without_names_are_told_where_these_stand(tmp_path):
+    weights.save(tmp_path / "net.npz", {"conv1": layer()})
+    with pytest.raises(
+        TypeError, match=r"by the names that stand before '\.weight' in the file: {'conv1': model\.conv1}"
+    ):
+        weights.load(tmp_path / "net.npz", into=[layer()])
 
 
 def test_a_layer_keeps_attributes_of_the_users_own():

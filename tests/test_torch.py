@@ -130,6 +130,18 @@ def test_what_is_no_model_is_named(torch, pt):
         portconv.weights.from_torch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
 
 
+def test_an_option_that_there_is_not_is_refused_and_exchanges_nothing(torch, pt):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    for name, mend in (("engin", r"Did you mean 'engine'\?"), ("padding", "'padding'")):
+        with pytest.raises(TypeError, match=mend):
+            pt.replace_convolutions(model, **{name: "gemm"})
+        with pytest.raises(TypeError, match=mend):
+            pt.Conv2d.of(model[0], **{name: "gemm"})
+        with pytest.raises(TypeError, match=mend):  # whether it has a convolution or not
+            pt.replace_convolutions(torch.nn.Sequential(torch.nn.ReLU()), **{name: "gemm"})
+    assert type(model[0]) is torch.nn.Conv2d
+
+
 def test_comparison(torch, pt):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), pt.Conv2d(4, 2, 1))
     x = torch.randn(1, 3, 20, 20)

@@ -12,7 +12,6 @@ __all__ = [
     "UnsupportedError",
     "WeightsError",
     "choices",
-    "describe_shapes",
     "missing_library",
     "no_array",
 ]
@@ -67,12 +66,6 @@ def choices(names: Iterable[str]) -> str:
     """`'a', 'b' or 'c'`, for messages that list what an argument may be."""
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-
-
-def describe_shapes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str) -> str:
-    """The line that ends a message about sizes: both shapes in full, with their layouts."""
-    weight_layout = "(G, O/G, I/G, kh, kw)" if len(weight_shape) == 5 else "OIHW"
-    return f"x.shape = {x_shape} {layout}, weight.shape = {weight_shape} {weight_layout}."
 
 
 def no_array(name: str, value: object) -> TypeError:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .layout import OIHW_FROM
+from .layout import OIHW_FROM, kernel_axes, pixel_axes
 
-__all__ = ["attribute", "conversion", "image", "kernel", "of_a_model", "sizes", "unbatched", "weight", "word"]
+__all__ = [
+    "attribute", "conversion", "image", "kernel", "no_file", "of_a_model", "sizes", "transposed", "unbatched", "weight",
+    "word",
+]  # fmt: skip
 
 # What others call it, in lower case, by the argument, and what to say of it.
 _WORDS: dict[str, dict[str, str]] = {
@@ -66,7 +69,11 @@ _WORDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("f16", "fp16"), "Did you mean 'float16'?"),
         "bf16": "Did you mean 'bfloat16'?",
     },
-    "mode": {"linear": "Did you mean 'bilinear'?", "bicubic": "Only 'nearest' and 'bilinear' exist here."},
+    "mode": {
+        "linear": "Did you mean 'bilinear'?",
+        **dict.fromkeys(("bicubic", "cubic"), "Only 'nearest' and 'bilinear' exist here."),
+        "area": "Only 'nearest' and 'bilinear' exist here; `avg_pool2d` has the means of areas.",
+    },
     "strategy": {"auto": "'heuristic' is what runs by itself."},
 }
 _WORDS["out_dtype"] = {**_WORDS["dtype"], "int": "Did you mean 'int64'?", "uint": "Did you mean 'uint8'?"}
@@ -143,6 +150,15 @@ def unbatched(shape: tuple[int, ...], axes: int) -> str:
     return " Add a batch axis of size 1: x[None]." if len(shape) == axes - 1 else ""
 
 
+def no_file(module: str, name: str) -> str:
+    """For what is given in the place of the path of an ONNX file: an object of this class."""
+    if name == "ModelProto":
+        return " Write it to a file: `onnx.save(model, path)`."
+    if module.partition(".")[0] == "torch":
+        return " `torch.onnx.export` writes a model to a file."
+    return ""
+
+
 def kernel(shape: tuple[int, ...]) -> str:
     """For a weight that has neither four axes nor five."""
     if len(shape) != 2:
@@ -154,33 +170,63 @@ def kernel(shape: tuple[int, ...]) -> str:
 
 
 def sizes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str, groups: int) -> str:
-    """For an image and a weight whose channels do not fit."""
-    at, other_at, other = (1, 3, "NHWC") if layout == "NCHW" else (3, 1, "NCHW")
-    channels, others = x_shape[at], x_shape[other_at]
-    if len(weight_shape) == 5:
+    """For a signal, an image or a volume and a weight whose channels do not fit."""
+    if len(weight_shape) > len(layout):
         return ""
+    axes, channels = pixel_axes(layout), x_shape[layout.index("C")]
     outputs, group_inputs = weight_shape[:2]
-    if others == group_inputs * groups:
-        which = "last" if other == "NHWC" else "second"
-        return f" The {which} axis of `x` has {others}: did you mean layout={other!r}?"
+    if hint := _other_layout(x_shape, layout, group_inputs * groups):
+        return hint
     if groups > 1 and group_inputs == channels:
-        return f" With {groups} groups a weight is (O, {channels // groups}, kh, kw): each output sees its group alone."
+        form = f"(O, {channels // groups}, {kernel_axes(layout)})"
+        return f" With {groups} groups a weight is {form}: each output sees its group alone."
     if groups == 1 and group_inputs and channels % group_inputs == 0 and outputs % (channels // group_inputs) == 0:
         if outputs == channels and group_inputs > 1:
-            return f" Did you mean groups={channels // group_inputs}, or `conv_transpose2d`, whose weight is IOHW?"
+            other = f"`conv_transpose{len(axes)}d`, whose weight is IO{axes}"
+            return f" Did you mean groups={channels // group_inputs}, or {other}?"
         return f" Did you mean groups={channels // group_inputs}?"
-    return _laid_out(weight_shape, channels // groups, groups)
+    return _laid_out(weight_shape, channels // groups, groups, axes)
 
 
-def _laid_out(shape: tuple[int, ...], inputs: int, groups: int) -> str:
-    """A weight of four axes whose channels would fit in the layout of another library."""
-    for layout, where in (("HWIO", "Keras's and Flax's"), ("OHWI", "MLX's")):
-        order = OIHW_FROM[layout]
-        o, i, kh, kw = (shape[axis] for axis in order)
-        if i == inputs and o % groups == 0 and kh == kw:  # as kernels are; else little speaks for this layout
-            return f" The weight may be in {where} layout {layout}: permute_dims(weight, {order}) is in OIHW."
-    if groups > 1 and inputs == 1 and shape[2] == groups:
+def _other_layout(x_shape: tuple[int, ...], layout: str, wanted: int) -> str:
+    """For an input whose channels would be as many as are wanted in the other layout."""
+    axes, first = pixel_axes(layout), layout[1] == "C"
+    other = f"N{axes}C" if first else f"NC{axes}"
+    if x_shape[other.index("C")] != wanted:
+        return ""
+    return f" The {'last' if first else 'second'} axis of `x` has {wanted}: did you mean layout={other!r}?"
+
+
+def _laid_out(shape: tuple[int, ...], inputs: int, groups: int, axes: str) -> str:
+    """A weight, without an axis of groups, whose channels would fit in the layout of another library."""
+    n = len(axes)
+    keras, mlx = (n + 1, n, *range(n)), (0, n + 1, *range(1, n + 1))
+    for layout, where, order in ((f"{axes}IO", "Keras's and Flax's", keras), (f"O{axes}I", "MLX's", mlx)):
+        o, i, *kernel = (shape[axis] for axis in order)
+        # as kernels are; else little speaks for this layout
+        if i == inputs and o % groups == 0 and len(set(kernel)) == 1:
+            return f" The weight may be in {where} layout {layout}: permute_dims(weight, {order}) is in OI{axes}."
+    if groups > 1 and inputs == 1 and axes == "HW" and shape[2] == groups:
         return " The weight may be Keras's of a DepthwiseConv2D: see `portconv.weights`, weight_layout='HWCM'."
+    return ""
+
+
+def transposed(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str, groups: int) -> str:
+    """For the same of a transposed convolution."""
+    if len(weight_shape) > len(layout):
+        return ""
+    axes, channels = pixel_axes(layout), x_shape[layout.index("C")]
+    if hint := _other_layout(x_shape, layout, weight_shape[0]):
+        return hint
+    if groups == 1 and weight_shape[1] == channels:
+        turned = f"permute_dims(weight, {(1, 0, *range(2, len(layout)))})"
+        return f" The inputs are its first axis, IO{axes}: did you mean {turned}, or `conv{len(axes)}d`?"
+    n = len(axes)
+    keras, mlx = (n + 1, n, *range(n)), (n + 1, 0, *range(1, n + 1))
+    for name, where, order in ((f"{axes}OI", "Keras's", keras), (f"O{axes}I", "MLX's", mlx)):
+        i, _, *kernel = (weight_shape[axis] for axis in order)
+        if i == channels and len(set(kernel)) == 1:
+            return f" The weight may be in {where} layout {name}: permute_dims(weight, {order}) is in IO{axes}."
     return ""
 
 

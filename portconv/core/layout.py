@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 __all__ = [
-    "FROM_CBHW", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "OIHW_FROM", "TO_CBHW", "WEIGHT_LAYOUTS", "reorder",
-    "shape_of", "sizes",
+    "FROM_CBHW", "NCHW_FROM_NHWC", "NHWC_FROM_NCHW", "OIHW_FROM", "TO_CBHW", "WEIGHT_LAYOUTS",
+    "describe_shapes", "kernel_axes", "pixel_axes", "reorder", "shape_of", "sizes",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -39,6 +39,23 @@ OIHW_FROM = {
     "HWCM": (2, 3, 0, 1),
     "GOIHW": (0, 1, 2, 3, 4),
 }
+
+
+def pixel_axes(layout: str) -> str:
+    """`"HW"` of images, `"W"` of signals, `"DHW"` of volumes."""
+    return layout.replace("N", "").replace("C", "")
+
+
+def kernel_axes(layout: str) -> str:
+    """`"kh, kw"` of images, for messages about the shapes of weights."""
+    return ", ".join(f"k{axis.lower()}" for axis in pixel_axes(layout))
+
+
+def describe_shapes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str) -> str:
+    """The line that ends a message about sizes: both shapes in full, with their layouts."""
+    grouped = len(weight_shape) == len(layout) + 1
+    weight_layout = f"(G, O/G, I/G, {kernel_axes(layout)})" if grouped else f"OI{pixel_axes(layout)}"
+    return f"x.shape = {x_shape} {layout}, weight.shape = {weight_shape} {weight_layout}."
 
 
 def reorder(items: tuple[T, ...], permutation: Permutation) -> tuple[T, ...]:

@@ -15,15 +15,15 @@ from ..core import hints
 from ..core import layout as layouts
 from ..core.dtypes import promote, result_name
 from ..core.epilogue import SLOPE, Activation, Epilogue
-from ..core.errors import choices, describe_shapes
+from ..core.errors import choices
 from ..core.integers import MAX_SIZE, Pair, integer, pair, sequence_of_two
 from ..core.problem import Problem
 from ..core.shapes import dilated, same_padding
 from ..core.words import ACCURACIES, ACTIVATIONS, COMPUTE_MODES, CONV_MODES, LAYOUTS, PADDING_MODES, STRATEGIES
 
 __all__ = [
-    "Conv2dSpec", "Padding", "activation_of", "chosen", "device_name", "flag", "image_sizes", "make_problem",
-    "normalised", "padding_of", "sides_of",
+    "Conv2dSpec", "Padding", "activation_of", "check_channels", "chosen", "device_name", "flag", "image_sizes",
+    "make_problem", "normalised", "padding_of", "sides_of",
 ]  # fmt: skip
 
 Padding: TypeAlias = "Pair | tuple[Pair, Pair] | Literal['same']"
@@ -223,27 +223,64 @@ def _weight_sizes(
 ) -> tuple[int, int, int, int]:
     """`(O, I/G, kh, kw)`, whichever of the two forms the weight has."""
     if len(weight_shape) == 5:
-        if weight_shape[0] != spec.groups:
-            raise ValueError(
-                f"`weight` with 5 axes is (G, O/G, I/G, kh, kw), so its first size must be `groups` = {spec.groups}, "
-                f"but got {weight_shape[0]}.\n{describe_shapes(x_shape, weight_shape, spec.layout)}"
-            )
         return weight_shape[0] * weight_shape[1], *weight_shape[2:]
     if len(weight_shape) != 4:
         raise ValueError(
             f"`weight` must have 4 axes (O, I/G, kh, kw), or 5 when grouped (G, O/G, I/G, kh, kw), "
             f"but got {len(weight_shape)}.{hints.kernel(weight_shape)}\n"
-            f"{describe_shapes(x_shape, weight_shape, spec.layout)}"
+            f"{layouts.describe_shapes(x_shape, weight_shape, spec.layout)}"
         )
     return weight_shape
 
 
-def check_bias(bias_shape: tuple[int, ...] | None, out_channels: int) -> None:
-    """Whether a bias has a number for each output channel."""
-    if bias_shape is not None and bias_shape not in ((1, out_channels, 1, 1), (out_channels,)):
+def check_channels(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    groups: int,
+    layout: str,
+) -> None:
+    """Whether the channels of a signal, an image or a volume, of its weight and of its bias go together.
+
+    The weight has as many axes as `layout`, or one more if it is grouped.
+    """
+
+    def ending() -> str:
+        hint = hints.sizes(x_shape, weight_shape, layout, groups)
+        return f"{hint}\n{layouts.describe_shapes(x_shape, weight_shape, layout)}"
+
+    in_channels, (out_channels, group_inputs) = x_shape[layout.index("C")], weight_shape[:2]
+    if len(weight_shape) > len(layout):
+        if weight_shape[0] != groups:
+            form = f"(G, O/G, I/G, {layouts.kernel_axes(layout)})"
+            raise ValueError(
+                f"`weight` with {len(weight_shape)} axes is {form}, so its first size must be `groups` = {groups}, but "
+                f"got {weight_shape[0]}.{ending()}"
+            )
+        out_channels, group_inputs = groups * weight_shape[1], weight_shape[2]
+    if in_channels % groups:
         raise ValueError(
-            f"`bias` must have shape (1, {out_channels}, 1, 1) or ({out_channels},), one value for each of the "
-            f"{out_channels} output channels, but got {bias_shape}."
+            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {groups}.{ending()}"
+        )
+    if out_channels % groups:
+        raise ValueError(
+            f"`groups` must divide the output channels, but {out_channels} is no multiple of {groups}.{ending()}"
+        )
+    if group_inputs != in_channels // groups:
+        raise ValueError(
+            f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
+            f"{groups}, so {in_channels // groups} are expected.{ending()}"
+        )
+    check_bias(bias_shape, out_channels, len(layout))
+
+
+def check_bias(bias_shape: tuple[int, ...] | None, out_channels: int, axes: int = 4) -> None:
+    """Whether a bias has a number for each output channel; `axes` are those of the result."""
+    whole = (1, out_channels, *[1] * (axes - 2))
+    if bias_shape is not None and bias_shape not in (whole, (out_channels,)):
+        raise ValueError(
+            f"`bias` must have shape {whole} or ({out_channels},), one value for each of the {out_channels} output "
+            f"channels, but got {bias_shape}."
         )
 
 
@@ -286,31 +323,15 @@ def make_problem(
     `dtypes` are those of x, weight and bias; `residual` are the shape and the dtype of one.
     """
     n, in_channels, height, width = image_sizes(x_shape, spec.layout)
-    shapes = describe_shapes(x_shape, weight_shape, spec.layout)
+    shapes = layouts.describe_shapes(x_shape, weight_shape, spec.layout)
     if height < 1 or width < 1:
         raise ValueError(f"`x` must have a height and a width of at least 1, but got {height} x {width}.\n{shapes}")
     if in_channels < 1:
         raise ValueError(f"`x` must have at least 1 channel, but got 0.\n{shapes}")
-    out_channels, group_inputs, kh, kw = _weight_sizes(spec, x_shape, weight_shape)
+    out_channels, _, kh, kw = _weight_sizes(spec, x_shape, weight_shape)
     if min(out_channels, kh, kw) < 1:
         raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
-    if in_channels % spec.groups:
-        raise ValueError(
-            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}."
-            f"{hints.sizes(x_shape, weight_shape, spec.layout, spec.groups)}\n{shapes}"
-        )
-    if out_channels % spec.groups:
-        raise ValueError(
-            f"`groups` must divide the output channels, but {out_channels} is no multiple of {spec.groups}."
-            f"{hints.sizes(x_shape, weight_shape, spec.layout, spec.groups)}\n{shapes}"
-        )
-    if group_inputs != in_channels // spec.groups:
-        raise ValueError(
-            f"`weight` has {group_inputs} input channels per group, but `x` has {in_channels} channels and `groups` is "
-            f"{spec.groups}, so {in_channels // spec.groups} are expected."
-            f"{hints.sizes(x_shape, weight_shape, spec.layout, spec.groups)}\n{shapes}"
-        )
-    check_bias(bias_shape, out_channels)
+    check_channels(x_shape, weight_shape, bias_shape, spec.groups, spec.layout)
     sides = spec.sides(height, width, (kh, kw))
     _check_padding(spec, sides, height, width, shapes)
     dtype = promote(*dtypes, None if residual is None else residual[1])

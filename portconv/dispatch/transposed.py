@@ -6,17 +6,20 @@ The rules are those of MegEngine's `ConvTranspose2d`; what is accepted beyond it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
+from ..core import hints
 from ..core.dtypes import promote
 from ..core.epilogue import Epilogue
 from ..core.integers import Pair, pair
+from ..core.layout import kernel_axes, pixel_axes
 from ..core.problem import TransposedProblem
 from .arguments import Conv2dSpec, check_bias, check_elements, check_residual, image_sizes, normalised
 
-__all__ = ["ConvTranspose2dSpec", "make_transposed_problem", "normalised_transposed"]
+__all__ = ["ConvTranspose2dSpec", "check_transposed_channels", "make_transposed_problem", "normalised_transposed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,40 @@ def _transposed(spec: Conv2dSpec, extra: Pair) -> ConvTranspose2dSpec:
     return ConvTranspose2dSpec(**known, output_padding=extra)
 
 
+def check_transposed_channels(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    groups: int,
+    layout: str,
+) -> None:
+    """As `check_channels`, of a transposed convolution."""
+    axes, in_channels = len(layout), x_shape[layout.index("C")]
+    if len(weight_shape) > axes and weight_shape[0] != groups:
+        raise ValueError(
+            f"`weight` with {axes + 1} axes is (G, I/G, O/G, {kernel_axes(layout)}), so its first size must be "
+            f"`groups` = {groups}, but got {weight_shape[0]}.\n{_shapes(x_shape, weight_shape, layout)}"
+        )
+    if in_channels % groups:
+        raise ValueError(
+            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {groups}.\n"
+            f"{_shapes(x_shape, weight_shape, layout)}"
+        )
+    expected = math.prod(weight_shape[: 1 - axes])
+    if expected != in_channels:
+        raise ValueError(
+            f"`weight` is for {expected} input channels, but `x` has {in_channels} channels."
+            f"{hints.transposed(x_shape, weight_shape, layout, groups)}\n{_shapes(x_shape, weight_shape, layout)}"
+        )
+    check_bias(bias_shape, weight_shape[1 - axes] * groups, axes)
+
+
+def _shapes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str) -> str:
+    """The line that ends a message about sizes."""
+    form = f"{'G' if len(weight_shape) > len(layout) else ''}IO{pixel_axes(layout)}"
+    return f"x.shape = {x_shape} {layout}, weight.shape = {weight_shape} {form}."
+
+
 def make_transposed_problem(
     spec: ConvTranspose2dSpec,
     x_shape: tuple[int, ...],
@@ -66,32 +103,19 @@ def make_transposed_problem(
 ) -> TransposedProblem:
     """Check the sizes against each other and put the problem together; see `make_problem`."""
     n, in_channels, height, width = image_sizes(x_shape, spec.layout)
-    form = "GIOHW" if len(weight_shape) == 5 else "IOHW"
-    shapes = f"x.shape = {x_shape} {spec.layout}, weight.shape = {weight_shape} {form}."
+    shapes = _shapes(x_shape, weight_shape, spec.layout)
     if len(weight_shape) not in (4, 5):
         raise ValueError(
             f"`weight` must have 4 axes (I, O/G, kh, kw), or 5 when grouped (G, I/G, O/G, kh, kw), but got "
             f"{len(weight_shape)}.\n{shapes}"
         )
-    if len(weight_shape) == 5 and weight_shape[0] != spec.groups:
-        raise ValueError(
-            f"`weight` with 5 axes is (G, I/G, O/G, kh, kw), so its first size must be `groups` = {spec.groups}, but "
-            f"got {weight_shape[0]}.\n{shapes}"
-        )
     if min(height, width, in_channels) < 1:
         raise ValueError(f"`x` must have a height, a width and channels of at least 1.\n{shapes}")
     if min(weight_shape) < 1:
         raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
-    if in_channels % spec.groups:
-        raise ValueError(
-            f"`groups` must divide the channels of `x`, but {in_channels} is no multiple of {spec.groups}.\n{shapes}"
-        )
-    *inputs, group_outputs, kh, kw = weight_shape
-    expected = inputs[0] * (inputs[1] if len(inputs) == 2 else 1)
-    if expected != in_channels:
-        raise ValueError(f"`weight` is for {expected} input channels, but `x` has {in_channels} channels.\n{shapes}")
+    check_transposed_channels(x_shape, weight_shape, bias_shape, spec.groups, spec.layout)
+    group_outputs, kh, kw = weight_shape[-3:]
     out_channels = group_outputs * spec.groups
-    check_bias(bias_shape, out_channels)
     dtype = promote(*dtypes, None if residual is None else residual[1])
     epilogue = Epilogue(bias_shape is not None, residual is not None, spec.activation)
     problem = TransposedProblem(

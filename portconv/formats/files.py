@@ -164,7 +164,7 @@ def load(path: str | Path, *, into: Any = None, weight_layout: str | Mapping[str
     ...     weights.load(f"{folder}/mlx.npz", into=conv, weight_layout="OHWI")
     Weights(weight: (8, 3, 3, 3) OHWI, bias: (8,))
     """
-    path, form = _format(path)
+    path, form = _format(path, _OTHERS)
     arrays, texts = form.read(path)
     said = _said(path, texts.pop(LAYOUT, None), arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
@@ -183,10 +183,25 @@ def load(path: str | Path, *, into: Any = None, weight_layout: str | Mapping[str
     return loaded
 
 
-def _format(path: str | Path) -> tuple[Path, Any]:
-    path = Path(path)
+# What reads the files of others, by their ends.
+_OTHERS = {
+    **dict.fromkeys(
+        (".pt", ".pth", ".bin"), "A `state_dict` of `torch.load(path, weights_only=True)` goes to `load_state_dict`."
+    ),
+    **dict.fromkeys((".h5", ".keras"), "Load it with Keras, and give its layers to `portconv.weights.from_keras`."),
+    ".npy": "`numpy.load` reads its array, which `portconv.weights.from_arrays` takes.",
+    ".onnx": "`portconv.onnx.load` reads a whole network.",
+}
+
+
+def _format(path: str | Path, others: Mapping[str, str] | None = None) -> tuple[Path, Any]:
+    try:
+        path = Path(path)
+    except TypeError:
+        raise TypeError(f"`path` must be a path, but got {type(path).__name__}. It stands first.") from None
     if path.suffix not in FORMATS:
-        raise ValueError(f"`path` must end with {choices(FORMATS)}, but got {str(path)!r}.")
+        mend = f" {others[path.suffix]}" if others and path.suffix in others else ""
+        raise ValueError(f"`path` must end with {choices(FORMATS)}, but got {str(path)!r}.{mend}")
     return path, FORMATS[path.suffix]
 
 
@@ -300,7 +315,10 @@ def _give(path: Path, loaded: Weights, into: Any) -> None:
     """Give parameters to layers, once all of them are known to be right."""
     alone = isinstance(into, Layer) or _is_torch(into)
     if not alone and not isinstance(into, Mapping):
-        raise TypeError(f"`into` must be a layer, or a mapping of names to layers, but got {type(into).__name__}.")
+        raise TypeError(
+            f"`into` must be a layer, or a mapping of names to layers, but got {type(into).__name__}. Of a model give "
+            f"its convolutions, by the names that stand before '.weight' in the file: {{'conv1': model.conv1}}."
+        )
     found = [
         (layer, *_for(path, loaded, layer, "" if alone else f"{name}."))
         for name, layer in ([("", into)] if alone else into.items())

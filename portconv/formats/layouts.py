@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..arrays import array_namespace
+from ..core import hints
 from ..core.errors import choices
 from ..core.integers import integer
 from ..core.layout import OIHW_FROM, WEIGHT_LAYOUTS
@@ -30,7 +31,10 @@ def checked_layout(argument: str, value: object) -> str:
             f"({type(value).__name__}). A shape does not tell it. There are {meanings()}."
         )
     if value not in WEIGHT_LAYOUTS:
-        raise ValueError(f"`{argument}` must be {choices(WEIGHT_LAYOUTS)}, but got {value!r}. There are {meanings()}.")
+        mend = hints.word(argument, value, WEIGHT_LAYOUTS) if value.upper() in WEIGHT_LAYOUTS else ""
+        raise ValueError(
+            f"`{argument}` must be {choices(WEIGHT_LAYOUTS)}, but got {value!r}.{mend} There are {meanings()}."
+        )
     return value
 
 

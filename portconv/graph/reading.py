@@ -19,13 +19,18 @@ __all__ = ["package", "read"]
 
 OLDEST, NEWEST = 7, 24  # sets of operators whose meanings are known here
 DOMAINS = ("", "ai.onnx")
+POINTER = b"version https://git-lfs"  # how what stands in the place of a large file begins
 
 
 def read(path: Path, operators: Container[str]) -> Graph:
     """The network of a file, all of whose operators must be among `operators`; else a `ModelError`."""
     onnx = package()
-    with path.open("rb"):  # what is missing or a folder is said in the system's words
-        pass
+    with path.open("rb") as file:  # what is missing or a folder is said in the system's words
+        start = file.read(len(POINTER))
+    if not start:
+        raise ModelError(f"{path} is empty.")
+    if start == POINTER:
+        raise ModelError(f"{path} is no ONNX file, but a pointer of Git LFS to one: `git lfs pull` fetches it.")
     try:
         proto = onnx.load_model(path, format="protobuf", load_external_data=False)
     except Exception as error:  # the errors of protobuf have no class in common

@@ -67,6 +67,26 @@ def test_sizes(x_shape, weight_shape, layout, groups, words):
     assert found == "" if words is None else words in found
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "layout", "groups", "words"),
+    [
+        ((1, 9, 9, 3), (3, 8, 5, 5), "NCHW", 1, "layout='NHWC'"),
+        ((1, 3, 9, 9), (3, 8, 5, 5), "NHWC", 1, "layout='NCHW'"),
+        ((1, 4, 9, 9), (8, 4, 3, 3), "NCHW", 1, "permute_dims(weight, (1, 0, 2, 3)), or `conv2d`?"),
+        ((1, 4, 9, 9), (8, 4, 3, 3), "NCHW", 2, None),
+        ((1, 16, 9, 9), (5, 5, 8, 16), "NCHW", 1, "HWOI: permute_dims(weight, (3, 2, 0, 1))"),
+        ((1, 16, 9, 9), (8, 5, 5, 16), "NCHW", 1, "OHWI: permute_dims(weight, (3, 0, 1, 2))"),
+        ((1, 16, 9, 9), (8, 7, 3, 3), "NCHW", 1, None),
+        ((1, 16, 9, 9), (2, 4, 8, 3, 3), "NCHW", 2, None),
+        ((1, 16, 9), (8, 16, 3), "NCW", 1, "`conv1d`"),
+        ((1, 16, 9, 9, 9), (8, 3, 3, 3, 16), "NCDHW", 1, "ODHWI: permute_dims(weight, (4, 0, 1, 2, 3)) is in IODHW"),
+    ],
+)
+def test_transposed(x_shape, weight_shape, layout, groups, words):
+    found = hints.transposed(x_shape, weight_shape, layout, groups)
+    assert found == "" if words is None else words in found
+
+
 def test_weight():
     assert "'HWIO'" in hints.weight((3, 3, 4, 8), (8, 4, 3, 3))
     assert "'OHWI'" in hints.weight((8, 3, 3, 4), (8, 4, 3, 3))

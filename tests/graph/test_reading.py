@@ -58,9 +58,30 @@ def test_a_truncated_file(tmp_path):
 
 def test_what_is_no_onnx_file(tmp_path):
     refused(tmp_path, b"\x89PNG and so on" * 10, "no ONNX file")
-    refused(tmp_path, b"", "set of operators")
+    refused(
+        tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "`git lfs pull` fetches it"
+    )
+    refused(tmp_path, b"", "is empty")
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "missing.onnx")
+
+
+def test_what_is_no_path_is_told_how_to_become_a_file():
+    with pytest.raises(TypeError, match=r"but got ModelProto\. Write it to a file: `onnx\.save\(model, path\)`"):
+        load(network([helper.make_node("Relu", ["x"], ["y"])]))
+    with pytest.raises(TypeError, match="but got bytes"):
+        load(b"model.onnx")
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"but got Sequential\. `torch\.onnx\.export` writes a model to a file"):
+        load(torch.nn.Sequential())
+
+
+def test_inputs_in_a_dict_are_told_how_to_be_named(tmp_path):
+    onnx.save(network([helper.make_node("Relu", ["x"], ["y"])]), tmp_path / "model.onnx")
+    loaded, inputs = load(tmp_path / "model.onnx"), {"x": np.ones((1, 2, 4, 4), np.float32)}
+    with pytest.raises(TypeError, match=r"but got dict\. Inputs by name are network\(\*\*inputs\)"):
+        loaded(inputs)
+    np.testing.assert_array_equal(loaded(**inputs), inputs["x"])
 
 
 @pytest.mark.parametrize(
