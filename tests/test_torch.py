@@ -9,6 +9,7 @@ import pickle
 import pytest
 
 import portconv
+from portconv import weights
 from portconv.testing import assert_close, reference_conv2d
 
 
@@ -127,7 +128,7 @@ def test_what_is_no_model_is_named(torch, pt):
     with pytest.raises(TypeError, match=r"its convolution '0' got numpy\.ndarray and no torch\.Tensor"):
         pt.compare(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), torch.ones(1, 3, 9, 9).numpy())
     with pytest.raises(TypeError, match=r"Sequential\. In a whole model `portconv\.torch\.replace_convolutions`"):
-        portconv.weights.from_torch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+        weights.from_torch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
 
 
 def test_an_option_that_there_is_not_is_refused_and_exchanges_nothing(torch, pt):
