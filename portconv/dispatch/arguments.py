@@ -7,8 +7,9 @@ The rules are those of MegEngine 1.13's `Conv2d`; what is accepted beyond it sta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
 
 from ..core import hints
@@ -284,7 +285,9 @@ def check_bias(bias_shape: tuple[int, ...] | None, out_channels: int, axes: int 
         )
 
 
-def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: int, width: int, shapes: str) -> None:
+def _check_padding(
+    spec: Conv2dSpec, sides: tuple[int, int, int, int], height: int, width: int, shapes: Callable[[], str]
+) -> None:
     """Reflection and wrapping need enough image to take their values from."""
     limits = {"reflect": (height - 1, width - 1), "circular": (height, width)}
     if spec.padding_mode not in limits:
@@ -295,7 +298,7 @@ def _check_padding(spec: Conv2dSpec, sides: tuple[int, int, int, int], height: i
         raise ValueError(
             f"`padding` must be {rule} when `padding_mode` is {spec.padding_mode!r}, but got "
             f"((top, bottom), (left, right)) = ({sides[:2]}, {sides[2:]}) for an image of {height} x {width}. "
-            f"Use less padding, or `padding_mode='replicate'`, which has no limit.\n{shapes}"
+            f"Use less padding, or `padding_mode='replicate'`, which has no limit.\n{shapes()}"
         )
 
 
@@ -323,14 +326,14 @@ def make_problem(
     `dtypes` are those of x, weight and bias; `residual` are the shape and the dtype of one.
     """
     n, in_channels, height, width = image_sizes(x_shape, spec.layout)
-    shapes = layouts.describe_shapes(x_shape, weight_shape, spec.layout)
+    shapes = partial(layouts.describe_shapes, x_shape, weight_shape, spec.layout)  # as errors end with
     if height < 1 or width < 1:
-        raise ValueError(f"`x` must have a height and a width of at least 1, but got {height} x {width}.\n{shapes}")
+        raise ValueError(f"`x` must have a height and a width of at least 1, but got {height} x {width}.\n{shapes()}")
     if in_channels < 1:
-        raise ValueError(f"`x` must have at least 1 channel, but got 0.\n{shapes}")
+        raise ValueError(f"`x` must have at least 1 channel, but got 0.\n{shapes()}")
     out_channels, _, kh, kw = _weight_sizes(spec, x_shape, weight_shape)
     if min(out_channels, kh, kw) < 1:
-        raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
+        raise ValueError(f"`weight` must have no axis of size 0.\n{shapes()}")
     check_channels(x_shape, weight_shape, bias_shape, spec.groups, spec.layout)
     sides = spec.sides(height, width, (kh, kw))
     _check_padding(spec, sides, height, width, shapes)
@@ -347,16 +350,16 @@ def make_problem(
     return problem
 
 
-def check_residual(residual: tuple[tuple[int, ...], str], problem: Problem, shapes: str) -> None:
+def check_residual(residual: tuple[tuple[int, ...], str], problem: Problem, shapes: Callable[[], str]) -> None:
     """Whether a residual of this shape and dtype is like the result."""
     if residual[0] != problem.out_shape:
         raise ValueError(
             f"`residual` must have the shape of the result, {problem.out_shape} {problem.layout}, but got "
-            f"{residual[0]}.\n{shapes}"
+            f"{residual[0]}.\n{shapes()}"
         )
 
 
-def _check_sizes(problem: Problem, shapes: str) -> None:
+def _check_sizes(problem: Problem, shapes: Callable[[], str]) -> None:
     top, bottom, left, right = problem.padding
     padded = (problem.height + top + bottom, problem.width + left + right)
     extent = (dilated(problem.kernel[0], problem.dilation[0]), dilated(problem.kernel[1], problem.dilation[1]))
@@ -364,10 +367,10 @@ def _check_sizes(problem: Problem, shapes: str) -> None:
         raise ValueError(
             f"The kernel does not fit: with `dilation` {problem.dilation} it covers {extent[0]} x {extent[1]} pixels, "
             f"but the image with its `padding` is {padded[0]} x {padded[1]}. Use a smaller kernel or dilation, or more "
-            f"padding.\n{shapes}"
+            f"padding.\n{shapes()}"
         )
     oh, ow = problem.out_size
-    advice = f"Check `padding` {problem.padding} (top, bottom, left, right).\n{shapes}"
+    advice = partial(padding_advice, problem, shapes)
     for what, rows, cols, channels in (
         ("result", oh, ow, problem.out_channels),
         ("padded image", *padded, problem.in_channels),
@@ -375,10 +378,15 @@ def _check_sizes(problem: Problem, shapes: str) -> None:
         check_elements(what, problem.batch, channels, rows, cols, advice)
 
 
-def check_elements(what: str, batch: int, channels: int, rows: int, cols: int, advice: str) -> None:
+def padding_advice(problem: Problem, shapes: Callable[[], str]) -> str:
+    """The end of an error about sizes that padding has made too large."""
+    return f"Check `padding` {problem.padding} (top, bottom, left, right).\n{shapes()}"
+
+
+def check_elements(what: str, batch: int, channels: int, rows: int, cols: int, advice: Callable[[], str]) -> None:
     """Whether an array of these sizes can be meant."""
     if max(rows, cols, batch, channels) > MAX_SIZE or batch * channels * rows * cols > MAX_ELEMENTS:
         raise ValueError(
             f"The {what} would be {batch} x {channels} x {rows} x {cols} (N, C, H, W), more than 2**40 "
-            f"elements or 2**31 - 1 along one axis. {advice}"
+            f"elements or 2**31 - 1 along one axis. {advice()}"
         )

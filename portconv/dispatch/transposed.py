@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ..core import hints
@@ -17,7 +17,15 @@ from ..core.epilogue import Epilogue
 from ..core.integers import Pair, pair
 from ..core.layout import kernel_axes, pixel_axes
 from ..core.problem import TransposedProblem
-from .arguments import Conv2dSpec, check_bias, check_elements, check_residual, image_sizes, normalised
+from .arguments import (
+    Conv2dSpec,
+    check_bias,
+    check_elements,
+    check_residual,
+    image_sizes,
+    normalised,
+    padding_advice,
+)  # fmt: skip
 
 __all__ = ["ConvTranspose2dSpec", "check_transposed_channels", "make_transposed_problem", "normalised_transposed"]
 
@@ -103,16 +111,16 @@ def make_transposed_problem(
 ) -> TransposedProblem:
     """Check the sizes against each other and put the problem together; see `make_problem`."""
     n, in_channels, height, width = image_sizes(x_shape, spec.layout)
-    shapes = _shapes(x_shape, weight_shape, spec.layout)
+    shapes = partial(_shapes, x_shape, weight_shape, spec.layout)  # as errors end with
     if len(weight_shape) not in (4, 5):
         raise ValueError(
             f"`weight` must have 4 axes (I, O/G, kh, kw), or 5 when grouped (G, I/G, O/G, kh, kw), but got "
-            f"{len(weight_shape)}.\n{shapes}"
+            f"{len(weight_shape)}.\n{shapes()}"
         )
     if min(height, width, in_channels) < 1:
-        raise ValueError(f"`x` must have a height, a width and channels of at least 1.\n{shapes}")
+        raise ValueError(f"`x` must have a height, a width and channels of at least 1.\n{shapes()}")
     if min(weight_shape) < 1:
-        raise ValueError(f"`weight` must have no axis of size 0.\n{shapes}")
+        raise ValueError(f"`weight` must have no axis of size 0.\n{shapes()}")
     check_transposed_channels(x_shape, weight_shape, bias_shape, spec.groups, spec.layout)
     group_outputs, kh, kw = weight_shape[-3:]
     out_channels = group_outputs * spec.groups
@@ -126,11 +134,11 @@ def make_transposed_problem(
     if min(problem.out_size) < 1:
         raise ValueError(
             f"Nothing is left of the result: `padding` {problem.padding} (top, bottom, left, right) takes its "
-            f"{' x '.join(str(size) for size in problem.out_size)} pixels (height x width). Use less of it.\n{shapes}"
+            f"{' x '.join(str(size) for size in problem.out_size)} pixels (height x width). Use less of it.\n{shapes()}"
         )
     top, bottom, left, right = problem.padding
     oh, ow = problem.out_size
-    advice = f"Check `padding` {problem.padding} (top, bottom, left, right).\n{shapes}"
+    advice = partial(padding_advice, problem, shapes)
     check_elements("result", n, out_channels, oh + top + bottom, ow + left + right, advice)
     if residual is not None:
         check_residual(residual, problem, shapes)

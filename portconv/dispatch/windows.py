@@ -40,7 +40,7 @@ def pooling(
     (sh, sw), (dh, dw), (top, bottom, left, right) = strides, dilations, sides
     rows = _taps("height", size[0], kernel[0], sh, dh, (top, bottom), up)
     cols = _taps("width", size[1], kernel[1], sw, dw, (left, right), up)
-    check_elements("result", n, c, rows.outputs, cols.outputs, f"x.shape = {shape}.")
+    check_elements("result", n, c, rows.outputs, cols.outputs, lambda: f"x.shape = {shape}.")
     return Pooling(kind, rows, cols, layout, counted)
 
 
@@ -100,7 +100,9 @@ def resizing(
         if max(new) > MAX_SIZE:
             raise ValueError(f"`scale_factor` {scale_factor!r} makes an image too large: {new[0]} x {new[1]}.")
         steps = [factor.as_integer_ratio()[::-1] for factor in factors]
-    check_elements("result", n, c, new[0], new[1], f"x.shape = {shape}.")  # before there are tables of that size
+    check_elements(
+        "result", n, c, new[0], new[1], lambda: f"x.shape = {shape}."
+    )  # before there are tables of that size
     rows, cols = (_samples(*axis, nearest, corners) for axis in zip(old, new, steps, strict=True))
     return Resizing(rows, cols, layout)
 
