@@ -15,6 +15,7 @@ from . import host
 from .convolutions import Convolution, Product, Recurrence
 from .model import Constants, Graph, Node
 from .operators import OPERATORS
+from .sizes import in_order, of_sizes
 
 __all__ = ["SUPPORTED", "Runner", "folded"]
 
@@ -23,7 +24,7 @@ SUPPORTED = frozenset({*OPERATORS, "Conv"} - {"Silu"})
 
 # Operators that make new memory, and those that leave nothing behind that sees the memory of their inputs.
 NEW = frozenset({"Add", "Conv", "Div", "HardSigmoid", "Mul", "Sigmoid", "Sub"})
-READING = NEW | {"GlobalAveragePool", "GlobalMaxPool"}
+READING = NEW | {"GlobalAveragePool", "GlobalMaxPool", "Shape", "Size"}
 # Those that can write into the memory of an input.
 IN_PLACE: dict[str, Callable[..., Any]] = {"Add": np.add, "Mul": np.multiply}
 
@@ -148,25 +149,40 @@ class _Home:
         return self.library.from_numpy(value, dtype=dtype, device=self.device)
 
 
+# Sizes of inputs for which a network remembers what depends on them alone, and how many elements of that.
+MAX_SIZES = 64
+MOST_SIZED = 1 << 16
+
+
 class Runner:
-    """A graph that is ready to run, for arrays of any library; it keeps the constants of each in its own arrays."""
+    """A graph that is ready to run, for arrays of any library; it keeps the constants of each in its own arrays.
+
+    What depends on the sizes of the inputs alone is computed once for each of them.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         places = _places(graph)
+        sized = of_sizes(graph)
+        nodes = in_order(graph, sized)
         last: dict[str, int] = {}
-        for k, node in enumerate(graph.nodes):
+        for k, node in enumerate(nodes):
             last |= dict.fromkeys((*node.inputs, *node.outputs), k)
-        kept = {*graph.outputs, *graph.constants, ""}
-        ends: list[list[str]] = [[] for _ in graph.nodes]
+        kept = {*graph.outputs, *graph.constants, *sized, ""}
+        ends: list[list[str]] = [[] for _ in nodes]
         for name, k in last.items():
             if name not in kept:
                 ends[k].append(name)
         spare = _spare(graph)
         self._steps = [
             _Step(node, graph.constants, places, done, spare.intersection(done))
-            for node, done in zip(graph.nodes, ends, strict=True)
+            for node, done in zip(nodes, ends, strict=True)
         ]
+        of_images = [not sized.issuperset(node.outputs) for node in nodes]
+        self._steps_of_images = [step for step, own in zip(self._steps, of_images, strict=True) if own]
+        read = {*graph.outputs}.union(*(node.inputs for node, own in zip(nodes, of_images, strict=True) if own))
+        self._sized = [places[name] for name in sorted(sized & read)]
+        self._known: dict[Any, list[Any]] = {}  # the values at these places, by the sizes of the inputs
         self._inputs, self._outputs = ([places[name] for name in names] for names in (graph.inputs, graph.outputs))
         self._values: list[Any] = [graph.constants.get(name) for name in places]
         self._copies: dict[Any, dict[str, Any]] = {}
@@ -183,12 +199,32 @@ class Runner:
         values = self._values.copy()
         for place, value in zip(self._inputs, inputs, strict=True):
             values[place] = value
-        for step in self._steps:
-            step(values, home)
+        if self._sized:
+            self._run_sized(values, home, tuple([tuple(x.shape) for x in inputs]))
+        else:
+            for step in self._steps:
+                step(values, home)
         found = [values[place] for place in self._outputs]
         if first.library is None:
             return tuple(found)
         return tuple(first.array(y) if isinstance(y, np.ndarray) else y for y in found)
+
+    def _run_sized(self, values: list[Any], home: _Home, sizes: Any) -> None:
+        """Run all steps, or where those of sizes have run before for such inputs, the others."""
+        known = self._known.get(sizes)
+        if known is not None:
+            for place, value in zip(self._sized, known, strict=True):
+                values[place] = value
+        for step in self._steps if known is None else self._steps_of_images:
+            step(values, home)
+        found = [values[place] for place in self._sized]
+        if known is None and sum(value.size for value in found) <= MOST_SIZED:
+            if len(self._known) >= MAX_SIZES:
+                self._known.clear()
+            self._known[sizes] = found
+        for place in self._outputs:  # the caller may write there
+            if place in self._sized:
+                values[place] = values[place].copy()
 
 
 def _places(graph: Graph) -> dict[str, int]:
