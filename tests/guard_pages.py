@@ -17,6 +17,7 @@ from portconv.cpu.compiled.depthwise import plan as depthwise_plan
 from portconv.cpu.compiled.direct import plan as direct_plan
 from portconv.cpu.compiled.gemm import plan as gemm_plan
 from portconv.cpu.compiled.gradient import plan as gradient_plan
+from portconv.cpu.compiled.recurrent import plan as recurrent_plan
 from portconv.cpu.compiled.stencil import plan as stencil_plan
 from portconv.cpu.compiled.windows import plan as windows_plan
 from portconv.cpu.compiled.winograd import plan as winograd_plan
@@ -89,6 +90,7 @@ def install():
         direct_plan,
         gemm_plan,
         gradient_plan,
+        recurrent_plan,
         stencil_plan,
         windows_plan,
         winograd_plan,

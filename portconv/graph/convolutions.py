@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from ..dispatch import registry
 from ..engines.activations import activated
 from ..functional import conv2d, conv2d_output_shape
 from ..module import Conv2d
+from . import host
 from .model import Node, check_size
 
-__all__ = ["Convolution", "Product", "pads_of"]
+__all__ = ["Convolution", "Product", "Recurrence", "pads_of"]
 
 
 def pads_of(
@@ -169,14 +171,20 @@ def _activation(given: Any) -> Activation | None:
 
 
 class Recurrence:
-    """A node `LSTM` with constant weights: what enters all steps is a `Product` on NumPy.
+    """A node `LSTM` with constant weights: what enters all steps is a `Product` on NumPy, and the steps are compiled.
 
-    It is called as `function` is, that of the operator, which takes the product of rows for a direction besides.
+    It is called as `function` is, that of the operator, which is given this object besides.
+
+    Parameters
+    ----------
+    weights, recurrences, biases
+        Those of the node; None where they are not constant or not there.
     """
 
-    def __init__(self, function: Callable[..., Any], weights: np.ndarray[Any, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], node: Node, *constants: np.ndarray[Any, Any] | None) -> None:
         self._function = function
-        self._products = [Product(Node("MatMul", (), ()), of_way.T, None) for of_way in weights]
+        self._weights, self._recurrences, self._biases = constants
+        self._compiles = self._constant(node)
 
     @staticmethod
     def suits(node: Node, weights: np.ndarray[Any, Any]) -> bool:
@@ -184,8 +192,50 @@ class Recurrence:
         known = weights.ndim == 3 and weights.size > 0 and str(weights.dtype) == "float32"
         return node.operator == "LSTM" and known
 
+    def _constant(self, node: Node) -> bool:
+        """Whether all weights are known, and fit each other; what does not fit is refused where it is computed."""
+        w, r, b = self._weights, self._recurrences, self._biases
+        if w is None or r is None or (b is None and node.has(3)) or node.has(7) or not r.size:
+            return False
+        ways, size = r.shape[0], r.shape[-1]
+        both = node.attributes.get("direction", "forward") == "bidirectional"
+        fits = r.shape == (ways, 4 * size, size) and w.shape[:2] == r.shape[:2] and ways == 1 + both
+        return bool(fits and r.dtype == w.dtype and (b is None or (b.shape == (ways, 8 * size) and b.dtype == w.dtype)))
+
     def __call__(self, xp: Any, node: Node, *inputs: Any) -> Any:
-        return self._function(xp, node, *inputs, product=lambda rows, way: self._products[way](rows))
+        return self._function(xp, node, *inputs, own=self)
+
+    @cached_property
+    def _products(self) -> list[Product]:
+        assert self._weights is not None
+        return [Product(Node("MatMul", (), ()), of_way.T, None) for of_way in self._weights]
+
+    def product(self, rows: Any, way: int) -> Any:
+        """Rows times the transposed weights of a direction."""
+        return self._products[way](rows)
+
+    @cached_property
+    def _compiled(self) -> tuple[Product, Any] | None:
+        """What enters the gates of all directions, and the steps of these; None where these are not compiled."""
+        steps = host.compiled_lstm(self._recurrences) if self._compiles else None
+        if steps is None:
+            return None
+        assert self._weights is not None
+        weights, bias = steps.padded(self._weights, 1), None
+        if self._biases is not None:
+            entering, recurring = np.split(self._biases, 2, axis=1)
+            bias = steps.padded(entering + recurring, 1).reshape(-1)
+        return Product(Node("Gemm", (), ()), weights.reshape(-1, weights.shape[2]).T, bias), steps
+
+    def steps(self, x: Any, h: Any, c: Any, backward: bool) -> tuple[Any, Any, Any] | None:
+        """The results of `recurrent.lstm` for NumPy's arrays; None where they are not compiled."""
+        if self._compiled is None or not x.size or str(x.dtype) != "float32":
+            return None
+        entering, steps = self._compiled
+        if any(state is not None and state.shape != (steps.ways, x.shape[1], steps.size) for state in (h, c)):
+            return None
+        found: tuple[Any, Any, Any] = steps(entering(x), h, c, backward)
+        return found
 
 
 class Product:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ..cpu import threads
 from ..cpu.blas import limited
+from ..cpu.bridge import jit_enabled
 from ..cpu.caches import cache_bytes
 from ..dispatch import registry
 
-__all__ = ["one_by_one", "seen", "side_by_side"]
+__all__ = ["compiled_lstm", "one_by_one", "seen", "side_by_side"]
 
 # Libraries whose arrays have values at once on a CPU, and take longer there for a small step than NumPy does.
 SLOW_STEPS = ("mlx", "jax")
@@ -52,3 +53,12 @@ def side_by_side(function: Callable[[int], Any], items: list[int], nbytes: int) 
 def one_by_one(function: Callable[[int], Any], items: list[int]) -> list[Any]:
     """The same in turn, for libraries that have threads of their own."""
     return [function(item) for item in items]
+
+
+def compiled_lstm(recurrences: Any) -> Any:
+    """The steps of an LSTM with these weights of float32, ``(D, 4H, H)``; None where there is no compiled tier."""
+    if not jit_enabled():
+        return None
+    from ..cpu.compiled.recurrent.plan import CompiledLstm
+
+    return CompiledLstm(recurrences)

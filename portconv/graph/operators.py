@@ -22,7 +22,7 @@ from ..core.errors import ModelError
 from ..engines.activations import activated, erf
 from ..windows import global_avg_pool2d
 from . import recurrent, windows
-from .convolutions import pads_of
+from .convolutions import Recurrence, pads_of
 from .host import one_by_one, side_by_side
 from .model import LARGEST, Node, check_size
 
@@ -707,7 +707,7 @@ def _gemm(xp: ModuleType, node: Node, a: Array, b: Array, c: Array = None) -> Ar
 @_operator("LSTM", host=(4,))
 def _lstm(
     xp: ModuleType, node: Node, x: Array, w: Array, r: Array, b: Array = None, lengths: Any = None, h: Array = None,
-    c: Array = None, p: Array = None, *, product: Callable[[Array, int], Array] | None = None,
+    c: Array = None, p: Array = None, *, own: Recurrence | None = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     options = node.attributes
     direction = options.get("direction", "forward")
@@ -723,9 +723,12 @@ def _lstm(
         raise ModelError("LSTM with sequences of several lengths is not supported.")
 
     on_host = isinstance(x, np.ndarray)
-    each = partial(side_by_side, nbytes=r[0].nbytes) if on_host else one_by_one
-    entering = product if on_host else None
-    y, last, cell = recurrent.lstm(xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), each, entering)
+    found = own.steps(x, h, c, direction == "reverse") if on_host and own is not None else None
+    if found is None:
+        each = partial(side_by_side, nbytes=r[0].nbytes) if on_host else one_by_one
+        entering = own.product if on_host and own is not None else None
+        found = recurrent.lstm(xp, x, w, r, b, h, c, p, direction, lambda a: _logistic(xp, a), each, entering)
+    y, last, cell = found
     if swapped:
         y = xp.permute_dims(y, (2, 0, 1, 3))
         last, cell = xp.permute_dims(last, (1, 0, 2)), xp.permute_dims(cell, (1, 0, 2))

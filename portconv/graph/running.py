@@ -65,7 +65,8 @@ class _Step:
             operator = OPERATORS[node.operator]
             self.function, self.host, self.names = operator.function, operator.host, node.inputs
             if weight is not None and Recurrence.suits(node, weight):
-                self.function = Recurrence(self.function, weight)
+                biases = constants.get(node.inputs[3]) if node.has(3) else None
+                self.function = Recurrence(self.function, node, weight, bias, biases)
         self._inputs = tuple(places[name] for name in self.names)
         self._outputs = tuple(places[name] if name else None for name in node.outputs)
         self._done = tuple(places[name] for name in done)

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 import portconv.onnx  # noqa: E402
 from portconv.core.errors import ModelError  # noqa: E402
-from portconv.graph import host  # noqa: E402
+from portconv.graph import host, recurrent  # noqa: E402
 from portconv.graph.running import SUPPORTED  # noqa: E402
 
 
@@ -245,6 +245,43 @@ def test_lstm_without_weights(tmp_path):
         run(tmp_path, nothing, [real(3, 1, 2)])
 
 
+@pytest.mark.parametrize("left_out", ["", "biases", "states"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_the_steps_of_an_lstm_are_compiled(jit, plain_tier, direction, left_out, tmp_path, monkeypatch):
+    """For arrays in any order of memory, as the plain tier has it; what follows may write into the result."""
+    steps, batch, size, hidden = 4, 3, 5, 21
+    ways = 2 if direction == "bidirectional" else 1
+    w, r, b = real(ways, 4 * hidden, size), real(ways, 4 * hidden, hidden), real(ways, 8 * hidden)
+    h, c = real(ways, batch, hidden), real(ways, batch, hidden, seed=1)
+    b, h, c = None if left_out == "biases" else b, *((None, None) if left_out == "states" else (h, c))
+    options = {"hidden_size": hidden, "direction": direction, "layout": 1}
+    if h is not None:
+        h, c = (np.ascontiguousarray(state.swapaxes(0, 1)) for state in (h, c))
+    x = real(batch, steps, size)
+    proto = model("LSTM", [x], [w, r, b, None, h, c], 14, 3, **options)
+    with plain_tier():
+        expected = run(tmp_path, proto, [x])
+    monkeypatch.setattr(recurrent, "lstm", None)
+    network = loaded(tmp_path, proto)
+    for image in (x, np.asfortranarray(x), x):
+        for y, e in zip(network(image), expected, strict=True):
+            assert y.shape == e.shape
+            np.testing.assert_allclose(y, e, rtol=1e-5, atol=1e-6)
+            y[...] = 0
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("which", ["w", "r", "b", "h"])
+def test_an_lstm_whose_weights_do_not_fit(which, tmp_path):
+    w, r, b, h = real(1, 8, 3), real(1, 8, 2), real(1, 16), real(1, 1, 2)
+    damaged = {"w": w, "r": r, "b": b, "h": h}
+    damaged[which] = damaged[which][..., :-1, :] if which in "wr" else damaged[which][..., :-1]
+    others = [damaged["w"], damaged["r"], damaged["b"], None, damaged["h"]]
+    with pytest.raises((ModelError, ValueError), match=r"shape|size|broadcast|mismatch"):
+        run(tmp_path, model("LSTM", [real(4, 1, 3)], others, 14, hidden_size=2), [real(4, 1, 3)])
+
+
+@pytest.mark.usefixtures("tier")
 @pytest.mark.parametrize("peepholes", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_lstm(direction, peepholes, tmp_path):

@@ -27,7 +27,7 @@ from ...engines import activations as exact
 from .kernel import address_of, called_by_address
 from .vectors import I32, I64, VECTOR_BYTES, Vectors, in_groups, joined
 
-__all__ = ["CALL_WORDS", "RESIDUAL", "activated", "call_words"]
+__all__ = ["CALL_WORDS", "RESIDUAL", "activated", "call_words", "sigmoid", "tanh"]
 
 # The words of a call.
 FUNCTION, RESIDUAL, SLOPE, LOW, HIGH, CURVE = range(6)
@@ -182,15 +182,17 @@ def _order(first: int, count: int) -> Any:
     return ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
 
 
-def _sigmoid(v: Vectors, x: Any) -> Any:
+def sigmoid(v: Vectors, x: Any) -> Any:
+    """``1 / (1 + exp(-x))`` of each lane."""
     return _logistic(v, x, _SIGMOID_IS_ZERO[v.size], lambda _: _constant(v, -_LOG2_E))
 
 
 def _silu(v: Vectors, x: Any) -> Any:
-    return v.b.fmul(x, _sigmoid(v, x))
+    return v.b.fmul(x, sigmoid(v, x))
 
 
-def _tanh(v: Vectors, x: Any) -> Any:
+def tanh(v: Vectors, x: Any) -> Any:
+    """That of each lane."""
     b, limit = v.b, _TANH_IS_ONE[v.size]
     p, r, q = _power_parts(v, _between(v, x, -limit, limit), _constant(v, 2 * _LOG2_E))
     less = v.fma(p, b.fmul(r, q), b.fsub(p, _constant(v, 1.0)))  # exp(2 x) - 1, with all its digits near zero
@@ -231,9 +233,9 @@ def _gelu(v: Vectors, x: Any) -> Any:
 
 _CURVES: dict[str, Callable[[Vectors, Any], Any]] = {
     "hard_swish": _hard_swish,
-    "sigmoid": _sigmoid,
+    "sigmoid": sigmoid,
     "silu": _silu,
-    "tanh": _tanh,
+    "tanh": tanh,
     "gelu": _gelu,
 }
 

@@ -1,0 +1,1 @@
+"""Compiled long short-term memory: `kernels.py` says how."""
