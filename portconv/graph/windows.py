@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ..core.backend import ArrayInfo
-from ..core.windows import Resizing, Samples, WindowOperation
+from ..core.windows import Pooling, Resizing, Samples
 from ..core.words import AVERAGES
 from ..dispatch import windows
 from ..functional import conv2d
@@ -81,13 +81,18 @@ def pooled(
 
 
 def _pooled(x: Any, kind: str, kernel: Any, strides: Any, pads: Any, dilations: Any, *, up: bool, counted: bool) -> Any:
-    def operation(info: ArrayInfo) -> WindowOperation:
-        mode = AVERAGES[counted]
-        made = windows.pooling(kind, info.shape, info.dtype, kernel, strides, pads, dilations, mode, up, "NCHW")
-        check_size(made.out_shape(info.shape))
-        return made
+    window = tuple(kernel), tuple(strides), tuple(pads), tuple(dilations)
+    return applied(x, lambda info: _pooling(kind, info.shape, info.dtype, *window, up, counted))
 
-    return applied(x, operation)
+
+@lru_cache(maxsize=256)  # the checks take longer than a small image
+def _pooling(
+    kind: str, shape: tuple[int, ...], dtype: str, kernel: Any, strides: Any, pads: Any, dilations: Any, up: bool,
+    counted: bool,
+) -> Pooling:  # fmt: skip
+    made = windows.pooling(kind, shape, dtype, kernel, strides, pads, dilations, AVERAGES[counted], up, "NCHW")
+    check_size(made.out_shape(shape))
+    return made
 
 
 def conv_transpose2d(
