@@ -15,6 +15,7 @@ from portconv.cpu.compiled import base, epilogue
 from portconv.cpu.compiled.channels_last import plan as last_plan
 from portconv.cpu.compiled.depthwise import plan as depthwise_plan
 from portconv.cpu.compiled.direct import plan as direct_plan
+from portconv.cpu.compiled.excitation import plan as excitation_plan
 from portconv.cpu.compiled.gemm import plan as gemm_plan
 from portconv.cpu.compiled.gradient import plan as gradient_plan
 from portconv.cpu.compiled.recurrent import plan as recurrent_plan
@@ -88,6 +89,7 @@ def install():
         last_plan,
         depthwise_plan,
         direct_plan,
+        excitation_plan,
         gemm_plan,
         gradient_plan,
         recurrent_plan,

@@ -16,10 +16,11 @@ from ..dispatch import registry
 from ..engines.activations import activated
 from ..functional import conv2d, conv2d_output_shape
 from ..module import Conv2d
+from ..windows import global_avg_pool2d
 from . import host
-from .model import Node, check_size
+from .model import Constants, Node, check_size
 
-__all__ = ["Convolution", "Product", "Recurrence", "pads_of"]
+__all__ = ["Convolution", "Excitation", "Product", "Recurrence", "pads_of"]
 
 
 def pads_of(
@@ -43,6 +44,7 @@ def pads_of(
 
 
 PIECE = 1 << 15  # elements that are still near the core when they are read again
+SINGLE = np.dtype(np.float32)
 MAX_RUNS = 64  # sizes of an image that are remembered
 
 
@@ -168,6 +170,54 @@ class Convolution:
 
 def _activation(given: Any) -> Activation | None:
     return None if given is None else Activation(*given) if isinstance(given, tuple) else Activation(given)
+
+
+class Excitation:
+    """A node `Excitation`, which `fusing` makes: an image times the gates that two convolutions make of its averages.
+
+    On NumPy it is compiled as one; elsewhere it is what it was before.
+
+    Parameters
+    ----------
+    node
+        Its inputs are the image, and weight and bias of each convolution; `first` and `second` are the attributes of
+        these.
+    constants
+        The inputs that are constant: all but the image.
+    spare
+        Whether nobody else sees the image's memory, then or later.
+    """
+
+    def __init__(self, node: Node, constants: Constants, spare: bool) -> None:
+        self._spare, self._operands, self._layers = spare, list[tuple[Any, Any, Any, Any]](), list[Convolution]()
+        for place, name in ((1, "first"), (3, "second")):
+            weight, bias = (constants.get(of) if of else None for of in node.inputs[place : place + 2])
+            assert weight is not None
+            options = node.attributes[name]
+            convolution = Node("Conv", ("x", *node.inputs[place : place + 2]), ("y",), options, node.opset)
+            self._layers.append(Convolution(convolution, weight, bias))
+            activation, affine = _activation(options.get("activation")), options.get("affine", (1.0, 0.0))
+            self._operands.append((weight.reshape(weight.shape[:2]), bias, activation, affine))
+        self._channels = self._operands[0][0].shape[1]
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return host.compiled_excitation(*self._operands)
+
+    def __call__(self, x: Any) -> Any:
+        """The result, on NumPy in the memory of an image that is spare."""
+        if type(x) is np.ndarray and self._compiled is not None and self._usual(x):
+            return self._compiled(x, global_avg_pool2d, x if self._spare else None)
+        first, second = self._layers
+        if x.ndim != 4:
+            raise ModelError(f"an image of {x.ndim - 2} axes with kernels of 2 is not supported.")
+        return x * second(first(global_avg_pool2d(x), None), None)
+
+    def _usual(self, x: np.ndarray[Any, Any]) -> bool:
+        """Whether there is a compiled form for this image."""
+        flags = x.flags
+        suits = flags.c_contiguous and flags.aligned and x.dtype == SINGLE
+        return bool(suits and x.ndim == 4 and x.shape[1] == self._channels and x.size)
 
 
 class Recurrence:

@@ -59,6 +59,7 @@ class _Fusing:
             self._affine,
             self._activation,
             self._residual,
+            self._excitation,
         ):
             node = rewriting(node) or node
         self._maker |= dict.fromkeys(node.outputs, len(self._nodes))
@@ -275,6 +276,39 @@ class _Fusing:
             inputs = (*convolution.inputs, "", "")[:3]
             return Node("Conv", (*inputs, other), node.outputs, convolution.attributes, convolution.opset)
         return None
+
+    # --- squeeze and excitation ---------------------------------------------------------------------------------------
+
+    def _excitation(self, node: Node) -> Node | None:
+        """An image times what two convolutions of one pixel make of its averages: small arrays, so one step pays."""
+        for x, gate in (node.inputs, node.inputs[::-1]) if node.operator == "Mul" else ():
+            second = self._dense(gate)
+            first = None if second is None else self._dense(second.inputs[0])
+            means = None if first is None else self._made(first.inputs[0], "GlobalAveragePool")
+            if first is None or second is None or means is None or means.inputs[0] != x:
+                continue
+            if self._constants[first.inputs[1]].shape[1] != self._constants[second.inputs[1]].shape[0]:
+                continue  # gates that are broadcast, or the image is
+            self._drop(means, first, second)
+            self._readers[x] -= 1
+            inputs = (x, *((*convolution.inputs[1:], "")[n] for convolution in (first, second) for n in range(2)))
+            attributes = {"first": first.attributes, "second": second.attributes}
+            return Node("Excitation", inputs, node.outputs, attributes, node.opset)
+        return None
+
+    def _dense(self, name: str) -> Node | None:
+        """The convolution that makes a value of one pixel, if it is a product with a constant matrix of float32."""
+        node = self._made(name, "Conv")
+        if node is None or node.has(3) or node.attributes.get("group", 1) != 1:
+            return None
+        weight = self._constants.get(node.inputs[1])
+        bias = self._constants.get(node.inputs[2]) if node.has(2) else None
+        known = bias is not None or not node.has(2)
+        moved = any(node.attributes.get("pads") or ()) or set(node.attributes.get("strides") or (1,)) != {1}
+        if weight is None or not known or moved or node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return None
+        fits = weight.shape[2:] == (1, 1) and weight.size and (bias is None or bias.shape == weight.shape[:1])
+        return node if fits and all(a is None or a.dtype == np.float32 for a in (weight, bias)) else None
 
 
 def _is_sixth(node: Node) -> bool:

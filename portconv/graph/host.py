@@ -11,7 +11,7 @@ from ..cpu.bridge import jit_enabled
 from ..cpu.caches import cache_bytes
 from ..dispatch import registry
 
-__all__ = ["compiled_lstm", "one_by_one", "seen", "side_by_side"]
+__all__ = ["compiled_excitation", "compiled_lstm", "one_by_one", "seen", "side_by_side"]
 
 # Libraries whose arrays have values at once on a CPU, and take longer there for a small step than NumPy does.
 SLOW_STEPS = ("mlx", "jax")
@@ -62,3 +62,13 @@ def compiled_lstm(recurrences: Any) -> Any:
     from ..cpu.compiled.recurrent.plan import CompiledLstm
 
     return CompiledLstm(recurrences)
+
+
+def compiled_excitation(*products: tuple[Any, Any, Any, Any]) -> Any:
+    """Squeeze and excitation with these two products: for each a matrix, a bias, an activation, a factor and a term."""
+    if not jit_enabled():
+        return None
+    from ..cpu.compiled.excitation.plan import CompiledExcitation, Dense
+
+    first, second = (Dense(*product) for product in products)
+    return CompiledExcitation(first, second)

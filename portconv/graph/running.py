@@ -12,7 +12,7 @@ from ..arrays import array_namespace
 from ..core.errors import ModelError
 from ..dispatch.registry import get_backend
 from . import host
-from .convolutions import Convolution, Product, Recurrence
+from .convolutions import Convolution, Excitation, Product, Recurrence
 from .model import Constants, Graph, Node
 from .operators import OPERATORS
 from .sizes import in_order, of_sizes
@@ -23,7 +23,7 @@ SUPPORTED = frozenset({*OPERATORS, "Conv"} - {"Silu"})
 
 
 # Operators that make new memory, and those that leave nothing behind that sees the memory of their inputs.
-NEW = frozenset({"Add", "Conv", "Div", "HardSigmoid", "Mul", "Sigmoid", "Sub"})
+NEW = frozenset({"Add", "Conv", "Div", "Excitation", "HardSigmoid", "Mul", "Sigmoid", "Sub"})
 READING = NEW | {"GlobalAveragePool", "GlobalMaxPool", "Shape", "Size"}
 # Those that can write into the memory of an input.
 IN_PLACE: dict[str, Callable[..., Any]] = {"Add": np.add, "Mul": np.multiply}
@@ -57,6 +57,10 @@ class _Step:
             self.function = Convolution(node, weight, bias)
             # a layer holds its own
             self.names = tuple("" if k in (1, 2) and name in constants else name for k, name in enumerate(node.inputs))
+        elif node.operator == "Excitation":
+            self.convolves = True
+            self.function = Excitation(node, constants, node.inputs[0] in spare)
+            self.names = (node.inputs[0],)
         elif weight is not None and Product.suits(node, weight, bias):
             self.convolves = True
             self.function = Product(node, weight, bias)

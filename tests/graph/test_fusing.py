@@ -20,10 +20,16 @@ def real(*shape, seed=0):
 CONSTANTS = {
     "w": real(4, 4, 3, 3), "b": real(4), "s": real(4), "t": real(4, seed=1), "m": real(4, seed=2),
     "v": np.abs(real(4, seed=3)), "three": np.float32(3), "zero": np.float32(0), "six": np.float32(6),
+    "squeeze": real(2, 4, 1, 1), "excite": real(4, 2, 1, 1), "two": real(2), "one": real(1, 2, 1, 1),
+    "large": real(2, 4, 3, 3),
     "channels": real(4, 1, 1), "columns": real(5), "image": real(1, 4, 5, 5), "row": real(1, 4, 1, 5),
 }  # fmt: skip
 CONV = node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1])
 NORM = node("BatchNormalization", ["c", "s", "t", "m", "v"], ["n"])
+POOL = node("GlobalAveragePool", ["x"], ["p"])
+SQUEEZE = [POOL, node("Conv", ["p", "squeeze", "two"], ["h"]), node("Relu", ["h"], ["r"])]
+EXCITE = [*SQUEEZE, node("Conv", ["r", "excite"], ["e"]), node("Sigmoid", ["e"], ["g"])]
+GATED = node("Mul", ["x", "g"], ["y"])
 SWISH = [node("Add", ["c", "three"], ["a"]), node("Clip", ["a", "zero", "six"], ["k"])]
 CASES = {
     "normalization and relu": ([CONV, NORM, node("Relu", ["n"], ["y"])], ["Conv"]),
@@ -76,12 +82,40 @@ CASES = {
         [CONV, node("Relu", ["c"], ["r"]), node("Mul", ["r", "three"], ["d"]), node("Add", ["six", "d"], ["e"]),
          node("Add", ["e", "x"], ["y"])], ["Conv", "Add"],
     ),
+    "squeeze and excitation": ([*EXCITE, GATED], ["Excitation"]),
+    "squeeze and excitation, turned": (
+        [CONV, node("GlobalAveragePool", ["c"], ["p"]), *SQUEEZE[1:], *EXCITE[3:], node("Mul", ["g", "c"], ["d"]),
+         node("Add", ["c", "d"], ["y"])], ["Conv", "Excitation", "Add"],
+    ),
+    "gates of a hard sigmoid": (
+        [*EXCITE[:-1], node("HardSigmoid", ["e"], ["g"], alpha=0.3, beta=0.4), GATED], ["Excitation"],
+    ),
+    "gates that others read": (
+        [*EXCITE, node("Mul", ["x", "g"], ["d"]), node("Add", ["d", "g"], ["y"])],
+        ["GlobalAveragePool", "Conv", "Conv", "Mul", "Add"],
+    ),
+    "gates of another image": (
+        [node("Relu", ["x"], ["q"]), *EXCITE, node("Mul", ["q", "g"], ["y"])],
+        ["Relu", "GlobalAveragePool", "Conv", "Conv", "Mul"],
+    ),
+    "one gate": (
+        [*SQUEEZE, node("Conv", ["r", "one"], ["g"]), GATED], ["GlobalAveragePool", "Conv", "Conv", "Mul"],
+    ),
+    "a kernel that is larger": (
+        [POOL, node("Conv", ["p", "large"], ["h"], pads=[1, 1, 1, 1]), node("Conv", ["h", "excite"], ["g"]), GATED],
+        ["GlobalAveragePool", "Conv", "Conv", "Mul"],
+    ),
+    "gates with a border": (
+        [POOL, node("Conv", ["p", "squeeze"], ["h"]), node("Conv", ["h", "excite"], ["g"], pads=[2, 2, 2, 2]), GATED],
+        ["GlobalAveragePool", "Conv", "Conv", "Mul"],
+    ),
     "an activation comes first": (
         [CONV, node("Relu", ["c"], ["r"]), node("Mul", ["r", "channels"], ["y"])], ["Conv", "Mul"],
     ),
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("tier")
 @pytest.mark.parametrize("case", CASES)
 def test_fusing(case, tmp_path):
     nodes, left = CASES[case]

@@ -1,0 +1,1 @@
+"""Compiled squeeze and excitation: `kernels.py` says how."""
