@@ -73,6 +73,7 @@ class _Step:
                 self.function = Recurrence(self.function, node, weight, bias, biases)
         self._inputs = tuple(places[name] for name in self.names)
         self._outputs = tuple(places[name] if name else None for name in node.outputs)
+        self._first = places[node.outputs[0]] if node.outputs else 0
         self._done = tuple(places[name] for name in done)
         self._spare = [k for k, name in enumerate(node.inputs) if name in spare] if node.operator in IN_PLACE else []
 
@@ -89,10 +90,13 @@ class _Step:
             shapes = ", ".join("none" if value is None else str(tuple(value.shape)) for value in inputs)
             what = f"{error} is missing." if isinstance(error, KeyError) else str(error)
             raise kind(f"{self.node}, of arrays of shapes {shapes}: {what}") from error
-        results = found if isinstance(found, tuple) else (found,)
-        for place, value in zip(self._outputs, results, strict=False):
-            if place is not None:
-                values[place] = np.asarray(value) if isinstance(value, np.generic) else value
+        if type(found) is np.ndarray:
+            values[self._first] = found
+        else:
+            results = found if isinstance(found, tuple) else (found,)
+            for place, value in zip(self._outputs, results, strict=False):
+                if place is not None:
+                    values[place] = np.asarray(value) if isinstance(value, np.generic) else value
         for place in self._done:
             values[place] = None
 

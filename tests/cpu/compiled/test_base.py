@@ -37,6 +37,41 @@ def test_a_result_in_memory_of_the_callers(engine, dtype, offset):
     assert (memory[start + expected.nbytes :] == 7).all()
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("engine", "groups"), [("gemm", 1), ("gemm", 4), ("winograd", 1), ("direct", 16)])
+def test_many_calls_with_one_weight(engine, layout, groups):
+    """Whatever order of memory the next image has, and whether its numbers are finite, in any thread."""
+    weight, bias = numbers((16, 16 // groups, 3, 3), 1), numbers((16,), 2)
+    shape = (1, 16, 14, 15) if layout == "NCHW" else (1, 14, 15, 16)
+    images = [numbers(shape, seed) for seed in range(3)]
+    images[1][0, 3, 5, 7] = np.nan
+    images += [np.asfortranarray(images[0]), images[2][:, ::-1], images[0].astype(">f4"), numbers(shape, 4)]
+    plan = portconv.plan_conv2d(images[0], weight, bias, layout=layout, padding=1, groups=groups, engine=engine)
+    packed = plan.pack(weight)
+    run = plan.ready(packed, bias)
+    found = list[np.ndarray]()
+    for image in images:
+        found.append(run(image))
+    other = threading.Thread(target=lambda: found.extend(map(run, images)))
+    other.start()
+    other.join()
+    for y, image in zip(found, images * 2, strict=True):
+        np.testing.assert_array_equal(y, plan.execute(image, packed, bias))
+
+
+@pytest.mark.parametrize("engine", ["gemm", "direct"])
+def test_the_next_call_is_told_less(engine, monkeypatch):
+    x, weight = numbers((1, 16, 14, 16)), numbers((16, 1, 3, 3), 1)
+    plan = portconv.plan_conv2d(x, weight, padding=1, groups=16, engine=engine)
+    assert is_compiled(plan)
+    run = plan.ready(plan.pack(weight))
+    expected = run(x)
+    monkeypatch.setattr(type(plan), "fill", None)
+    np.testing.assert_array_equal(run(x), expected)
+    with pytest.raises(TypeError):
+        run(x[:, ::-1])
+
+
 # name: (engine, x shape, weight shape, arguments); sizes at which a window of all channels, or a row, is too large
 LARGE = {
     "wide rows, winograd": ("winograd", (1, 64, 8, 20_000), (64, 64, 3, 3), {"padding": 1}),
