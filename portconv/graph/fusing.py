@@ -60,6 +60,7 @@ class _Fusing:
             self._activation,
             self._residual,
             self._excitation,
+            self._shifted_product,
         ):
             node = rewriting(node) or node
         self._maker |= dict.fromkeys(node.outputs, len(self._nodes))
@@ -275,6 +276,21 @@ class _Fusing:
             self._drop(convolution)
             inputs = (*convolution.inputs, "", "")[:3]
             return Node("Conv", (*inputs, other), node.outputs, convolution.attributes, convolution.opset)
+        return None
+
+    # --- products -----------------------------------------------------------------------------------------------------
+
+    def _shifted_product(self, node: Node) -> Node | None:
+        """The product with a constant matrix of float32, and a number for each of its columns: its third input."""
+        for x, other in (node.inputs, node.inputs[::-1]) if node.operator == "Add" else ():
+            product, shift = self._made(x, "MatMul"), self._constants.get(other)
+            matrix = None if product is None else self._constants.get(product.inputs[1])
+            if product is None or shift is None or matrix is None or product.has(2):
+                continue
+            fits = matrix.ndim == 2 and matrix.size and shift.shape == matrix.shape[1:]
+            if fits and matrix.dtype == shift.dtype == np.float32:
+                self._drop(product)
+                return Node("MatMul", (*product.inputs, other), node.outputs, product.attributes, product.opset)
         return None
 
     # --- squeeze and excitation ---------------------------------------------------------------------------------------

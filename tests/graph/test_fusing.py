@@ -21,7 +21,8 @@ CONSTANTS = {
     "w": real(4, 4, 3, 3), "b": real(4), "s": real(4), "t": real(4, seed=1), "m": real(4, seed=2),
     "v": np.abs(real(4, seed=3)), "three": np.float32(3), "zero": np.float32(0), "six": np.float32(6),
     "squeeze": real(2, 4, 1, 1), "excite": real(4, 2, 1, 1), "two": real(2), "one": real(1, 2, 1, 1),
-    "large": real(2, 4, 3, 3),
+    "large": real(2, 4, 3, 3), "matrix": real(5, 7), "shift": real(7), "one number": real(1), "rows": real(5, 7),
+    "square": real(5, 5),
     "channels": real(4, 1, 1), "columns": real(5), "image": real(1, 4, 5, 5), "row": real(1, 4, 1, 5),
 }  # fmt: skip
 CONV = node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1])
@@ -108,6 +109,24 @@ CASES = {
     "gates with a border": (
         [POOL, node("Conv", ["p", "squeeze"], ["h"]), node("Conv", ["h", "excite"], ["g"], pads=[2, 2, 2, 2]), GATED],
         ["GlobalAveragePool", "Conv", "Conv", "Mul"],
+    ),
+    "a product and its shift": (
+        [node("MatMul", ["x", "matrix"], ["p"]), node("Add", ["shift", "p"], ["a"]),
+         node("Add", ["a", "shift"], ["y"])],
+        ["MatMul", "Add"],
+    ),
+    "a product that is read twice": (
+        [node("MatMul", ["x", "matrix"], ["p"]), node("Add", ["p", "shift"], ["q"]), node("Mul", ["p", "q"], ["y"])],
+        ["MatMul", "Add", "Mul"],
+    ),
+    "a product and one number": (
+        [node("MatMul", ["x", "matrix"], ["p"]), node("Add", ["p", "one number"], ["y"])], ["MatMul", "Add"],
+    ),
+    "a product and its columns' rows": (
+        [node("MatMul", ["x", "matrix"], ["p"]), node("Add", ["p", "rows"], ["y"])], ["MatMul", "Add"],
+    ),
+    "a shifted matrix": (
+        [node("MatMul", ["square", "x"], ["p"]), node("Add", ["p", "columns"], ["y"])], ["MatMul", "Add"],
     ),
     "an activation comes first": (
         [CONV, node("Relu", ["c"], ["r"]), node("Mul", ["r", "channels"], ["y"])], ["Conv", "Mul"],
