@@ -2,6 +2,7 @@
 
 Each rewriting replaces a node, and those before it that nothing else needs, by one that computes the same: constant
 factors and terms of each channel go into weight and bias, an activation and a residual to where sums are stored.
+Squeeze and excitation becomes one node: with arrays so small, the calls take longer than the work.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class _Step:
                 self.function = Recurrence(self.function, node, weight, bias, biases)
         self._inputs = tuple(places[name] for name in self.names)
         self._outputs = tuple(places[name] if name else None for name in node.outputs)
-        self._first = places[node.outputs[0]] if node.outputs else 0
+        self._first = self._outputs[0] if self._outputs else None
         self._done = tuple(places[name] for name in done)
         self._spare = [k for k, name in enumerate(node.inputs) if name in spare] if node.operator in IN_PLACE else []
 
@@ -90,7 +90,7 @@ class _Step:
             shapes = ", ".join("none" if value is None else str(tuple(value.shape)) for value in inputs)
             what = f"{error} is missing." if isinstance(error, KeyError) else str(error)
             raise kind(f"{self.node}, of arrays of shapes {shapes}: {what}") from error
-        if type(found) is np.ndarray:
+        if type(found) is np.ndarray and self._first is not None:
             values[self._first] = found
         else:
             results = found if isinstance(found, tuple) else (found,)
