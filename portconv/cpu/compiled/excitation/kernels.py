@@ -11,7 +11,7 @@ from typing import Any
 
 from ..activations import CALL_WORDS, activated
 from ..jobs import job_of, take
-from ..kernel import address, kernel, words
+from ..kernel import address, inner, kernel, words
 from ..runs import first_lanes
 from ..vectors import I64, VECTOR_BYTES, Vectors, in_groups, intrinsic_of, loop
 from ..windows.cells import plane_means
@@ -91,7 +91,7 @@ def _scaled() -> Any:
 _product, _scale = _dense(), _scaled()
 
 
-@kernel
+@inner
 def _some_images(job, part, x, y, weights, divisor, scratch, numbers):
     """Tasks are images, or some planes of all of them; each image has its averages, hidden numbers and gates."""
     phase, tasks, some, channels, hidden, pixels, channel_vectors, hidden_vectors = _geometry(address(numbers))

@@ -324,7 +324,7 @@ _share = job_of(_gemm)
 
 
 @kernel
-def gemm(job, parts, patience, products, x, y, weight, epilogue, tables, numbers, scratch):
+def gemm(job, parts, patience, x, y, products, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
     x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,

@@ -253,7 +253,7 @@ class CompiledGemmPlan(PanelsPlan):
         products = kernels.products_of(geometry.tile_rows, self.wide, self.problem.compute_dtype)
         launch(
             kernels.gemm, self.parts,
-            products, x, y, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, geometry), scratch,
+            x, y, products, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, geometry), scratch,
         )  # fmt: skip
 
 

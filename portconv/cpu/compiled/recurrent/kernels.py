@@ -10,7 +10,7 @@ from typing import Any
 
 from ..activations import sigmoid, tanh
 from ..jobs import job_of, take
-from ..kernel import address, kernel, words
+from ..kernel import address, inner, kernel, words
 from ..vectors import I64, VECTOR_BYTES, Vectors, in_groups, intrinsic_of, loop
 from .geometry import GATES, Geometry
 
@@ -82,7 +82,7 @@ def _units() -> Any:
 _step = _units()
 
 
-@kernel
+@inner
 def _some_units(job, part, weights, entering, first_state, cells, states, numbers):
     """Tasks are the directions, each with all steps; or the blocks of one direction and step, in shares of a thread.
 

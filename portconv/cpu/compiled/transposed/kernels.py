@@ -119,7 +119,7 @@ _share = job_of(_transposed)
 
 
 @kernel
-def transposed(job, parts, patience, products, x, y, weight, epilogue, tables, numbers, scratch):
+def transposed(job, parts, patience, x, y, products, weight, epilogue, tables, numbers, scratch):
     """The whole transposed convolution, as a job of the team."""
     x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,

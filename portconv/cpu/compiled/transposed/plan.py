@@ -169,7 +169,7 @@ class CompiledTransposedPlan(CompiledPlan):
         products = kernels.products_of(self.geometry.tile_rows, False, self.problem.compute_dtype)
         launch(
             kernels.transposed, self.parts,
-            products, x, y, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, self.geometry), scratch,
+            x, y, products, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, self.geometry), scratch,
         )  # fmt: skip
 
     def warmup(self) -> tuple[str, ...]:
