@@ -20,7 +20,7 @@ from .core.integers import Pair, integer, pair, sequence_of_two
 from .core.shapes import met_taps, output_size, ranges, same_padding
 from .dispatch import path, registry
 from .dispatch.arguments import check_channels, chosen
-from .engines.accuracy import TERMS, accumulate, in_pairs
+from .engines.accuracy import TERMS, in_pairs, summed
 from .functional import conv2d
 from .gradient import checked_wrt, conv2d_vjp
 
@@ -37,6 +37,7 @@ __all__ = [
     "conv3d",
     "conv3d_vjp",
     "images_of",
+    "operations_of",
     "planes_of",
     "shapes_of",
     "sides_of",
@@ -192,11 +193,18 @@ def check_cotangent(library: Backend, y: Any, dy: Any) -> str:
     return info.dtype
 
 
-def bias_gradient(dy: Any, bias: Any) -> Any:
+def operations_of(library: Backend, x: Any) -> Any:
+    """The namespace of a library's arrays, whose `add` and `astype` do not warn; results are computed with no others.
+
+    Dask's own do, where they are computed later.
+    """
+    return getattr(library, "operations", None) or array_namespace(x)
+
+
+def bias_gradient(xp: Any, dy: Any, bias: Any) -> Any:
     """The sums of a cotangent whose channels come last, in pairs, in the shape and the dtype of the bias."""
-    xp = array_namespace(dy)
     if dy.shape[0]:
-        total = in_pairs(xp.reshape(dy, (math.prod(dy.shape[:4]), dy.shape[4])))
+        total = in_pairs(xp.reshape(dy, (math.prod(dy.shape[:4]), dy.shape[4])), xp.add)
     else:
         total = xp.sum(dy, axis=(0, 1, 2, 3))
     return xp.reshape(xp.astype(total, bias.dtype), tuple(bias.shape))
@@ -265,16 +273,20 @@ class _Volume:
         return cls(library, layout, planes_first, bias, arrays, od, taps, planes, dtypes, dtype)
 
     @property
+    def _xp(self) -> Any:
+        return operations_of(self.library, self.x)
+
+    @property
     def _narrow(self) -> bool:
         """Whether the result is rounded to another dtype than that of the sums."""
         return compute_dtype(self.dtype) != self.dtype
 
     def result(self, convolve: Callable[..., Any]) -> Any:
         """The result by `conv2d`, or by what does the same."""
-        xp = array_namespace(self.x)
+        xp = self._xp
         runs = ranges(len(self.taps), TERMS["elementwise"])  # of planes that are added one after the other
         with np.errstate(all="ignore"):
-            total = accumulate((self._sum(run, convolve, len(runs) == 1) for run in runs), _plus)
+            total = summed((self._sum(run, convolve, len(runs) == 1) for run in runs), xp.add)
             if self._narrow:
                 narrow = next(a.dtype for a, name in zip(self.given, self.dtypes, strict=False) if name == self.dtype)
                 total = total if total.dtype == narrow else xp.astype(total, narrow)
@@ -291,7 +303,7 @@ class _Volume:
 
     def _sum(self, run: slice, convolve: Callable[..., Any], alone: bool) -> Any:
         """The sums of some planes of the kernel, (N, planes, plane); with the bias if they are the first."""
-        xp, total, weight = array_namespace(self.x), None, self.given[1]
+        xp, total, weight = self._xp, None, self.given[1]
         bias = None if run.start else self.bias
         for tap in self.taps[run]:
             images, whole = self.x[:, tap.read, ...], tap.made == slice(0, self.depth)
@@ -317,7 +329,7 @@ class _Volume:
         self, dy: Any, pullbacks: Sequence[Callable[[Any], tuple[Any, ...]]], wanted: Sequence[str]
     ) -> tuple[Any, ...]:
         """Of image, weight and bias, from the functions that the planes of the kernel gave; None if not wanted."""
-        xp, (x, weight, bias) = array_namespace(self.x), self.given
+        xp, (x, weight, bias) = self._xp, self.given
         dy = self._turned(dy if not self._narrow else xp.astype(dy, xp.float32))
         of_planes: list[list[Any]] = [[] for _ in range(self.x.shape[1])]
         of_taps: list[Any] = [None] * weight.shape[-3]
@@ -332,14 +344,14 @@ class _Volume:
             dx = dweight = dbias = None
             if "x" in wanted:
                 blank = xp.zeros_like(self.x[:, 0, ...])
-                dx = xp.stack([reduce(_plus, parts, None) if parts else blank for parts in of_planes], axis=1)
+                dx = xp.stack([reduce(xp.add, parts) if parts else blank for parts in of_planes], axis=1)
                 dx = self._turned(dx)
                 dx = dx if dx.dtype == x.dtype else xp.astype(dx, x.dtype)
             if "weight" in wanted:
                 blank = xp.zeros_like(next(found for found in of_taps if found is not None))
                 dweight = xp.stack([blank if found is None else found for found in of_taps], axis=-3)
             if "bias" in wanted:
-                dbias = bias_gradient(dy if self.layout == "NDHWC" else xp.permute_dims(dy, (0, 1, 3, 4, 2)), bias)
+                dbias = bias_gradient(xp, dy if self.layout == "NDHWC" else xp.permute_dims(dy, (0, 1, 3, 4, 2)), bias)
         return dx, dweight, dbias
 
 
@@ -357,10 +369,6 @@ def planes_of(images: Any, n: int, count: int) -> Any:
     if n == 0:
         return xp.concat([images[:, None, ...]] * count, axis=1)
     return xp.reshape(images, (n, count, *images.shape[1:]))
-
-
-def _plus(total: Any, term: Any) -> Any:
-    return term if total is None else total + term
 
 
 def arrays_of(x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> tuple[Backend, list[str], str, Triple]:

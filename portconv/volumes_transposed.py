@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from .arrays import array_namespace
 from .core.dtypes import compute_dtype
 from .core.integers import integer
 from .core.shapes import dilated
 from .dispatch.transposed import check_transposed_channels
-from .engines.accuracy import accumulate
+from .engines.accuracy import summed
 from .transposed import conv_transpose2d
 from .volumes import (
     HALVES,
@@ -24,6 +23,7 @@ from .volumes import (
     conv3d,
     conv3d_vjp,
     images_of,
+    operations_of,
     planes_of,
     shapes_of,
     sides_of,
@@ -129,7 +129,7 @@ def conv_transpose3d(
                 yield volumes.term(of_planes, tap, slice(start, stop), start + shift - first, last - first)
 
     with np.errstate(all="ignore"):  # infinities and NaN are part of the contract
-        sums = [_sum(terms(phase)) for phase in range(step)]
+        sums = [_sum(terms(phase), volumes.xp.add) for phase in range(step)]
         like = next((total for total in sums if total is not None), None)
         if like is None:
             raise ValueError(f"`padding` {padding} is so large that no plane of the kernel meets the result.")
@@ -181,7 +181,7 @@ def conv_transpose3d_vjp(
         "backend": backend,
     }  # fmt: skip
     y = conv_transpose3d(x, weight, bias, stride, padding, output_padding, dilation, groups, **options)
-    xp, convolution = array_namespace(x), (stride, padding, dilation, groups)
+    xp, convolution = operations_of(library, x), (stride, padding, dilation, groups)
 
     def cast(array: Any, like: Any) -> Any:
         return array if array.dtype == like.dtype else xp.astype(array, like.dtype)
@@ -198,7 +198,7 @@ def conv_transpose3d_vjp(
             dx = cast(dx, x) if "x" in wanted else None
             if "bias" in wanted:
                 last = dy if layout == "NDHWC" else xp.permute_dims(dy, (0, 2, 3, 4, 1))
-                dbias = bias_gradient(xp.astype(last, xp.float32) if halves else last, bias)
+                dbias = bias_gradient(xp, xp.astype(last, xp.float32) if halves else last, bias)
         return dx, dweight, dbias
 
     return y, vjp
@@ -208,13 +208,13 @@ class _Volumes:
     """The arrays of a call, checked, and what is done with planes of them: stacks are (N, planes, plane)."""
 
     def __init__(self, x: Any, weight: Any, bias: Any, layout: Any, backend: Any) -> None:
-        _, dtypes, dtype, self.size = arrays_of(x, weight, bias, layout, backend)
+        library, dtypes, dtype, self.size = arrays_of(x, weight, bias, layout, backend)
         self.layout, wide = layout, compute_dtype(dtype)
         self.out_dtype = self.narrow = None
         if wide != dtype:  # sums of planes are rounded once, at the end, to the dtype of one of the arrays
             self.out_dtype = wide
             self.narrow = next(a for a, name in zip((x, weight, bias), dtypes, strict=False) if name == dtype).dtype
-        self.xp, self.weight, self.bias = array_namespace(x), weight, bias
+        self.xp, self.weight, self.bias = operations_of(library, x), weight, bias
         if dtypes[0] in HALVES:
             x = self.xp.astype(x, self.xp.float32)  # as a whole: libraries that differentiate add in the dtype it has
         # planes first: a view, whichever the layout
@@ -235,12 +235,12 @@ class _Volumes:
         xp, last = self.xp, self.layout == "NDHWC"
         if self.bias is not None:
             shape = (1, 1, 1, 1, -1) if last else (1, 1, -1, 1, 1)
-            total = total + xp.astype(xp.reshape(self.bias, shape), total.dtype)
+            total = xp.add(total, xp.astype(xp.reshape(self.bias, shape), total.dtype))
         y = total if last else xp.permute_dims(total, (0, 2, 1, 3, 4))
         return y if self.narrow is None else xp.astype(y, self.narrow)
 
 
-def _sum(terms: Iterator[Any]) -> Any:
+def _sum(terms: Iterator[Any], add: Callable[[Any, Any], Any]) -> Any:
     """The sum in pairs; None of no terms."""
     first = next(terms, None)
     if first is None:
@@ -250,4 +250,4 @@ def _sum(terms: Iterator[Any]) -> Any:
         yield first
         yield from terms
 
-    return accumulate(all_terms(), lambda sums, term: term if sums is None else sums + term)
+    return summed(all_terms(), add)

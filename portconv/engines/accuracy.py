@@ -7,14 +7,16 @@ point summation", SIAM J. Sci. Comput. 14 (1993).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 from ..core.integers import Pair
 from ..core.problem import Problem
 from ..core.shapes import ranges
 
-__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate", "cut_sums", "in_pairs"]
+__all__ = ["FREQUENCY_TERMS", "RUN_TERMS", "TERMS", "TILE_TERMS", "accumulate", "cut_sums", "in_pairs", "summed"]
 
 # By the accuracy asked for: of a matrix product, whose BLAS may add one term after the other, and of compiled loops.
 TERMS = {"normwise": 192, "elementwise": 32}
@@ -61,12 +63,17 @@ def _add(current: Any, term: Any) -> Any:
     return current
 
 
-def accumulate(terms: Iterable[Any], add: Callable[[Any, Any], Any] = _add, leaf: int = 8) -> Any:
+def accumulate(
+    terms: Iterable[Any],
+    add: Callable[[Any, Any], Any] = _add,
+    leaf: int = 8,
+    join: Callable[[Any, Any], Any] = operator.iadd,
+) -> Any:
     """Sum of arrays: `leaf` of them one after the other, then in pairs, which keeps rounding errors small.
 
     Pairwise summation: Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14 (1993). The terms
     may be overwritten; the arrays alive at a time are as many as the logarithm of the terms. `add(sum, term)` gives the
-    sum with the term, and `add(None, term)` a new sum.
+    sum with the term, and `add(None, term)` a new sum; `join` adds two sums, the first of which may be overwritten.
     """
     sums: list[tuple[int, Any]] = []  # (level, partial sum), levels falling, as the digits of a binary counter
     current, count = None, 0
@@ -75,30 +82,33 @@ def accumulate(terms: Iterable[Any], add: Callable[[Any, Any], Any] = _add, leaf
         del term  # before the next one is made
         count += 1
         if count == leaf:
-            _carry(sums, current)
+            _carry(sums, current, join)
             current, count = None, 0
     if current is None:
         _, current = sums.pop()
     while sums:
         _, left = sums.pop()
-        left += current
-        current = left
+        current = join(left, current)
     return current
 
 
-def _carry(sums: list[tuple[int, Any]], value: Any) -> None:
+def summed(terms: Iterable[Any], add: Callable[[Any, Any], Any]) -> Any:
+    """`accumulate` by the library's own sum of two arrays, which changes neither."""
+    return accumulate(terms, lambda total, term: term if total is None else add(total, term), join=add)
+
+
+def _carry(sums: list[tuple[int, Any]], value: Any, join: Callable[[Any, Any], Any]) -> None:
     level = 0
     while sums and sums[-1][0] == level:
         _, left = sums.pop()
-        left += value
-        value, level = left, level + 1
+        value, level = join(left, value), level + 1
     sums.append((level, value))
 
 
-def in_pairs(terms: Any) -> Any:
+def in_pairs(terms: Any, add: Callable[[Any, Any], Any] = operator.add) -> Any:
     """Sum along the first axis of an array of any library, in pairs: one after the other, errors would add up.
 
-    It is a new array, to which more may be added in place.
+    It is a new array, to which more may be added in place. `add` is the library's.
     """
     if terms.shape[0] == 1:
         return terms[0, ...] * 1
@@ -106,5 +116,5 @@ def in_pairs(terms: Any) -> Any:
     while (half := terms.shape[0] // 2) > 0:
         if terms.shape[0] % 2:
             rest.append(terms[-1, ...])
-        terms = terms[:half, ...] + terms[half : 2 * half, ...]
-    return sum(reversed(rest), terms[0, ...])
+        terms = add(terms[:half, ...], terms[half : 2 * half, ...])
+    return reduce(add, reversed(rest), terms[0, ...])

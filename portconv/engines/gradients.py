@@ -182,5 +182,5 @@ def bias_gradient(p: Problem, dy: Any, steps: Steps) -> Any:
     by_channel = steps.contiguous(steps.cast(steps.cbhw(dy, p.layout), p.compute_dtype))
     with steps.quiet():
         flat = steps.xp.reshape(by_channel, (p.out_channels, -1))
-        total = in_pairs(steps.contiguous(steps.xp.permute_dims(flat, (1, 0))))
+        total = in_pairs(steps.contiguous(steps.xp.permute_dims(flat, (1, 0))), steps.xp.add)
     return steps.cast(total, p.dtype)

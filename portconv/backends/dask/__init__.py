@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
-import array_api_compat.dask.array
 import dask.array
 import numpy as np
 
@@ -21,6 +20,7 @@ from ...core.windows import WindowOperation
 from ...cpu.machine import version
 from ...engines.finished import Finisher
 from ...engines.steps import Steps
+from . import operations
 from .derivatives import value_and_pullback
 from .finisher import ChunkFinisher
 from .graph import DaskPlan, typical
@@ -39,13 +39,14 @@ class _DaskSteps(Steps):
         return np.dtype(name)  # bfloat16, too, where the package that has it was imported
 
 
-_STEPS = _DaskSteps(array_api_compat.dask.array, writable=False)
+_STEPS = _DaskSteps(operations, writable=False)
 
 
 class DaskBackend:
     """See `portconv.extending.Backend`. Its candidates are those of the library in the chunks."""
 
     name = "dask"
+    operations = operations  # what is made of results by them comes without a warning
 
     def __init__(self, inner: Inner) -> None:
         self._inner = inner

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import dask.array
-import numpy as np
 from dask import delayed
 
 from ...core.backend import PackedWeight, Plan, Pullback, Wanted
 from ...core.problem import Problem
-from ...engines.accuracy import accumulate
+from ...engines.accuracy import summed
+from . import operations
 from .tasks import Inner
 
 __all__ = ["value_and_pullback"]
@@ -44,23 +44,16 @@ def value_and_pullback(
                 if wanted[i]:
                     lazy = partial(dask.array.from_delayed, task[i], meta=argument._meta)
                     parts[i].append(lazy(argument.shape, dtype=p.compute_dtype))
-        dx = _rounded(dask.array.concatenate(parts[0]), x) if wanted[0] else None
-        dweight = _rounded(accumulate(parts[1]), weight) if wanted[1] else None
-        return dx, dweight, _rounded(accumulate(parts[2]), bias) if wanted[2] else None
+        dx = operations.astype(dask.array.concatenate(parts[0]), x.dtype) if wanted[0] else None
+        dweight = _total(parts[1], weight.dtype) if wanted[1] else None
+        return dx, dweight, _total(parts[2], bias.dtype) if wanted[2] else None
 
     return plan.execute(x, packed, bias), pullback
 
 
-def _rounded(gradient: Any, argument: Any) -> Any:
-    """A gradient in the dtype of its argument, which need not have room for it."""
-    if gradient.dtype == argument.dtype:
-        return gradient
-    return gradient.map_blocks(partial(_cast, dtype=argument.dtype), dtype=argument.dtype, meta=argument._meta)
-
-
-def _cast(block: Any, dtype: Any) -> Any:
-    with np.errstate(all="ignore"):  # what is too large is infinite, of which NumPy would warn
-        return block.astype(dtype)
+def _total(parts: list[Any], dtype: Any) -> Any:
+    """The sum of a gradient's parts, rounded once."""
+    return operations.astype(summed(parts, operations.add), dtype)
 
 
 def _gradients(inner: Inner, problem: Problem, wanted: Wanted, x: Any, weight: Any, bias: Any, dy: Any) -> Gradients:
