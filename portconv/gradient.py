@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+import numpy as np
+
 from .core.backend import Backend, PackedWeight, Plan, Pullback, Wanted
 from .core.dtypes import FLOATING
 from .core.epilogue import Epilogue
@@ -154,7 +156,8 @@ def value_and_gradients(
             )
         if finished is not None:
             dy = finished.finisher.pulled_back(dy, sums, plan.problem, residual)
-        found = tuple(pullback(dy)[:3]) if any(wanted) else (None, None, None)
+        with np.errstate(all="ignore"):  # a gradient need not have room in the dtype of its argument
+            found = tuple(pullback(dy)[:3]) if any(wanted) else (None, None, None)
         if finished is None or known is None:
             return found
         cast = replace(plan.problem, epilogue=Epilogue(), out_dtype=known.dtype)

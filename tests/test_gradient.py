@@ -92,12 +92,21 @@ def test_mixed_dtypes(backend):
         assert_close(backend.numpy(got), shaped, dtype=dtype, computed="float32")
 
 
-def test_a_gradient_that_its_dtype_has_no_room_for_is_infinite():
-    x, weight = np.ones((1, 1, 3, 3), np.float32), np.full((1, 1, 3, 3), 1e30)
-    y, vjp = portconv.conv2d_vjp(x, weight)
-    dx, dweight, _ = vjp(y)
-    assert np.isposinf(dx).all() and dx.dtype == np.float32
-    np.testing.assert_allclose(dweight, np.full((1, 1, 3, 3), 9e30))
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_a_gradient_that_its_dtype_has_no_room_for_is_infinite(backend, name):
+    """And nobody warns of it, Dask neither where it computes."""
+    narrow, wide, large = ("float32", "float64", 1e39) if "float64" in backend.dtypes else ("float16", "float32", 1e6)
+    x, weight, bias = np.ones((1, 1, 3, 3), narrow), np.ones((1, 1, 3, 3), wide), np.ones((1,), narrow)
+    y, vjp = getattr(portconv, f"{name}_vjp")(*map(backend.array, (x, weight, bias)))
+    dy = backend.array(np.full(y.shape, large, wide))
+    dx, dweight, dbias = vjp(dy)
+    for found in (dx, dbias):
+        assert np.isposinf(backend.numpy(found)).all() and backend.dtype_name(found) == narrow
+    np.testing.assert_allclose(backend.numpy(dweight), np.full((1, 1, 3, 3), large * (1 if name == "conv2d" else 9)))
+    x, weight = weight, x  # the other way round
+    _, vjp = getattr(portconv, f"{name}_vjp")(*map(backend.array, (x, weight, bias)))
+    dx, dweight, _ = vjp(dy)
+    assert np.isfinite(backend.numpy(dx)).all() and np.isposinf(backend.numpy(dweight)).all()
 
 
 @every_case
