@@ -43,6 +43,7 @@ __all__ = [
     "sides_of",
     "triple",
     "wanted_of",
+    "widened",
 ]
 
 Triple = tuple[int, int, int]
@@ -201,6 +202,15 @@ def operations_of(library: Backend, x: Any) -> Any:
     return getattr(library, "operations", None) or array_namespace(x)
 
 
+def widened(xp: Any, array: Any, name: str, dtype: str) -> Any:
+    """An array of the dtype of this name in that of the sums, if it is floating, for a result of another dtype.
+
+    It is cast as a whole: the gradients of the planes of the kernel are added in the dtype that it has.
+    """
+    wide = compute_dtype(dtype)
+    return xp.astype(array, getattr(xp, wide)) if name in FLOATING and name != wide else array
+
+
 def bias_gradient(xp: Any, dy: Any, bias: Any) -> Any:
     """The sums of a cotangent whose channels come last, in pairs, in the shape and the dtype of the bias."""
     if dy.shape[0]:
@@ -225,7 +235,7 @@ class _Volume:
 
     library: Backend
     layout: str  # of the volume and of the result
-    x: Any  # (N, D, C, H, W) or (N, D, H, W, C), of float32 at least
+    x: Any  # (N, D, C, H, W) or (N, D, H, W, C), of the dtype of the sums unless it is of integers
     bias: Any  # (O,), likewise
     given: tuple[Any, Any, Any]  # image, weight and bias as the user has them
     depth: int  # of the result
@@ -262,10 +272,9 @@ class _Volume:
             raise ValueError(f"`padding` {padding} is so large that no plane of the kernel meets the volume.")
         taps.sort(key=lambda tap: tap.made.stop - tap.made.start)  # the last one stores the whole result, as a rule
         xp, arrays = array_namespace(x), (x, weight, bias)
-        if dtypes[0] in HALVES:
-            x = xp.astype(x, xp.float32)  # as a whole: libraries that differentiate add in the dtype that it has
+        x = widened(xp, x, dtypes[0], dtype)
         if bias is not None:
-            bias = xp.reshape(bias if dtypes[2] not in HALVES else xp.astype(bias, xp.float32), (-1,))
+            bias = xp.reshape(widened(xp, bias, dtypes[2], dtype), (-1,))
         planes = {
             "stride": strides[1:], "padding": tuple(sides), "dilation": dilations[1:], "layout": LAYOUTS[layout],
         }  # fmt: skip

@@ -29,6 +29,7 @@ from .volumes import (
     sides_of,
     triple,
     wanted_of,
+    widened,
 )
 
 if TYPE_CHECKING:
@@ -215,8 +216,7 @@ class _Volumes:
             self.out_dtype = wide
             self.narrow = next(a for a, name in zip((x, weight, bias), dtypes, strict=False) if name == dtype).dtype
         self.xp, self.weight, self.bias = operations_of(library, x), weight, bias
-        if dtypes[0] in HALVES:
-            x = self.xp.astype(x, self.xp.float32)  # as a whole: libraries that differentiate add in the dtype it has
+        x = widened(self.xp, x, dtypes[0], dtype)
         # planes first: a view, whichever the layout
         self.x = x if layout == "NDHWC" else self.xp.permute_dims(x, (0, 2, 1, 3, 4))
 

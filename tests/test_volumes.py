@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.testing.calls import DIFFERENTIATE
 from tests.helpers import numbers, refused
 
 CASES = {
@@ -204,3 +205,20 @@ def test_gradients_of_planes_that_nothing_meets():
         dweight = vjp(np.full_like(y, 1e38))[1]
     assert np.isinf(dweight[0, 0, 1:5]).all()
     np.testing.assert_array_equal(dweight[0, 0, [0, 5]], 0)
+
+
+@pytest.mark.parametrize("name", ["conv3d", "conv_transpose3d"])
+def test_gradients_of_planes_are_added_in_the_dtype_of_the_sums(backend, name):
+    """The dtype of the volume has room for their sum, and not for each of them."""
+    if "float64" not in backend.dtypes:
+        pytest.skip(f"{backend} has no float64")
+    weight, options = np.array([4e38, -3e38]).reshape(1, 1, 2, 1, 1), {"padding": (1, 0, 0) if name == "conv3d" else 0}
+    given = [backend.array(a) for a in (np.ones((1, 1, 1, 1, 1), "f4"), weight)]
+    y, vjp = getattr(portconv, f"{name}_vjp")(*given, **options)
+    dy = backend.array(np.ones(tuple(y.shape)))
+    found = [vjp(dy)[0]]
+    if backend.name in DIFFERENTIATE:
+        found.append(DIFFERENTIATE[backend.name](lambda *a: getattr(portconv, name)(*a, **options), given, dy)[0])
+    for dx in found:
+        assert backend.dtype_name(dx) == "float32"
+        np.testing.assert_allclose(backend.numpy(dx), 1e38, rtol=1e-6)
