@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -152,6 +154,20 @@ def test_depthwise(case, dtype):
     plan = depthwise_plan(x_shape, outputs, kernel, dtype=dtype, **options)
     x, dy = numbers(x_shape, 1, dtype), numbers(plan.problem.out_shape, 2, dtype)
     check(plan, x, (outputs, 1, *kernel), dy, dtype, groups=x_shape[1], **options)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are protected by Linux's mprotect here")
+@pytest.mark.parametrize("order", ["page start", "page end"])
+def test_depthwise_reads_nothing_beyond_the_image(run_python, order):
+    """As wide as the image, with taps that are farther from it than it is wide."""
+    run_python(f"""
+    from dataclasses import replace
+    from portconv.testing import Problem, verify
+    for width, kernel, padding in ((1, (3, 7), (1, 3)), (2, (1, 9), (0, 4)), (3, (5, 11), (9, 5)), (9, (3, 5), (1, 2))):
+        p = Problem((2, 17, 3, width), (17, 1, *kernel), {{"groups": 17, "padding": padding}}, gradient=True, threads=1)
+        for dtype in ("float32", "float64"):
+            verify(replace(p, dtype=dtype, orders=({order!r}, "C", "C")))
+    """)
 
 
 def test_depthwise_images_that_are_cut_from_others():

@@ -85,7 +85,7 @@ def _shifted(plane, rows, first, shift, height, width, out, target):
     for i in range(target, target + low * width):
         out[i] = 0
     start, count = low * width + before, (high - low) * width - before - behind
-    if count > 0:
+    if count > 0 and before < width and behind < width:  # else no column is inside, and the run may begin far outside
         copy(out, (out.ctypes.data + (target + start) * size, plane + (first * width + start + shift) * size, count))
     inside = range(target + low * width, target + high * width, width)
     for i in range(before):  # columns are few, and runs so short would each be a call
