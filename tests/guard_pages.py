@@ -74,9 +74,9 @@ class GuardedNumPy:
         return copy(np.ascontiguousarray(a, dtype), self.at_the_end)
 
     def scratch(self, count, dtype, use=""):
-        """For `threads.scratch`; full of NaN, since no result may depend on what it held before."""
+        """For `threads.scratch`; full of NaN, or the largest integers: no result may depend on what it held before."""
         memory = guarded((count,), dtype, self.at_the_end)
-        memory[...] = np.nan
+        memory[...] = np.iinfo(memory.dtype).max if memory.dtype.kind in "iu" else np.nan
         return memory
 
 

@@ -127,4 +127,9 @@ def test_no_byte_beyond_the_arrays_is_touched(run_python):
                         y = portconv.global_avg_pool2d(image, layout=layout).reshape(x.shape[:2])
                         assert np.allclose(y, x.astype("f8").mean((2, 3)), rtol=1e-2, atol=1e-2)
                         assert np.isfinite(portconv.interpolate2d(image, 3, mode="nearest", layout=layout)).all()
+                        whole = (10 * image).astype("i4")  # which NumPy computes, in scratch memory of integers
+                        found = portconv.max_pool2d(copy(whole, numpy.at_the_end), (2, 1), 1, layout=layout)
+                        axis = 2 if layout == "NCHW" else 1
+                        pairs = np.lib.stride_tricks.sliding_window_view(whole, 2, axis)
+                        assert np.array_equal(found, pairs.max(-1))
     """)
