@@ -26,8 +26,10 @@ __all__ = [
     "address_of",
     "apart",
     "called_by_address",
+    "code_of",
     "compiled_for",
     "declared",
+    "elsewhere",
     "inner",
     "kernel",
     "table",
@@ -53,8 +55,7 @@ _NEEDLESS = {
 class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba is not typed here
     """Machine code that LLVM optimises once, as a whole.
 
-    Numba's own library has it optimise each function by itself before, which took a fifth of a kernel's time and
-    changed nothing in the end.
+    Numba's own library has it optimise each function by itself before, which takes a fifth of the time of compiling.
     """
 
     def _optimize_functions(self, ll_module: Any) -> None:
@@ -64,10 +65,12 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba is not typed here
 class _Compiler(CompilerBase):  # type: ignore[misc]
     """Numba's compiler, without the passes that kernels do not need: these took a tenth of the time."""
 
+    library = _Library
+
     def define_pipelines(self) -> list[Any]:
         """The passes, which Numba asks for when it knows the function."""
         state = self.state
-        state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()  # so that the code can be kept on disk
         found = PassManager("kernel")
         for which, description in DefaultPassBuilder.define_nopython_pipeline(self.state).passes:
@@ -75,6 +78,12 @@ class _Compiler(CompilerBase):  # type: ignore[misc]
                 found.add_pass(which, description)
         found.finalize()
         return [found]
+
+
+class _ThoroughCompiler(_Compiler):
+    """The same, but LLVM optimises functions by themselves, too: loops over tiles and rows are a twentieth faster."""
+
+    library = JITCodeLibrary
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -90,11 +99,11 @@ def inner(function: Callable[..., Any]) -> Any:
     return _compiled(function, no_cpython_wrapper=True)
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+def _compiled(function: Callable[..., Any], compiler: type[_Compiler] = _Compiler, **options: Any) -> Any:
     # No fastmath: NaN, Inf and the order of the sums are part of the contract. Nobody calls kernels from C, and their
     # memory is their caller's, so that nobody needs to count its users.
     options = {"no_cfunc_wrapper": True, **options}
-    dispatcher = njit(nogil=True, error_model="numpy", _nrt=False, pipeline_class=_Compiler, **options)(function)
+    dispatcher = njit(nogil=True, error_model="numpy", _nrt=False, pipeline_class=compiler, **options)(function)
     dispatcher._cache = code_cache(function)  # what `cache=True` sets, which fails where no folder can be written
     dispatcher.compile = compilation()(dispatcher.compile)  # which Numba calls for code that is not in memory
     found = dispatcher.get_call_template
@@ -125,7 +134,7 @@ def apart(function: Callable[..., Any]) -> Any:
     Numba compiles what a kernel calls once more with it, and with the callers of that: the register tiles of `gemm`
     were compiled five times. What is called so is compiled once. It costs some nanoseconds a call.
     """
-    compiled = _compiled(function, no_cpython_wrapper=True)
+    compiled = _compiled(function, _ThoroughCompiler, no_cpython_wrapper=True)
 
     def typed(_context: Any, *arguments: Any) -> Any:
         given = tuple(map(types.unliteral, arguments))
@@ -142,6 +151,42 @@ def apart(function: Callable[..., Any]) -> Any:
     call = intrinsic(typed)
     call.kernel = compiled
     return call
+
+
+def elsewhere(result: Any, given: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable[..., Any]], Any]:
+    """The function as a kernel of several kinds, each compiled by itself when it is asked for.
+
+    Its first argument is the kind, whose value it has as a literal type. Others call it as `function(code, arguments)`
+    with what `code_of` gives for a kind, so that none of them is compiled anew for another one. `given` are the types
+    of these arguments for the type of the first one.
+    """
+
+    def decorated(function: Callable[..., Any]) -> Any:
+        def typed(_context: Any, _code: Any, arguments: Any) -> Any:
+            own = given(arguments[0])
+
+            def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+                kinds = (types.int64, *own)
+                # the code stands in the place of the kind, whose value nobody reads
+                values = [args[0], *cgutils.unpack_tuple(b, args[1])]
+                kind = context.call_conv.get_function_type(result, kinds)
+                callee = b.inttoptr(args[0], kind.as_pointer())
+                return context.call_conv.call_function(b, callee, result, kinds, values)[1]
+
+            return result(types.int64, types.Tuple(own)), lower
+
+        call = intrinsic(typed)
+        call.kernel, call.given = _compiled(function, no_cpython_wrapper=True), given
+        return call
+
+    return decorated
+
+
+def code_of(function: Any, kind: int, first: Any) -> int:
+    """Where the code of such a kernel lies for a kind, and a first argument of this type."""
+    overload = compiled_for(function.kernel, (types.literal(kind), *function.given(first)))
+    found: int = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+    return found
 
 
 def words(count: int) -> Any:

@@ -9,9 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from .epilogue import RECORD, RECORD_BYTES, Finish
 from .vectors import I32, I64, OUTPUT_VECTORS, VECTOR_BYTES, Generate, Vectors, loop
@@ -21,26 +18,11 @@ __all__ = [
     "channel_sums",
     "finished_products",
     "pixel_products",
-    "products_at",
     "row_products",
     "shifted_products",
     "stencil_sums",
     "tap_sums",
 ]
-
-
-def _products_at(_context: Any, address: Any, like: Any, integers: Any) -> Any:
-    def lower(context: Any, b: Any, _signature: Any, args: Any) -> Any:
-        values = [context.get_constant(like.dtype, 0), *cgutils.unpack_tuple(b, args[2])]
-        kind = ir.FunctionType(I64, [value.type for value in values])
-        return b.call(b.inttoptr(args[0], kind.as_pointer()), values)
-
-    return types.int64(address, like, types.UniTuple(types.int64, len(integers))), lower
-
-
-# For compiled code, (address, like, integers): calls the products at an address, which are compiled apart and called by
-# it, with a number of the dtype of the array `like`, and the integers.
-products_at = intrinsic(_products_at)
 
 
 def shifted_products(rows: int, vectors: int) -> Generate:

@@ -270,14 +270,32 @@ def intrinsic_of(generate: Generate) -> Any:
 def one_of(variants: Mapping[int, Generate]) -> Any:
     """A Numba intrinsic `(like, which, integers)` that is the variant of this number, one of those given.
 
-    Each variant is straight-line code for sizes of its own, such as those of a register tile. `like` is a number of the
-    dtype that is computed in, or an array of them.
+    Each variant is straight-line code for sizes of its own, such as those of a register tile.
+    """
+    return intrinsic(_switch(variants))
+
+
+def one_of_kind(kinds: Mapping[int, Mapping[int, Generate]]) -> Any:
+    """The same of several kinds, `(kind, like, which, integers)`: code is made for the one that `kind` is the type of.
+
+    That is a literal, an argument of a kernel which is compiled for each kind by itself; see `elsewhere`.
     """
 
+    def typed(context: Any, kind: Any, like: Any, which: Any, integers: Any) -> Any:
+        signature, choose = _switch(kinds[kind.literal_value])(context, like, which, integers)
+
+        def lower(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return choose(context, builder, signature, args[1:])
+
+        return signature.return_type(kind, *signature.args), lower
+
+    return intrinsic(prefer_literal=True)(typed)
+
+
+def _switch(variants: Mapping[int, Generate]) -> Callable[..., Any]:
     def typed(_context: Any, like: Any, _which: Any, integers: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind = signature.args[0]
-            v = Vectors(builder, str(getattr(kind, "dtype", kind)))
+            v = Vectors(builder, str(signature.args[0].dtype))
             arguments = cgutils.unpack_tuple(builder, args[2])
             blocks = [builder.append_basic_block(f"variant{number}") for number in variants]
             after = builder.append_basic_block("chosen")
@@ -292,4 +310,4 @@ def one_of(variants: Mapping[int, Generate]) -> Any:
 
         return types.void(like, types.intp, types.UniTuple(types.intp, len(integers))), lower
 
-    return intrinsic(typed)
+    return typed

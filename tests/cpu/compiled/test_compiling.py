@@ -223,8 +223,8 @@ def test_where_no_thread_can_be_started(slow, capsys, monkeypatch, compiling):
 def test_real_kernels(run_python, tmp_path):
     """Of `gemm`, without a second's patience: told where they are compiled, and not where they are loaded.
 
-    They are compiled once each, also where others call them with literals; and addresses are integers: the sum of a
-    signed and an unsigned one would be a float64.
+    They are compiled once each, also where others call them with literals, and register tiles when they are needed; and
+    addresses are integers: the sum of a signed and an unsigned one would be a float64.
     """
     code = """
     import contextlib, io
@@ -244,6 +244,9 @@ def test_real_kernels(run_python, tmp_path):
         signatures = list(function.overloads)
         assert len(signatures) == 1 or function in inlined and not signatures, signatures  # compiled, or loaded
         assert not any(str(kind) == "float64" for signature in signatures for kind in signature), signatures
+    with contextlib.redirect_stderr(io.StringIO()):
+        portconv.conv2d(x, np.ones((20, 1, 3, 3), np.float32), engine="gemm")  # by register tiles of more rows
+    assert len(kernels.tile.kernel.overloads) == 2 and len(kernels._products.kernel.overloads) == 1
     """
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PORTCONV_QUIET": "", "PORTCONV_JIT": "1"}
     (line,) = run_python(code, **environment).splitlines()

@@ -13,14 +13,14 @@ from numba import types
 
 from ..epilogue import record
 from ..jobs import job_of, take
-from ..kernel import address, address_of, apart, called_by_address, inner, kernel, table, words
+from ..kernel import address, apart, code_of, elsewhere, inner, kernel, table, words
 from ..memory import call_numbers, copy, fill_plane, native_kind, pairs_due, put, put_more, put_native, transpose
 from ..moves import fence
-from ..products import broadcast_products, finished_products, products_at, shifted_products
-from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of
+from ..products import broadcast_products, finished_products, shifted_products
+from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of, one_of_kind
 from .geometry import Geometry
 
-__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "products_of", "tile", "tile_shape", "tile_width"]
+__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "code_of_tiles", "tile", "tile_shape", "tile_width"]
 
 FEW = ROWS // 2
 _geometry, _region = words(len(Geometry._fields)), words(8)
@@ -29,46 +29,16 @@ LEVELS = 24  # of the pairwise sum: enough for 2^24 chunks
 _fence = fence()
 # Columns of a tile that has outputs in its lanes.
 WIDTHS = (6, 5, 4, 2, 1) if PIXELS == 6 else (14, 12, 10, 8, 7, 6, 4, 2, 1)
-# Register tiles by their width: of all rows, of few, of one; of outputs in the lanes; and those that write results.
-_of_rows = one_of({n: shifted_products(ROWS, n) for n in (1, 2, 3)})
-_of_few = one_of({n: shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6)})
-_of_one = one_of({n: shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8)})
-_of_outputs = one_of({n: broadcast_products(n) for n in WIDTHS})
+# Kinds of register tiles: of all rows, of few, of one; and of outputs in the lanes. All of them take longer to compile
+# than the rest of `gemm`, so each is compiled when a plan needs it.
+MANY_ROWS, FEW_ROWS, ONE_ROW, OUTPUTS = range(4)
+_sums = one_of_kind({
+    MANY_ROWS: {n: shifted_products(ROWS, n) for n in (1, 2, 3)},
+    FEW_ROWS: {n: shifted_products(FEW, n) for n in (1, 2, 3, 4, 5, 6)},
+    ONE_ROW: {n: shifted_products(1, n) for n in (1, 2, 3, 4, 6, 8)},
+    OUTPUTS: {n: broadcast_products(n) for n in WIDTHS},
+})  # fmt: skip
 _finished = one_of({n: finished_products(ROWS, n) for n in (1, 2, 3)})
-
-
-# Each kind of tile is compiled when a plan needs it: all of them take longer than the rest of `gemm`.
-
-
-@called_by_address
-def _rows_products(like, width, base, table, weight, terms, out, count):
-    _of_rows(like, width, (base, table, weight, terms, out, count))
-    return width
-
-
-@called_by_address
-def _few_products(like, width, base, table, weight, terms, out, count):
-    _of_few(like, width, (base, table, weight, terms, out, count))
-    return width
-
-
-@called_by_address
-def _one_products(like, width, base, table, weight, terms, out, count):
-    _of_one(like, width, (base, table, weight, terms, out, count))
-    return width
-
-
-@called_by_address
-def _outputs_products(like, width, base, table, weight, terms, out, count):
-    _of_outputs(like, width, (base, table, weight, terms, out, count))
-    return width
-
-
-@lru_cache
-def products_of(rows: int, wide: bool, dtype: str) -> int:
-    """Where the products of such tiles lie, for `tile`: in lanes of columns, or of outputs if `wide`."""
-    function = _outputs_products if wide else {ROWS: _rows_products, FEW: _few_products, 1: _one_products}[rows]
-    return address_of(function, (getattr(types, dtype), *(types.int64,) * 7))
 
 
 def tile_shape(outputs: int) -> tuple[int, int]:
@@ -78,12 +48,17 @@ def tile_shape(outputs: int) -> tuple[int, int]:
     return (FEW, 2 * MAX_VECTORS) if outputs <= FEW else (ROWS, MAX_VECTORS)
 
 
-@apart
-def tile(products, sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
+def _tile_arguments(sums):
+    """The types of `tile`'s, for that of the array `sums`."""
+    return sums, *[types.int64] * 3, types.UniTuple(types.int64, 4), *[types.int64] * 3, types.int64, types.boolean
+
+
+@elsewhere(types.UniTuple(types.int64, 2), _tile_arguments)
+def tile(kind, sums, base, table, weight, terms, chunk, rows, width, wide, but_last):
     """The products of one tile, at the start of `sums`: (rows, width vectors) or, if `wide`, (width, rows).
 
-    `products` computes them, see `products_of`. `terms` are as many runs of so many terms, the first term, and how far
-    it is from run to run. If `but_last`, the last part of the terms is left to the caller.
+    `kind` is one of register tiles. `terms` are as many runs of so many terms, the first term, and how far it is from
+    run to run. If `but_last`, the last part of the terms is left to the caller.
 
     Returns
     -------
@@ -103,10 +78,17 @@ def tile(products, sums, base, table, weight, terms, chunk, rows, width, wide, b
             count += 1
             pairs = pairs_due(top, count, last)
             top -= pairs
-            products_at(products, sums, (width, base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
-                                         address(sums) + top * tile_bytes, pairs))  # fmt: skip
+            _sums(kind, sums, width, (base, table + k * 8, weight + k * rows * size, min(chunk, run - done),
+                                      address(sums) + top * tile_bytes, pairs))  # fmt: skip
             top += 1
     return k, top
+
+
+@lru_cache
+def code_of_tiles(rows: int, wide: bool, dtype: str) -> int:
+    """Where `tile` lies for tiles of so many rows, with columns in their lanes or, if `wide`, outputs."""
+    kind = OUTPUTS if wide else {ROWS: MANY_ROWS, FEW: FEW_ROWS, 1: ONE_ROW}[rows]
+    return code_of(tile, kind, types.Array(getattr(types, dtype), 1, "C"))
 
 
 @inner
@@ -168,7 +150,7 @@ def tile_width(left, widest, rows):
 
 
 @apart
-def _products(products, base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs,
+def _products(code, base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs,
               rows, wide, widest, lines, columns, block, line, cols, epilogue, output, unfinished, kind, start,
               y_strides, add, streamed, sums, tail):  # fmt: skip
     """Outputs m0 to m1 of one group on a window, which starts at the address `base`.
@@ -214,22 +196,22 @@ def _products(products, base, end, beyond, table, tail_table, weight, weight_pit
                                 target += first // line * (y_strides[2] - line * size)
                             k, depth = terms[2], 0
                             if terms[1] > chunk:
-                                k, depth = tile(products, sums, place, address(table), factors, terms,
-                                                chunk, rows, width, wide, True)  # fmt: skip
+                                k, depth = tile(code, (sums, place, address(table), factors, terms, chunk, rows, width,
+                                                       wide, True))  # fmt: skip
                             arguments = (place, address(table) + k * 8, factors + k * rows * size,
                                          terms[2] + terms[1] - k, target, y_strides[1], record(epilogue, channel),
                                          address(sums), depth, streamed)  # fmt: skip
                             _finished(sums, width, arguments)
                             continue
                         if fits:
-                            tile(products, sums, place, address(table), factors, terms, chunk, rows, width, wide,
-                                 False)  # fmt: skip
+                            tile(code, (sums, place, address(table), factors, terms, chunk, rows, width, wide,
+                                        False))  # fmt: skip
                         else:
                             for k in range(terms[1]):
                                 copy(sums, (address(tail) + k * pitch * size, place + table[k], last - first))
                             tail_base, tail_offsets = address(tail), address(tail_table)
-                            tile(products, sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide,
-                                 False)  # fmt: skip
+                            tile(code, (sums, tail_base, tail_offsets, factors, terms, chunk, rows, width, wide,
+                                        False))  # fmt: skip
                         source, step = 0, width * lanes
                         if wide:
                             step = (width + lanes - 1) // lanes * lanes
@@ -240,7 +222,7 @@ def _products(products, base, end, beyond, table, tail_table, weight, weight_pit
 
 
 @inner
-def _gemm(job, part, products, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
+def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, tail_table, planes, regions,
           source_rows, source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
@@ -307,7 +289,7 @@ def _gemm(job, part, products, x, x_strides, y, y_strides, weight, epilogue, tab
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
             unfinished = groups * outputs if c0 + at_a_time < inputs else -1
             lines = r1 - r0 if row_by_row else 1
-            _products(products, base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1,
+            _products(code, base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1,
                       outputs, tile_rows, wide, widest, lines, columns, block, line, cols, epilogue, g * outputs,
                       unfinished, kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
         if apart:
@@ -324,10 +306,10 @@ _share = job_of(_gemm)
 
 
 @kernel
-def gemm(job, parts, patience, x, y, products, weight, epilogue, tables, numbers, scratch):
+def gemm(job, parts, patience, x, y, code, weight, epilogue, tables, numbers, scratch):
     """The whole convolution, as a job of the team."""
     x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
-                  (products, x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
+                  (code, x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
                    table(tables, 2), table(tables, 3), table(tables, 4), table(tables, 5), _geometry(place),
                    scratch))  # fmt: skip

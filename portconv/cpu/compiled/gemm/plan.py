@@ -250,10 +250,10 @@ class CompiledGemmPlan(PanelsPlan):
         if geometry.streamed and not may_stream(y, y_strides, self.problem):
             geometry = geometry._replace(streamed=0)
         scratch = threads.scratch(self.parts * self.scratch, self.dtype)
-        products = kernels.products_of(geometry.tile_rows, self.wide, self.problem.compute_dtype)
+        code = kernels.code_of_tiles(geometry.tile_rows, self.wide, self.problem.compute_dtype)
         launch(
             kernels.gemm, self.parts,
-            x, y, products, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, geometry), scratch,
+            x, y, code, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, geometry), scratch,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ whose results lie in the same rows are put together before they are stored, so t
 from __future__ import annotations
 
 from ..epilogue import record
-from ..gemm.kernels import LEVELS, products_of, tile, tile_shape, tile_width
+from ..gemm.kernels import LEVELS, code_of_tiles, tile, tile_shape, tile_width
 from ..jobs import job_of, take
 from ..kernel import address, apart, inner, kernel, table, words
 from ..memory import call_numbers, fill_plane, put
@@ -15,7 +15,7 @@ from ..moves import move_elements, spread_vectors
 from ..vectors import VECTOR_BYTES
 from .geometry import Geometry
 
-__all__ = ["LEVELS", "products_of", "tile_shape", "transposed"]
+__all__ = ["LEVELS", "code_of_tiles", "tile_shape", "transposed"]
 
 _geometry, _group, _phase = words(len(Geometry._fields)), words(3), words(4)
 _spread = spread_vectors()
@@ -23,7 +23,7 @@ _move = move_elements()
 
 
 @apart
-def _rows(products, base, table, weight, panel, phases, taps_of, chunk, m0, m1, outputs, tile_rows, widest, columns,
+def _rows(code, base, table, weight, panel, phases, taps_of, chunk, m0, m1, outputs, tile_rows, widest, columns,
           block, line, cols, col_step, out_cols, epilogue, output, kind, start, y_strides, sums,
           together):  # fmt: skip
     """Some rows of results for the outputs m0 to m1 of one group, from the window at the address `base` on.
@@ -54,8 +54,8 @@ def _rows(products, base, table, weight, panel, phases, taps_of, chunk, m0, m1, 
                 for n in range(phases):
                     first_term, terms, first_weight, col = _phase(taps_of + n * 32)
                     factors = weight + (first_weight + (panel + m // tile_rows) * terms * tile_rows) * size
-                    tile(products, sums, base + first * size, address(table) + first_term * 8, factors,
-                         (1, terms, 0, 0), chunk, tile_rows, width, False, False)  # fmt: skip
+                    tile(code, (sums, base + first * size, address(table) + first_term * 8, factors,
+                                (1, terms, 0, 0), chunk, tile_rows, width, 0, False))  # fmt: skip
                     target, vectors = address(together) + col * size, tile_rows * width
                     if col_step <= 4:
                         _spread(sums, col_step, (target, address(sums), vectors))
@@ -77,7 +77,7 @@ def _rows(products, base, table, weight, panel, phases, taps_of, chunk, m0, m1, 
 
 
 @inner
-def _transposed(job, part, products, x, x_strides, y, y_strides, weight, epilogue, table, strips, source_rows,
+def _transposed(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, strips, source_rows,
                 source_cols, groups_of_rows, phases, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, strip, part of the outputs); each fills its window and multiplies it, phase by phase."""
     (batch, groups, inputs, outputs, tile_rows, widest, output_parts, halo_rows, line, plane, left, width, cols,
@@ -109,7 +109,7 @@ def _transposed(job, part, products, x, x_strides, y, y_strides, weight, epilogu
             row_count, first_phase, count_phases = _group(address(groups_of_rows) + n * 24)
             rows = min(r1, row_count) - r0
             if rows > 0:
-                _rows(products, address(window), table, address(weight), g * tiles, count_phases,
+                _rows(code, address(window), table, address(weight), g * tiles, count_phases,
                       address(phases) + first_phase * 32, chunk, m0, m1, outputs, tile_rows, widest,
                       (rows - 1) * line + cols, block, line, cols, col_step, out_cols, epilogue, g * outputs, y_kind,
                       place + n * yh, (yb, yc, row_step * yh, yw), sums, together)  # fmt: skip
@@ -119,10 +119,10 @@ _share = job_of(_transposed)
 
 
 @kernel
-def transposed(job, parts, patience, x, y, products, weight, epilogue, tables, numbers, scratch):
+def transposed(job, parts, patience, x, y, code, weight, epilogue, tables, numbers, scratch):
     """The whole transposed convolution, as a job of the team."""
     x_strides, y_strides, place = call_numbers(numbers)
     return _share(job, parts, patience,
-                  (products, x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
+                  (code, x, x_strides, y, y_strides, weight, epilogue, table(tables, 0), table(tables, 1),
                    table(tables, 2), table(tables, 3), table(tables, 4), table(tables, 5), _geometry(place),
                    scratch))  # fmt: skip

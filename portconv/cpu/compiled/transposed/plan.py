@@ -166,10 +166,10 @@ class CompiledTransposedPlan(CompiledPlan):
     ) -> None:
         """Hand the memory and the geometry to the kernels, on all threads of the plan."""
         scratch = threads.scratch(self.parts * self.scratch, self.dtype)
-        products = kernels.products_of(self.geometry.tile_rows, False, self.problem.compute_dtype)
+        code = kernels.code_of_tiles(self.geometry.tile_rows, False, self.problem.compute_dtype)
         launch(
             kernels.transposed, self.parts,
-            x, y, products, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, self.geometry), scratch,
+            x, y, code, data, epilogue, *self.tables, self.numbers(x_strides, y_strides, self.geometry), scratch,
         )  # fmt: skip
 
     def warmup(self) -> tuple[str, ...]:
