@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from .core.array_types import library_of
 from .core.backend import Plan
 from .core.integers import integer
-from .dispatch.arguments import Conv2dSpec
-from .dispatch.transposed import normalised_transposed
+from .dispatch.arguments import Conv2dSpec, check_channels
+from .dispatch.transposed import check_transposed_channels, normalised_transposed
 from .layer import LayerArguments
 from .module import Module
 from .one_dimensional import LAYOUTS, image_layout, narrowed, padding_of, pulled_back, widened
@@ -71,6 +71,7 @@ class _OneDimensional(Module):
     def __call__(self, x: Any, *, residual: Any = None, out_dtype: Any = None, out: Any = None) -> Any:
         """Convolve ``(N, in_channels, W)``, or NWC if that is the layout; see `portconv.conv1d`."""
         image, _, _, added, target = widened(x, None, None, residual, out, self.layout)
+        self._check_channels(x.shape)
         y = super().__call__(image, residual=added, out_dtype=out_dtype, out=target)
         return narrowed(y, self.layout) if out is None else out
 
@@ -81,6 +82,7 @@ class _OneDimensional(Module):
     ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
         """The result and a function that gives the gradients; see `portconv.conv1d_vjp`."""
         image, _, _, added, _ = widened(x, None, None, residual, None, self.layout)
+        self._check_channels(x.shape)
         y, pull = super().vjp(image, residual=added, wrt=wrt)
         y = narrowed(y, self.layout)
         return y, partial(pulled_back, pull, self.layout, tuple(y.shape))
@@ -89,12 +91,18 @@ class _OneDimensional(Module):
         """How an image, or one of this shape, would be computed: the plan of an image one pixel high."""
         if library_of(x_or_shape) is not None:
             image, _, _, added, _ = widened(x_or_shape, None, None, residual, None, self.layout)
+            self._check_channels(x_or_shape.shape)
             return super().plan(image, out_dtype=out_dtype, residual=added)
         shape = [*x_or_shape]
         if len(shape) != 3:
             raise ValueError(f"`x` must have 3 axes, {self.layout}, but got shape {tuple(shape)}.")
         shape.insert(self._height, 1)
         return super().plan(tuple(shape), out_dtype=out_dtype, residual=residual)
+
+    def _check_channels(self, x_shape: Sequence[int]) -> None:
+        """Whether the channels of a signal fit, in the words of signals: what follows would speak of images."""
+        check = check_transposed_channels if isinstance(self, TransposedModule) else check_channels
+        check(tuple(x_shape), self._weight_shape, None, self.groups, self.layout)
 
     @property
     def _planned_shape(self) -> tuple[int, ...]:

@@ -107,6 +107,10 @@ WRONG = {
     "signals with channels last": (
         lambda: portconv.conv1d(zeros(1, 20, 4), zeros(8, 4, 3)), "did you mean layout='NWC'?",
     ),
+    "a layer of signals": (lambda: portconv.Conv1d(4, 8, 3)(zeros(1, 20, 4)), "did you mean layout='NWC'?"),
+    "a transposed layer of signals": (
+        lambda: portconv.ConvTranspose1d(4, 8, 3).vjp(zeros(1, 20, 4)), "did you mean layout='NWC'?",
+    ),
     "the bias of a signal": (lambda: portconv.conv1d(SOUND, zeros(8, 4, 3), zeros(4)), "(1, 8, 1) or (8,)"),
     "a signal's, transposed": (
         lambda: portconv.conv_transpose1d(SOUND, zeros(8, 4, 3)), "permute_dims(weight, (1, 0, 2)), or `conv1d`?",
