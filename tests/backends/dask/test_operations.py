@@ -46,11 +46,10 @@ def test_what_is_added_outside_of_plans_comes_without_a_warning(name, weight_sha
     """Planes of volumes, and gradients of the chunks of a batch; 16 bits have no room for the sums of these numbers."""
     rng = np.random.default_rng(0)
     sizes = (36, 3, 3) if name == "conv3d" else (3,) * (len(weight_shape) - 2)
-    x = rng.choice([np.inf, -np.inf, 6e4], (4, 1, *sizes)).astype(dtype)
+    x = rng.choice([np.inf, -np.inf, 6e4], (2, 1, *sizes)).astype(dtype)
     weight, bias = np.ones(weight_shape, dtype), np.array([-np.inf], dtype)
     arrays = da.from_array(x, chunks=(1, 1, *sizes)), da.from_array(weight), da.from_array(bias)
     y, vjp = getattr(portconv, f"{name}_vjp")(*arrays)
     found = [getattr(portconv, name)(*arrays), y, *vjp(da.from_array(rng.choice(x.ravel(), y.shape)))]
-    for array, like in zip(found, (y, y, *arrays), strict=True):
-        value = array.compute()
+    for value, like in zip(da.compute(*found), (y, y, *arrays), strict=True):
         assert value.shape == like.shape and value.dtype == dtype and not np.isfinite(value).all()
