@@ -53,6 +53,15 @@ def test_dask_arrays_of_unknown_size():
         portconv.conv2d(x, da.from_array(WEIGHT))
 
 
+def test_no_image_in_transposed_convolutions():
+    """Dask cannot choose the chunks of most results that have no elements, as these."""
+    x, weight = da.zeros((0, 5, 1, 1), dtype="f4", chunks=(1, 5, 1, 1)), da.ones((5, 16, 1, 1), dtype="f4")
+    y = portconv.conv_transpose2d(x, weight, stride=2, groups=5)
+    assert y.shape == (0, 80, 1, 1) and y.compute().shape == y.shape
+    signals = da.zeros((0, 1, 74), dtype="f4", chunks=(1, 1, 74))
+    assert portconv.conv_transpose1d(signals, da.ones((1, 1, 4), dtype="f4")).compute().shape == (0, 1, 77)
+
+
 def test_an_empty_array_of_dask():
     for shape in ((0, 16, 205, 5), (0, 3, 4, 5), (2, 0, 7, 7)):
         array = portconv.get_backend("dask").from_numpy(np.zeros(shape, "f4"), dtype="float16")
