@@ -92,8 +92,8 @@ def accumulate(
     return current
 
 
-def summed(terms: Iterable[Any], add: Callable[[Any, Any], Any]) -> Any:
-    """`accumulate` by the library's own sum of two arrays, which changes neither."""
+def summed(terms: Iterable[Any], add: Callable[[Any, Any], Any] = operator.add) -> Any:
+    """`accumulate` by a sum that changes neither array: some cannot change, nor may those that are differentiated."""
     return accumulate(terms, lambda total, term: term if total is None else add(total, term), join=add)
 
 

@@ -13,7 +13,7 @@ from ..core.backend import EnginePlan, Plan
 from ..core.layout import NCHW_FROM_NHWC, NHWC_FROM_NCHW
 from ..core.problem import Problem, TransposedProblem
 from ..core.shapes import axis_source, ranges
-from .accuracy import TERMS, accumulate, in_pairs
+from .accuracy import TERMS, in_pairs, summed
 from .phases import assembled, common_engine, packed, part
 from .steps import Steps
 from .transposed import Phase, gradient_size, image_gradient_phases, image_gradient_problem
@@ -163,16 +163,11 @@ def weight_gradient(p: Problem, x: Any, dy: Any, steps: Steps) -> Any:
         products: Iterator[Any] = (
             in_pairs(xp.matmul(factors[part, ...], windows[part, ...])) for part in ranges(parts, some)
         )
-        return accumulate(products, _sum)
+        return summed(products)
 
     with steps.quiet():
         taps = xp.stack([of_tap(r, c) for r in range(kh) for c in range(kw)], axis=3)
     return steps.cast(xp.reshape(steps.contiguous(taps), p.weight_shape), p.dtype)
-
-
-def _sum(total: Any, term: Any) -> Any:
-    """Not in place, which some libraries do not know."""
-    return term if total is None else total + term
 
 
 def bias_gradient(p: Problem, dy: Any, steps: Steps) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.dtypes import FLOATING, compute_dtype, integer_range
 from ..core.windows import Pooling, Samples, Taps, WindowOperation, axes_of
-from .accuracy import accumulate, in_pairs
+from .accuracy import in_pairs, summed
 from .steps import Steps
 
 __all__ = ["applied"]
@@ -71,16 +71,12 @@ def _average(steps: Steps, x: Any, p: Pooling) -> Any:
             x = steps.xp.expand_dims(in_pairs(steps.xp.moveaxis(x, axis, 0)), axis=axis)
         return x / (p.rows.size * p.cols.size)
     for axis, taps in reversed(list(zip(axes, (p.rows, p.cols), strict=True))):
-        x = accumulate(_windows(steps, x, axis, taps, 0), _sum)
+        x = summed(_windows(steps, x, axis, taps, 0))
     counts = [taps.counts(p.count_padding) for taps in (p.rows, p.cols)]
     if all(len(set(each)) == 1 for each in counts):
         return x / (counts[0][0] * counts[1][0])
     rows, cols = (_table(steps, each, axis, x.dtype) for axis, each in zip(axes, counts, strict=True))
     return x / (rows * cols)
-
-
-def _sum(total: Any, term: Any) -> Any:
-    return term if total is None else total + term
 
 
 def _table(steps: Steps, numbers: Any, axis: int, dtype: Any) -> Any:

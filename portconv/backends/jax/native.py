@@ -14,7 +14,7 @@ from ...core.integers import Pair
 from ...core.layout import FROM_CBHW, reorder
 from ...core.problem import Problem
 from ...core.shapes import dilated
-from ...engines.accuracy import TERMS, accumulate, cut_sums
+from ...engines.accuracy import TERMS, cut_sums, summed
 from ...engines.steps import Steps
 from .operations import full_precision, where_it_belongs
 
@@ -123,7 +123,7 @@ class NativePlan(Plan):
             x, padding = self._padded(x), ((0, 0), (0, 0))
         else:
             x, padding = self._read_part(x)
-        y = accumulate(self._parts(x, weight, padding), _sum) if in_parts else self._product(x, weight, padding)
+        y = summed(self._parts(x, weight, padding)) if in_parts else self._product(x, weight, padding)
         if bias is not None:
             y = y + steps.cast(bias, dtype).reshape((-1, 1, 1) if p.layout == "NCHW" else (-1,))
         return steps.rounded(y, p.result_dtype)
@@ -190,8 +190,3 @@ class NativePlan(Plan):
             for (i, j), (rows, cols) in parts:
                 window = channels if len(parts) == 1 else channels[reorder((every, every, rows, cols), order)]
                 yield self._product(window, weight[:, some, i, j], padding)
-
-
-def _sum(total: Any, term: Any) -> Any:
-    """Not in place: JAX's arrays cannot change."""
-    return term if total is None else total + term

@@ -13,7 +13,7 @@ import torch
 from ...core.backend import Candidate, PackedWeight, Plan
 from ...core.problem import Problem
 from ...cpu import threads
-from ...engines.accuracy import TERMS, accumulate, cut_sums
+from ...engines.accuracy import TERMS, cut_sums, summed
 from ...engines.steps import Steps
 from .operations import transformed
 
@@ -158,7 +158,7 @@ class NativePlan(Plan):
         if any(padding) and (shows or in_parts(p)):
             padded, padding = torch.nn.functional.pad(padded, (*2 * padding[1:], *2 * padding[:1])), (0, 0)
         if in_parts(p):
-            y = accumulate(self._parts(padded, packed), _sum)
+            y = summed(self._parts(padded, packed))
             y = y if bias is None else y + bias.reshape(-1, 1, 1)
         else:
             y = self._convolved(padded, packed, bias, padding)
@@ -202,11 +202,6 @@ def _may_be_misread(p: Problem, kernel_rows: int) -> bool:
     image, oneDNN was seen to write beyond its memory if the stride says that channels are last (2.13).
     """
     return p.device == "cpu" and kernel_rows == 1 and p.stride[0] > 1
-
-
-def _sum(total: Any, term: Any) -> Any:
-    """Not in place: transforms of functions do not allow it."""
-    return term if total is None else total + term
 
 
 def _full_precision(x: Any) -> AbstractContextManager[object]:
