@@ -31,6 +31,7 @@ class _OneDimensional(Module):
     """A module whose plans are those of images one pixel high: arrays are shown to them as such."""
 
     _shown: tuple[tuple[str, Any], ...] = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+    _fitting = staticmethod(check_channels)
 
     @property
     def kernel_size(self) -> int:
@@ -101,8 +102,7 @@ class _OneDimensional(Module):
 
     def _check_channels(self, x_shape: Sequence[int]) -> None:
         """Whether the channels of a signal fit, in the words of signals: what follows would speak of images."""
-        check = check_transposed_channels if isinstance(self, TransposedModule) else check_channels
-        check(tuple(x_shape), self._weight_shape, None, self.groups, self.layout)
+        self._fitting(tuple(x_shape), self._weight_shape, None, self.groups, self.layout)
 
     @property
     def _planned_shape(self) -> tuple[int, ...]:
@@ -258,6 +258,7 @@ class ConvTranspose1d(_OneDimensional, TransposedModule):
 
     _kind = "ConvTranspose1d"
     _shown = (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1), ("groups", 1))
+    _fitting = staticmethod(check_transposed_channels)
 
     def __init__(
         self,

@@ -185,7 +185,11 @@ def sizes(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str, 
             other = f"`conv_transpose{len(axes)}d`, whose weight is IO{axes}"
             return f" Did you mean groups={channels // group_inputs}, or {other}?"
         return f" Did you mean groups={channels // group_inputs}?"
-    return _laid_out(weight_shape, channels // groups, groups, axes)
+    if hint := _laid_out(weight_shape, f"OI{axes}", channels // groups, groups, "Keras's and Flax's"):
+        return hint
+    if groups > 1 and channels == groups == weight_shape[2] and axes == "HW":
+        return " The weight may be Keras's of a DepthwiseConv2D: see `portconv.weights`, weight_layout='HWCM'."
+    return ""
 
 
 def _other_layout(x_shape: tuple[int, ...], layout: str, wanted: int) -> str:
@@ -197,17 +201,19 @@ def _other_layout(x_shape: tuple[int, ...], layout: str, wanted: int) -> str:
     return f" The {'last' if first else 'second'} axis of `x` has {wanted}: did you mean layout={other!r}?"
 
 
-def _laid_out(shape: tuple[int, ...], inputs: int, groups: int, axes: str) -> str:
-    """A weight, without an axis of groups, whose channels would fit in the layout of another library."""
-    n = len(axes)
-    keras, mlx = (n + 1, n, *range(n)), (0, n + 1, *range(1, n + 1))
-    for layout, where, order in ((f"{axes}IO", "Keras's and Flax's", keras), (f"O{axes}I", "MLX's", mlx)):
-        o, i, *kernel = (shape[axis] for axis in order)
+def _laid_out(shape: tuple[int, ...], own: str, inputs: int, groups: int, keras: str) -> str:
+    """A weight, without an axis of groups, whose channels would fit in the layout of another library.
+
+    `own` is the layout it should be in, `keras` whose it is to have the pixels first.
+    """
+    axes = own[2:]
+    for layout, where in ((f"{axes}{own[1]}{own[0]}", keras), (f"O{axes}I", "MLX's")):
+        sizes = dict(zip(layout, shape, strict=True))
         # as kernels are; else little speaks for this layout
-        if i == inputs and o % groups == 0 and len(set(kernel)) == 1:
-            return f" The weight may be in {where} layout {layout}: permute_dims(weight, {order}) is in OI{axes}."
-    if groups > 1 and inputs == 1 and axes == "HW" and shape[2] == groups:
-        return " The weight may be Keras's of a DepthwiseConv2D: see `portconv.weights`, weight_layout='HWCM'."
+        square = len({sizes[axis] for axis in axes}) == 1
+        if sizes["I"] == inputs and sizes["O"] % groups == 0 and square:
+            order = tuple(layout.index(axis) for axis in own)
+            return f" The weight may be in {where} layout {layout}: permute_dims(weight, {order}) is in {own}."
     return ""
 
 
@@ -221,13 +227,7 @@ def transposed(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: 
     if groups == 1 and weight_shape[1] == channels:
         turned = f"permute_dims(weight, {(1, 0, *range(2, len(layout)))})"
         return f" The inputs are its first axis, IO{axes}: did you mean {turned}, or `conv{len(axes)}d`?"
-    n = len(axes)
-    keras, mlx = (n + 1, n, *range(n)), (n + 1, 0, *range(1, n + 1))
-    for name, where, order in ((f"{axes}OI", "Keras's", keras), (f"O{axes}I", "MLX's", mlx)):
-        i, _, *kernel = (weight_shape[axis] for axis in order)
-        if i == channels and len(set(kernel)) == 1:
-            return f" The weight may be in {where} layout {name}: permute_dims(weight, {order}) is in IO{axes}."
-    return ""
+    return _laid_out(weight_shape, f"IO{axes}", channels, groups, "Keras's")
 
 
 def weight(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:

@@ -271,10 +271,10 @@ class Recurrence:
         if steps is None:
             return None
         assert self._weights is not None
-        weights, bias = steps.padded(self._weights, 1), None
+        weights, bias = steps.padded(self._weights), None
         if self._biases is not None:
             entering, recurring = np.split(self._biases, 2, axis=1)
-            bias = steps.padded(entering + recurring, 1).reshape(-1)
+            bias = steps.padded(entering + recurring).reshape(-1)
         return Product(Node("Gemm", (), ()), weights.reshape(-1, weights.shape[2]).T, bias), steps
 
     def steps(self, x: Any, h: Any, c: Any, backward: bool) -> tuple[Any, Any, Any] | None:

@@ -38,11 +38,6 @@ class _DaskSteps(Steps):
     def dtype(self, name: str) -> Any:
         return np.dtype(name)  # bfloat16, too, where the package that has it was imported
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An array of zeros; Dask cannot choose the chunks of one that has no elements."""
-        chunks = {"chunks": -1} if 0 in shape else {}
-        return self.xp.zeros(shape, dtype=dtype, **chunks)
-
 
 _STEPS = _DaskSteps(operations, writable=False)
 

@@ -1,6 +1,6 @@
-"""The namespace of Dask, in which sums and casts do not warn.
+"""The namespace of Dask, in which sums and casts do not warn, and arrays may be empty.
 
-They are computed in threads of Dask's own, which know nothing of the settings of whoever has called for them.
+Sums and casts are computed in threads of Dask's own, which know nothing of the settings of whoever has called for them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 import array_api_compat.dask.array
+import dask.array
 import numpy as np
 from dask.array.core import elemwise
 
-__all__ = ["add", "astype"]
+__all__ = ["add", "astype", "zeros"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,12 @@ def add(x1: Any, x2: Any, /) -> Any:
 def astype(x: Any, dtype: Any, /) -> Any:
     """The array in another dtype, which need not have room for it."""
     return x if x.dtype == dtype else x.map_blocks(partial(_cast, dtype=dtype), dtype=dtype)
+
+
+def zeros(shape: tuple[int, ...], *, dtype: Any) -> Any:
+    """An array of zeros; Dask cannot choose the chunks of one that has no elements."""
+    chunks = {"chunks": -1} if 0 in shape else {}
+    return dask.array.zeros(shape, dtype=dtype, **chunks)
 
 
 def _sum(a: Any, b: Any) -> Any:

@@ -20,7 +20,7 @@ from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of, one_of_kind
 from .geometry import Geometry
 
-__all__ = ["FEW", "LEVELS", "WIDTHS", "gemm", "code_of_tiles", "tile", "tile_shape", "tile_width"]
+__all__ = ["FEW", "LEVELS", "WIDTHS", "code_of_tiles", "gemm", "tile", "tile_shape", "tile_width"]
 
 FEW = ROWS // 2
 _geometry, _region = words(len(Geometry._fields)), words(8)
@@ -50,7 +50,7 @@ def tile_shape(outputs: int) -> tuple[int, int]:
 
 def _tile_arguments(sums):
     """The types of `tile`'s, for that of the array `sums`."""
-    return sums, *[types.int64] * 3, types.UniTuple(types.int64, 4), *[types.int64] * 3, types.int64, types.boolean
+    return sums, *[types.int64] * 3, types.UniTuple(types.int64, 4), *[types.int64] * 4, types.boolean
 
 
 @elsewhere(types.UniTuple(types.int64, 2), _tile_arguments)

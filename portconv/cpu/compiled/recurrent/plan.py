@@ -35,16 +35,15 @@ class CompiledLstm:
         ways, _, size = recurrences.shape
         lane = lanes("float32")
         self.ways, self.size, self.units = ways, size, round_up(size, lane)
-        rows = self.padded(recurrences, 1).reshape(ways, GATES, self.units // lane, lane, size)
+        rows = self.padded(recurrences).reshape(ways, GATES, self.units // lane, lane, size)
         self._weights = read_only(np.ascontiguousarray(rows.transpose(0, 2, 4, 1, 3)).reshape(-1))
 
-    def padded(self, gates: Array, axis: int) -> Array:
-        """An array with an axis of ``4H`` with zeros for the units that fill the last block."""
-        shape = gates.shape
-        whole = gates.reshape(*shape[:axis], GATES, self.size, *shape[axis + 1 :])
-        more = [(0, 0)] * whole.ndim
-        more[axis + 1] = 0, self.units - self.size
-        return np.pad(whole, more).reshape(*shape[:axis], GATES * self.units, *shape[axis + 1 :])
+    def padded(self, gates: Array) -> Array:
+        """An array ``(D, 4H, ...)`` with zeros for the units that fill the last block."""
+        ways, _, *rest = gates.shape
+        whole = gates.reshape(ways, GATES, self.size, *rest)
+        more = [(0, 0), (0, 0), (0, self.units - self.size), *[(0, 0)] * len(rest)]
+        return np.pad(whole, more).reshape(ways, GATES * self.units, *rest)
 
     def __call__(self, entering: Array, h: Any, c: Any, backward: bool) -> tuple[Array, Array, Array]:
         """All outputs ``(T, D, N, H)``, and the last output and cell ``(D, N, H)``.
