@@ -401,7 +401,7 @@ def packs(monkeypatch):
 
 @pytest.fixture(scope="session")
 def unchangeable():
-    """Makes a NumPy array like another one that nobody can change: the only kind whose pack is kept."""
+    """Makes a NumPy array like another one that nobody can change: the only kind whose pack is kept without a copy."""
     return lambda values: np.frombuffer(values.tobytes(), values.dtype).reshape(values.shape)
 
 

@@ -84,6 +84,10 @@ class NumpyBackend:
             base = base.base
         return 0 if isinstance(base, bytes) else None
 
+    def shown(self, weight: np.ndarray[Any, Any], /) -> np.ndarray[Any, Any]:
+        """See `portconv.extending.Showing`."""
+        return weight
+
     def check_out(self, out: np.ndarray[Any, Any], problem: Problem, arguments: Mapping[str, Any], /) -> None:
         """Whether an array can become a problem's result; `arguments` are the others of the call, or None."""
         check_result(self.describe(out), problem)

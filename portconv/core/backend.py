@@ -337,6 +337,22 @@ class Windowing(Protocol):
         """The result of a `Pooling` or a `Resizing` (`portconv.core.windows`) of an image, in its dtype."""
 
 
+class Showing(Protocol):
+    """What a back end may have besides the members of `Backend`: the memory of arrays that may change unseen.
+
+    `conv2d` packs such a weight once, too, and compares it in each call with a copy of what it was.
+
+    Examples
+    --------
+    >>> import numpy as np, portconv
+    >>> portconv.get_backend("numpy").shown(np.zeros((1, 1, 3, 3))).shape
+    (1, 1, 3, 3)
+    """
+
+    def shown(self, weight: Any, /) -> Any:
+        """The array's memory as an array of NumPy's, without a copy; None where it cannot be seen so."""
+
+
 def check_result(info: ArrayInfo, p: Problem) -> None:
     """Whether an array of the caller's can become the result of a problem: its shape, dtype and device."""
     if info.shape != p.out_shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,8 +40,13 @@ def prepared(
 
 def packed(library: Backend, plan: Plan, weight: Any) -> PackedWeight:
     """The weight packed for a plan: from the cache if it may be."""
-    # A pack made from, or among, traced values belongs to the trace and must not outlive it.
-    token = None if plan.problem.traced else library.cache_token(weight)
+    if plan.problem.traced:  # what is made from, or among, traced values belongs to the trace and must not outlive it
+        return plan.pack(weight)
+    token: Hashable | packing.Values | None = library.cache_token(weight)
+    if token is None:
+        shown: Any = getattr(library, "shown", None)
+        memory = None if shown is None else shown(weight)
+        token = None if memory is None else packing.Values.of(memory)
     return plan.pack(weight) if token is None else packing.packs.get(weight, token, plan)
 
 

@@ -65,6 +65,68 @@ def test_a_readonly_view_of_a_writable_weight_is_not_cached(tier):
         np.testing.assert_allclose(portconv.conv2d(x, view, engine=engine), 18, rtol=1e-5)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("place", [0, 40_000, -1])
+def test_one_element_that_changes_counts(turned, place, tier):
+    """Wherever it lies in memory: values are compared part by part."""
+    x = np.ones((1, 80, 5, 5), np.float32)
+    weight = np.ones((3, 3, 80, 70) if turned else (70, 80, 3, 3), np.float32)
+    seen = weight.transpose(3, 2, 0, 1) if turned else weight
+    for value in (2, np.nan, -0.0, 0.0):
+        weight.reshape(-1)[place] = value
+        found, expected = (portconv.conv2d(x, w) for w in (seen, seen.copy()))
+        np.testing.assert_array_equal(found, expected)
+        assert np.isnan(found).any() == np.isnan(value)
+
+
+def test_a_writable_weight_is_packed_again_when_it_has_changed(packs, monkeypatch):
+    """And not before; that of elements which do not lie together is packed in each call."""
+    x, weight = ones(1, 2, 8, 8), ones(3, 2, 3, 3)
+    plan, count = type(portconv.plan_conv2d(x, weight, engine="gemm")), []
+    pack = plan.pack
+    monkeypatch.setattr(plan, "pack", lambda self, weight: count.append(1) or pack(self, weight))
+    for value, often in ((1, 3), (np.nan, 2), (1, 1)):
+        weight[0, 0, 0, 0] = value
+        for _ in range(often):
+            portconv.conv2d(x, weight, engine="gemm")
+    assert len(count) == 3
+    for _ in range(3):
+        portconv.conv2d(x, weight[::2], engine="gemm")
+    assert len(count) == 6
+
+
+def test_values_are_equal_in_the_same_form_alone():
+    array = np.array([[np.nan, 0.0, 1.0, 2.0]], np.float32)
+    values = packing.Values.of(array)
+    assert values == values.kept != packing.Values.of(-array)
+    for other in (array.reshape(2, 2), array.view(np.int32), array.astype(np.float64)):
+        assert packing.Values.of(other) != values
+    assert packing.Values.of(array[:, ::2]) is None and values != 0
+
+
+def test_a_weight_of_another_shape_in_place_counts(packs, tier):
+    x, weight = ones(1, 2, 8, 8), np.arange(72, dtype=np.float32).reshape(4, 2, 3, 3)
+    first = portconv.conv2d(x, weight, groups=1)
+    weight.shape = 4, 2, 9, 1
+    found = portconv.conv2d(x[..., :2, :].repeat(5, 2), weight)
+    assert found.shape == (1, 4, 2, 8) and first.shape == (1, 4, 6, 6)
+    np.testing.assert_allclose(found, weight.sum((1, 2, 3))[None, :, None, None] + np.zeros(found.shape), rtol=1e-6)
+
+
+def test_the_copies_of_writable_weights_are_bounded_with_their_packs(packs, unchangeable):
+    x, weight = ones(1, 2, 20, 20), ones(3, 2, 15, 15)
+    for one in (unchangeable(weight), weight):
+        portconv.conv2d(x, one, engine="gemm")
+    kept = [packed.nbytes for *_, packed in packs._entries.values()]
+    assert len(kept) == 2 and packs.nbytes == sum(kept) + weight.nbytes
+    packs.limit_bytes = max(kept) + weight.nbytes - 1
+    portconv.conv2d(x, weight, engine="direct")
+    assert packs.nbytes <= packs.limit_bytes
+    del weight, one
+    portconv.conv2d(x, ones(1, 2, 3, 3), engine="gemm")
+    assert len(packs) == 1
+
+
 # --- what is kept, and for how long -----------------------------------------------------------------------------------
 
 
