@@ -5,7 +5,7 @@ from __future__ import annotations
 from .conversions import BFLOAT16, BYTES, FLOAT16, FLOAT32, FLOAT64
 from .epilogue import RECORD_BYTES, record
 from .kernel import address, apart, inner, words
-from .moves import add_vectors, copy_elements, transpose_block
+from .moves import add_vectors, copy_elements, prefetch_lines, transpose_block
 from .runs import (
     PADDED_STEPS,
     padded_line,
@@ -27,6 +27,7 @@ __all__ = [
     "fill_plane",
     "native_kind",
     "pairs_due",
+    "prefetch_channel",
     "put",
     "put_apart",
     "put_lanes",
@@ -43,6 +44,7 @@ __all__ = [
 
 _add = add_vectors()
 copy = copy_elements()
+_prefetch = prefetch_lines()
 _read = read_line()
 _padded = padded_line()
 _put = put_line(add=False)
@@ -55,6 +57,7 @@ transpose = transpose_block()
 _turned = one_of({0: turned_square(None), 1: turned_square("float16"), 2: turned_square("bfloat16")})
 _put_turned = one_of({0: put_square(None), 1: put_square("float16"), 2: put_square("bfloat16")})
 _of_an_array = words(6)
+AHEAD = 4  # channels: two to eight are as good, as are bytes instead of channels
 
 
 @inner
@@ -195,6 +198,16 @@ def fill_plane(image, kind, row_step, col_step, source_rows, source_cols, row0, 
                  col_jump * col_step, high - low, kind)  # fmt: skip
         if high < cols:
             _fill_edge(origin, kind, col_step, source_cols, col0, col_jump, high, cols, out, line)
+
+
+@inner
+def prefetch_channel(like, channel, channels, first, channel_step, count):
+    """Ask for some bytes of a channel that is filled soon after this one, if they lie far from each other.
+
+    `first` is the address of those of channel 0. No processor foresees such a step.
+    """
+    if channel + AHEAD < channels and count < channel_step:
+        _prefetch(like, (first + (channel + AHEAD) * channel_step, count))
 
 
 @apart

@@ -20,12 +20,15 @@ __all__ = [
     "move_elements",
     "move_vectors",
     "pad_rows",
+    "prefetch_lines",
     "round_vectors",
     "spread_vectors",
     "tile_transform",
     "transpose_block",
     "widen_weights",
 ]
+
+LINE_BYTES = 64  # of a cache; where lines are longer, each is asked for twice
 
 
 def add_vectors() -> Any:
@@ -61,6 +64,24 @@ def fence() -> Any:
 
     def generate(b: Any, _v: Vectors) -> None:
         b.fence("seq_cst")
+
+    return intrinsic_of(generate)
+
+
+def prefetch_lines() -> Any:
+    """Asks for memory that is read soon, wherever it lies. Arguments: the address, how many bytes (none below 1)."""
+
+    def generate(b: Any, v: Vectors, start: Any, count: Any) -> None:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        prefetch = b.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+
+        def body(i: Any, _state: list[Any]) -> list[Any]:
+            # to be read, into the first cache, as data
+            b.call(prefetch, [b.inttoptr(v.at(start, b.mul(i, I64(LINE_BYTES))), pointer), I32(0), I32(3), I32(1)])
+            return []
+
+        loop(b, b.sdiv(b.add(count, I64(LINE_BYTES - 1)), I64(LINE_BYTES)), [], body, may_be_none=True)
 
     return intrinsic_of(generate)
 

@@ -30,7 +30,7 @@ def both(steps, sequences, size, direction="forward", states=True, change=None):
     if change is not None:
         change(recurrences, entering, h, c)
     compiled = plan.CompiledLstm(recurrences)
-    entered = np.concatenate([compiled.padded(entering[:, :, way], 2) for way in range(ways)], axis=2)
+    entered = compiled.padded(entering.transpose(2, 3, 0, 1)).transpose(2, 3, 0, 1).reshape(steps, sequences, -1)
     found = compiled(entered, h, c, direction == "reverse")
     wide = [None if a is None else a.astype(np.float64) for a in (recurrences, entering, h, c)]
     x = np.zeros((steps, sequences, 1))

@@ -14,7 +14,18 @@ from numba import types
 from ..epilogue import record
 from ..jobs import job_of, take
 from ..kernel import address, apart, code_of, elsewhere, inner, kernel, table, words
-from ..memory import call_numbers, copy, fill_plane, native_kind, pairs_due, put, put_more, put_native, transpose
+from ..memory import (
+    call_numbers,
+    copy,
+    fill_plane,
+    native_kind,
+    pairs_due,
+    prefetch_channel,
+    put,
+    put_more,
+    put_native,
+    transpose,
+)
 from ..moves import fence
 from ..products import broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of, one_of_kind
@@ -275,6 +286,7 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
                 end = x_first + x_bytes
             else:
                 for c in range(count):
+                    prefetch_channel(scratch, c, count, first + r0 * row_stride * xh, xc, (r1 - r0) * row_stride * xh)
                     for p in range(count_planes):
                         i, j = p // kernel_cols, p % kernel_cols
                         if by_tap and (i < i0 or i >= i1 or j < j0 or j >= j1):

@@ -10,7 +10,7 @@ from ..epilogue import record
 from ..gemm.kernels import LEVELS, code_of_tiles, tile, tile_shape, tile_width
 from ..jobs import job_of, take
 from ..kernel import address, apart, inner, kernel, table, words
-from ..memory import call_numbers, fill_plane, put
+from ..memory import call_numbers, fill_plane, prefetch_channel, put
 from ..moves import move_elements, spread_vectors
 from ..vectors import VECTOR_BYTES
 from .geometry import Geometry
@@ -102,6 +102,7 @@ def _transposed(job, part, code, x, x_strides, y, y_strides, weight, epilogue, t
         m1 = (output_part + 1) * tiles // output_parts * tile_rows
         first = address(x) + b * xb + g * inputs * xc
         for c in range(inputs):
+            prefetch_channel(scratch, c, inputs, first + r0 * xh, xc, (r1 - r0) * xh)
             fill_plane(first + c * xc, x_kind, xh, xw, source_rows, source_cols, r0, 1, r1 - r0 + halo_rows, 0, 1, line,
                        left, width, window, c * plane)  # fmt: skip
         place = address(y) + b * yb + g * outputs * yc + r0 * row_step * yh
