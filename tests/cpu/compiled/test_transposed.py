@@ -70,6 +70,12 @@ def test_which_plans_there_are():
     assert planned(x, weight).at_once is None  # one phase
     last = portconv.ConvTranspose2d(8, 16, 4, stride=2, layout="NHWC", engine="gemm")
     assert last.plan(np.ones((1, 9, 9, 8), "f4")).at_once is None
+    many = np.broadcast_to(np.float32(1), (512, 256, 3, 3))
+    for size, whole in ((7, False), (14, True)):  # a fourth of the vectors of 7x7 are no results
+        plan = planned(np.broadcast_to(np.float32(1), (1, 512, size, size)), many, stride=2, padding=1)
+        assert (plan.at_once is not None) == whole
+    few = np.broadcast_to(np.float32(1), (1, 64, 7, 7))
+    assert planned(few, many[:64, :64], stride=2, padding=1).at_once is not None
     wide = np.broadcast_to(np.float32(1), (1, 4096, 4, 4096))
     assert planned(wide, np.broadcast_to(np.float32(1), (4096, 2, 2, 2)), stride=2).at_once is None  # a huge window
 

@@ -38,6 +38,9 @@ from .geometry import Geometry
 
 __all__ = ["CompiledTransposedPlan"]
 
+SOME_WEIGHT_BYTES = 1 << 20  # so many that the products take longer than what a phase of its own costs
+FULL = 0.8  # of the elements of the vectors in which an image's columns are multiplied, those that are results
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledTransposedPlan(CompiledPlan):
@@ -49,7 +52,12 @@ class CompiledTransposedPlan(CompiledPlan):
 
     @classmethod
     def make(cls, p: Problem) -> CompiledTransposedPlan | None:
-        """The plan, or None where phases are better one by one: without strides, channels last, huge windows."""
+        """The plan, or None where phases are better one by one.
+
+        That is without strides, channels last, and for huge windows. And where there are many weights: for a single
+        phase, and for small images, of which register tiles with outputs in the lanes, that phases may have, leave less
+        empty.
+        """
         if not isinstance(p, TransposedProblem) or p.layout != "NCHW" or p.batch == 0 or p.stride == (1, 1):
             return None
         phases = tuple(image_gradient_phases(p.convolution, p.x_dtype))
@@ -69,11 +77,15 @@ class CompiledTransposedPlan(CompiledPlan):
         size, lane, line = p.itemsize, lanes(p.compute_dtype), cols + halo_cols
         tile_rows, widest = kernels.tile_shape(outputs)
         counts = [kh * kw for kh, kw in kernel_sizes]
+        weight_bytes = inputs * sum(counts) * outputs * size
+        full = rows * cols >= FULL * round_up((rows - 1) * line + cols, lane)
+        if weight_bytes > SOME_WEIGHT_BYTES and not (full and len(phases) > 1):
+            return None
 
         parts = threads.usable_cores()
         row_bytes = line * inputs * size
         strip = max(1, CACHE_BYTES // row_bytes - halo_rows)
-        if inputs * sum(counts) * outputs * size > MANY_WEIGHT_BYTES:
+        if weight_bytes > MANY_WEIGHT_BYTES:
             strip = max(strip, -(-WORTH_COLUMNS // line))
         strip = rows if rows * line <= SMALL_IMAGE else min(rows, strip)
         if row_bytes * (strip + halo_rows) > MAX_WINDOW_BYTES:
@@ -103,7 +115,7 @@ class CompiledTransposedPlan(CompiledPlan):
         reach, terms = widest * lane, inputs * max(counts)
         window, sums = inputs * plane + reach, tile_rows * reach * kernels.LEVELS
         scratch = round_up(window + sums + tile_rows * reach * col_step + lane, 16)
-        small = window * size <= 2 * CACHE_BYTES and inputs * sum(counts) * outputs * size > CACHE_BYTES
+        small = window * size <= 2 * CACHE_BYTES and weight_bytes > CACHE_BYTES
         tiles = max(FIRST_CACHE_BYTES // (terms * reach * size), 1)
         padding = (top, max(0, rows + halo_rows - top - p.height), left, max(0, line - left - p.width))
         padded = replace(phases[0].problem, height=p.height, width=p.width, padding=padding)
