@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -132,15 +133,19 @@ class NativePlan(Plan):
 
     def pack(self, weight: Any, /) -> PackedWeight:
         """The weight (O, I/G, kh, kw), as it is if its dtype is right."""
-        p = self.problem
-        own = weight.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
-        packed = own.to(getattr(torch, self._work_dtype))
+        p, dtype, packed = self.problem, self._torch_dtype, weight
+        if packed.ndim != 4:
+            packed = packed.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
+        if packed.dtype is not dtype:
+            packed = packed.to(dtype)
         if p.layout == "NHWC":
             packed = _channels_last(packed)
         # On CPUs PyTorch leaves padding out of its sums, where a weight that is not finite would show.
         shows = p.device == "cpu" and any(p.padding)
         if shows and not transformed() and not torch.compiler.is_exporting():
-            shows = not bool(packed.detach().isfinite().all())
+            # by one operation, since weights whose gradients are recorded are looked at in each step; a sum that has no
+            # room in the dtype costs nothing but time
+            shows = not math.isfinite(packed.detach().sum().item())
         return PackedWeight(self.stamp, _Weight(packed, shows), packed.nbytes)
 
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:

@@ -52,6 +52,19 @@ def test_where_it_is_left_out(torch):
         assert why_not is None if out is None else out in why_not
 
 
+@pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.nan, 1), (3e38, 3e38)])
+def test_weights_that_show_in_the_padding(torch, values):
+    """What is not finite there; weights whose sum has no room in the dtype are as good as others."""
+    weight = np.full((16, 16, 3, 3), 1e38, np.float32)
+    weight[0, 0, 0, :2] = values
+    x = np.zeros((1, 16, 40, 40), np.float32)  # so large that PyTorch leaves the padding out
+    y = portconv.conv2d(*map(torch.from_numpy, (x, weight)), padding=1, engine="native")
+    with np.errstate(invalid="ignore"):
+        expected = portconv.conv2d(x, weight, padding=1, engine="gemm")
+    np.testing.assert_array_equal(y.numpy(), expected)
+    assert np.isfinite(expected[:, 1]).all() and np.isfinite(expected[:, 0]).all() == (values == (3e38, 3e38))
+
+
 def test_infinite_pixels_stay_where_they_are(torch):
     """OneDNN makes NaN of their neighbours in bfloat16."""
     x = torch.tensor(numbers((2, 3, 7, 29))).bfloat16()
