@@ -83,8 +83,7 @@ class PackCache:
     def get(self, weight: Any, token: Hashable | Values, plan: Plan) -> PackedWeight:
         """The weight packed for the plan, from the cache if it is the same array with the same token."""
         key = (id(weight), plan.stamp)
-        with self._lock:
-            entry = self._entries.get(key)
+        entry = self._entries.get(key)
         # not within the lock: to compare values takes a while
         if entry is not None and entry[0]() is weight and entry[1] == token:
             with self._lock:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import portconv
+from portconv.testing import assert_close, reference_conv2d
 from tests.cpu.compiled.helpers import check
 from tests.helpers import numbers
 
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("jit")
 BOTH = ("normwise", "elementwise")
 
 MEBIBYTE = 2**20
+OTHER = {"f2": "float32", "f4": "float16", "f8": "float32"}  # dtypes of results that their arguments have not
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -73,3 +75,34 @@ def test_results_that_no_cache_holds(dtype):
         plan = portconv.plan_conv2d(x, weight, engine="gemm", **options)
         y = check(x, weight, numbers(weight_shape[:1], 2, dtype), engine="gemm", **options)
         assert y.nbytes >= 8 * MEBIBYTE, (plan.output_shape, y.nbytes)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_taps_that_a_region_needs_with_channels_in_parts(monkeypatch, plain_tier, wide, dtype):
+    """The partial sums lie apart from the result; bias, residual and activation come once, after the last."""
+    from portconv.cpu.compiled import plans
+    from portconv.cpu.compiled.gemm import plan as gemm
+
+    monkeypatch.setattr(gemm, "MAX_WINDOW_BYTES", 1 << (17 if dtype == "f8" else 16))
+    with plain_tier():
+        pass  # forgets every plan
+    plans.build.cache_clear()
+    make = classmethod(lambda cls, p: cls.with_lanes(p, wide))
+    monkeypatch.setattr(gemm.CompiledGemmPlan, "make", make)
+    try:
+        for groups, size, out_dtype in ((1, (20, 17), None), (2, (18, 17), None), (1, (20, 17), OTHER[dtype])):
+            x, weight = numbers((1, 48 * groups, *size), dtype=dtype), numbers((160 * groups, 48, 3, 3), 1, dtype)
+            bias, residual = numbers((len(weight),), 2, dtype), numbers((1, len(weight), *size), 3, dtype)
+            options = {"padding": 7, "dilation": 7, "groups": groups}
+            plan = portconv.plan_conv2d(x, weight, bias, engine="gemm", **options)
+            assert 0 < plan.by_tap < 48 and plan.geometry.results_size
+            exact = reference_conv2d(x, weight, bias, **options)
+            options |= {"engine": "gemm", "out_dtype": out_dtype}
+            assert_close(portconv.conv2d(x, weight, bias, **options), exact)
+            y = portconv.conv2d(x, weight, bias, activation="leaky_relu", residual=residual, **options)
+            assert_close(y, exact.finished("leaky_relu", residual))
+    finally:
+        plans.build.cache_clear()
+        with plain_tier():
+            pass

@@ -38,4 +38,4 @@ class Geometry(NamedTuple):
     part_size: int  # elements of a thread's scratch memory
     window_size: int  # elements of a window
     sums_size: int  # elements of the partial sums
-    results_size: int  # elements of results that are put together before they are converted
+    results_size: int  # elements of results that are put together before they are stored

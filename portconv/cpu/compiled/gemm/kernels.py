@@ -237,8 +237,9 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
           source_rows, source_cols, geometry, scratch):  # fmt: skip
     """Tasks are (image, group, region of the result, part of the outputs); each fills its window and multiplies it.
 
-    If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs. Results of
-    another kind, which partial sums cannot be, are put together in `results` where the channels come in parts.
+    If `by_tap`, the terms of `at_a_time` channels come tap by tap, and a region has the taps that it needs. Where the
+    channels come in parts, the partial sums of such a region are added in `results`, in which its short rows follow
+    each other; and so are those of results of another kind, which they cannot be.
     """
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
      col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
@@ -252,7 +253,7 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
     window, sums = own[:window_size], own[window_size : window_size + sums_size]
     results = own[window_size + sums_size : window_size + sums_size + results_size]
     tail = own[window_size + sums_size + results_size :]
-    apart = at_a_time < inputs and y_kind != native
+    apart = at_a_time < inputs and (by_tap or y_kind != native)
     tiles = (outputs + tile_rows - 1) // tile_rows
     weight_pitch = inputs * taps * tile_rows
     count_regions, count_planes = len(regions) // 8, len(planes) // 4
@@ -299,7 +300,7 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
                 end = base + window_size * size
             factors = address(weight) + (g * tiles * weight_pitch + c0 * taps * tile_rows) * size
             columns = cols if row_by_row else (r1 - r0 - 1) * line + cols
-            unfinished = groups * outputs if c0 + at_a_time < inputs else -1
+            unfinished = groups * outputs if apart or c0 + at_a_time < inputs else -1
             lines = r1 - r0 if row_by_row else 1
             _products(code, base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1,
                       outputs, tile_rows, wide, widest, lines, columns, block, line, cols, epilogue, g * outputs,
@@ -309,7 +310,7 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
                 for r in range(r1 - r0):
                     target = y_first + b * yb + (g * outputs + m) * yc + (r0 + r) * yh + q0 * yw
                     put(sums, target, yw, place + m * plane_bytes + r * cols * size, cols,
-                        record(epilogue, groups * outputs), y_kind)  # fmt: skip
+                        record(epilogue, g * outputs + m), y_kind)  # fmt: skip
     if streamed:
         _fence(sums, ())
 

@@ -111,7 +111,7 @@ class CompiledGemmPlan(PanelsPlan):
             regions = _strips(parts_of_result)
             plane = round_up(int(max((r1 - r0) * (q1 - q0) for r0, r1, q0, q1, *_ in regions)), lane)
             read = max((r1 - r0) * (q1 - q0) * (i1 - i0) * (j1 - j0) for r0, r1, q0, q1, i0, i1, j0, j1 in regions)
-            at_a_time = _divisor(inputs, 2 * CACHE_BYTES // (read * size))
+            at_a_time = _divisor(inputs, MAX_WINDOW_BYTES // (read * size))
             by_tap = at_a_time >= min(inputs, MIN_CHANNELS)
         if not by_tap:
             # A strip's window fits the cache. Where the weights are so many that short strips would read them too
@@ -155,7 +155,7 @@ class CompiledGemmPlan(PanelsPlan):
         terms = at_a_time * len(every)
         tail = terms * reach
         results = 0
-        if at_a_time < inputs and p.result_dtype != p.compute_dtype:
+        if at_a_time < inputs and (by_tap or p.result_dtype != p.compute_dtype):
             area = max((r1 - r0) * (q1 - q0) for r0, r1, q0, q1, *_ in regions)
             results = area * -(-outputs // tile_rows // output_parts) * tile_rows + area * tile_rows + lane
         tail_table = np.arange(terms, dtype=np.int64) * (reach * size)
