@@ -23,6 +23,7 @@ __all__ = [
     "gather_phases",
     "gather_records",
     "neutral_records",
+    "prefetch_residual",
     "record",
     "with_call",
 ]
@@ -99,6 +100,17 @@ class Finish:
                 found.append(b.fadd(value, v.load(place) if mask is None else v.masked_load(place, mask)))
             after = b.block
         return joined(b, (values, before), (found, after))
+
+
+def prefetch_residual(v: Vectors, record: Any, places: Sequence[Any]) -> None:
+    """Ask for the residual of vectors that are stored soon at these places, if the call of their record has one."""
+    b, word = v.b, I64.as_pointer()
+    call = b.load(b.inttoptr(v.at(record, RECORD_BYTES // 2), word))
+    with b.if_then(b.icmp_signed("!=", call, I64(0))):
+        difference = b.load(b.inttoptr(v.at(call, RESIDUAL * 8), word))
+        with b.if_then(b.icmp_signed("!=", difference, I64(0))):
+            for place in places:
+                v.prefetch(v.at(place, difference))
 
 
 @inner

@@ -72,13 +72,8 @@ def prefetch_lines() -> Any:
     """Asks for memory that is read soon, wherever it lies. Arguments: the address, how many bytes (none below 1)."""
 
     def generate(b: Any, v: Vectors, start: Any, count: Any) -> None:
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-        prefetch = b.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
-
         def body(i: Any, _state: list[Any]) -> list[Any]:
-            # to be read, into the first cache, as data
-            b.call(prefetch, [b.inttoptr(v.at(start, b.mul(i, I64(LINE_BYTES))), pointer), I32(0), I32(3), I32(1)])
+            v.prefetch(v.at(start, b.mul(i, I64(LINE_BYTES))))
             return []
 
         loop(b, b.sdiv(b.add(count, I64(LINE_BYTES - 1)), I64(LINE_BYTES)), [], body, may_be_none=True)

@@ -92,6 +92,14 @@ class Vectors:
     def store(self, value: Any, address: Any) -> None:
         self.b.store(value, self.b.inttoptr(address, self.type.as_pointer())).align = self.size
 
+    def prefetch(self, address: Any, write: bool = False) -> None:
+        """Ask for the line of memory at an address, which is read, or written, soon. No address is wrong."""
+        b, pointer = self.b, ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = b.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+        to_first_cache, of_data = I32(3), I32(1)
+        b.call(function, [b.inttoptr(address, pointer), I32(int(write)), to_first_cache, of_data])
+
     def stream(self, value: Any, address: Any) -> None:
         """A store past the caches, to an aligned address."""
         store = self.b.store(value, self.b.inttoptr(address, self.type.as_pointer()))

@@ -63,7 +63,9 @@ def test_columns_or_outputs_in_the_lanes(monkeypatch, plain_tier, wide, layout, 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_results_that_no_cache_holds(dtype):
-    """They are streamed to memory: whole tiles, the last outputs and rows, a bias, several images."""
+    """Streamed to memory, or asked for ahead: whole tiles, the last outputs and rows, a bias, several images."""
+    from portconv.cpu.compiled.products import ASKED_AHEAD, PAST_CACHES
+
     for x_shape, weight_shape, options in (
         ((1, 3, 130, 1024), (67, 3, 3, 3), {"padding": 1}),
         ((1, 3, 130, 1020), (67, 3, 3, 3), {"padding": 1}),
@@ -73,8 +75,13 @@ def test_results_that_no_cache_holds(dtype):
     ):
         x, weight = numbers(x_shape, dtype=dtype), numbers(weight_shape, 1, dtype)
         plan = portconv.plan_conv2d(x, weight, engine="gemm", **options)
-        y = check(x, weight, numbers(weight_shape[:1], 2, dtype), engine="gemm", **options)
+        bias = numbers(weight_shape[:1], 2, dtype)
+        y = check(x, weight, bias, engine="gemm", **options)
         assert y.nbytes >= 8 * MEBIBYTE, (plan.output_shape, y.nbytes)
+        assert plan.geometry.stores in (PAST_CACHES, ASKED_AHEAD)
+        residual = y[..., ::-1].copy()
+        found = portconv.conv2d(x, weight, bias, engine="gemm", activation="relu", residual=residual, **options)
+        np.testing.assert_array_equal(found, np.maximum(y + residual, 0))
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])

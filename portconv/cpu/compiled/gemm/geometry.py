@@ -34,7 +34,7 @@ class Geometry(NamedTuple):
     block: int  # columns of a block
     in_place: int  # whether the image is read where it lies
     row_by_row: int  # whether each row of outputs has tiles of its own
-    streamed: int  # whether results are stored past the caches
+    stores: int  # how results are stored: see `finished_products`
     part_size: int  # elements of a thread's scratch memory
     window_size: int  # elements of a window
     sums_size: int  # elements of the partial sums

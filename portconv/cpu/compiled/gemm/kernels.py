@@ -27,7 +27,7 @@ from ..memory import (
     transpose,
 )
 from ..moves import fence
-from ..products import broadcast_products, finished_products, shifted_products
+from ..products import PAST_CACHES, broadcast_products, finished_products, shifted_products
 from ..vectors import MAX_VECTORS, PIXELS, ROWS, VECTOR_BYTES, one_of, one_of_kind
 from .geometry import Geometry
 
@@ -163,7 +163,7 @@ def tile_width(left, widest, rows):
 @apart
 def _products(code, base, end, beyond, table, tail_table, weight, weight_pitch, terms, chunk, m0, m1, outputs,
               rows, wide, widest, lines, columns, block, line, cols, epilogue, output, unfinished, kind, start,
-              y_strides, add, streamed, sums, tail):  # fmt: skip
+              y_strides, add, stores, sums, tail):  # fmt: skip
     """Outputs m0 to m1 of one group on a window, which starts at the address `base`.
 
     Tiles are made of the first `columns` of each of `lines` lines; all of it is one line if rows run into each other.
@@ -211,7 +211,7 @@ def _products(code, base, end, beyond, table, tail_table, weight, weight_pitch, 
                                                        wide, True))  # fmt: skip
                             arguments = (place, address(table) + k * 8, factors + k * rows * size,
                                          terms[2] + terms[1] - k, target, y_strides[1], record(epilogue, channel),
-                                         address(sums), depth, streamed)  # fmt: skip
+                                         address(sums), depth, stores)  # fmt: skip
                             _finished(sums, width, arguments)
                             continue
                         if fits:
@@ -243,7 +243,7 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
     """
     (batch, groups, inputs, outputs, tile_rows, wide, widest, output_parts, halo_rows, halo_cols, plane, row_stride,
      col_stride, left, width, taps, kernel_cols, beyond, at_a_time, by_tap, chunk, block, in_place, row_by_row,
-     streamed, part_size, window_size, sums_size, results_size) = geometry  # fmt: skip
+     stores, part_size, window_size, sums_size, results_size) = geometry  # fmt: skip
     x_kind, x_bytes, xb, xc, xh, xw = x_strides
     y_kind, _, yb, yc, yh, yw = y_strides
     x_first, y_first = address(x), address(y)
@@ -304,14 +304,14 @@ def _gemm(job, part, code, x, x_strides, y, y_strides, weight, epilogue, table, 
             lines = r1 - r0 if row_by_row else 1
             _products(code, base, end, beyond, table, tail_table, factors, weight_pitch, terms, chunk, m0, m1,
                       outputs, tile_rows, wide, widest, lines, columns, block, line, cols, epilogue, g * outputs,
-                      unfinished, kind, place, strides, c0 > 0, streamed, sums, tail)  # fmt: skip
+                      unfinished, kind, place, strides, c0 > 0, stores, sums, tail)  # fmt: skip
         if apart:
             for m in range(m0, min(m1, outputs)):
                 for r in range(r1 - r0):
                     target = y_first + b * yb + (g * outputs + m) * yc + (r0 + r) * yh + q0 * yw
                     put(sums, target, yw, place + m * plane_bytes + r * cols * size, cols,
                         record(epilogue, g * outputs + m), y_kind)  # fmt: skip
-    if streamed:
+    if stores == PAST_CACHES:
         _fence(sums, ())
 
 

@@ -27,6 +27,7 @@ from ..base import (
     sources,
 )
 from ..costs import COMPILED, CompiledCosts
+from ..products import AS_USUAL, ASKED_AHEAD, PAST_CACHES
 from ..runs import PADDED_STEPS
 from ..vectors import OUTPUT_VECTORS, PIXELS, lanes
 from ..weights import PanelsPlan
@@ -45,6 +46,7 @@ WORTH_COLUMNS = 384  # columns of a strip that read many weights
 # Results from so large on are not found in a cache by whoever reads them. Of a larger third cache, which many cores
 # share, results up to a quarter are found.
 STREAMED_BYTES = 24 << 20
+AHEAD_BYTES = 8 << 20  # of results from which on most are in no cache near the core that writes them
 MAX_RESULT_BYTES = 4 << 20  # of a strip whose partial sums are put together apart from the result
 MIN_CHANNELS = 8  # at a time, where terms come tap by tap
 
@@ -171,15 +173,16 @@ class CompiledGemmPlan(PanelsPlan):
         row_by_row = row_by_row and line > ow
         if row_by_row and not wide:
             block = -(-ow // lane)  # so that few lines of results are written at a time
-        streamed = p.batch * p.out_channels * oh * ow * size >= max(STREAMED_BYTES, cache_bytes(3) // 4)
-        streamed = streamed and ow % lane == 0
+        result_bytes = p.batch * p.out_channels * oh * ow * size
+        streamed = result_bytes >= max(STREAMED_BYTES, cache_bytes(3) // 4) and ow % lane == 0
         streamed = streamed and p.result_dtype == p.compute_dtype
         streamed = streamed and (row_by_row or line == ow) and not by_tap  # every tile begins at a vector's boundary
+        stores = PAST_CACHES if streamed else ASKED_AHEAD if result_bytes >= AHEAD_BYTES else AS_USUAL
         scratch = round_up(window + sums + results + tail, 16)
         geometry = Geometry(
             p.batch, p.groups, inputs, outputs, tile_rows, int(wide), widest, output_parts, halo_rows, line - ow,
             plane, *p.stride, p.padding[2], p.width, len(every), p.kernel[1], int(table[:terms].max()), at_a_time,
-            int(by_tap), TERMS[p.accuracy], block, int(in_place), int(row_by_row), int(streamed), scratch, window, sums,
+            int(by_tap), TERMS[p.accuracy], block, int(in_place), int(row_by_row), stores, scratch, window, sums,
             results,
         )  # fmt: skip
         tables = one_array(table, tail_table, np.array(planes, np.int64), np.array(regions, np.int64), *sources(p))
@@ -247,8 +250,8 @@ class CompiledGemmPlan(PanelsPlan):
             self.other.fill(x, x_strides, y, y_strides, data, epilogue, launch)
             return
         geometry = self.geometry
-        if geometry.streamed and not may_stream(y, y_strides, self.problem):
-            geometry = geometry._replace(streamed=0)
+        if geometry.stores == PAST_CACHES and not may_stream(y, y_strides, self.problem):
+            geometry = geometry._replace(stores=ASKED_AHEAD)
         scratch = threads.scratch(self.parts * self.scratch, self.dtype)
         code = kernels.code_of_tiles(geometry.tile_rows, self.wide, self.problem.compute_dtype)
         launch(
