@@ -27,32 +27,36 @@ COMPARED = 1 << 15  # elements at a time: what they are compared by stays in cac
 class Values:
     """A token of an array that may change unseen: its values themselves, in the order of their memory.
 
-    `kept` is a copy of them, to compare later ones with, which takes `nbytes`.
+    `kept` is a copy of `array` in the same order, to pack and to compare later ones with, which takes `nbytes`.
     """
 
     __hash__ = None  # type: ignore[assignment]  # they may change
 
-    def __init__(self, memory: np.ndarray[Any, Any]) -> None:
-        self._memory, self.nbytes = memory, memory.nbytes
+    def __init__(self, array: np.ndarray[Any, Any], order: tuple[int, ...]) -> None:
+        self.array, self.nbytes, self._order = array, array.nbytes, order
 
     @classmethod
     def of(cls, array: np.ndarray[Any, Any]) -> Values | None:
         """Those of an array of NumPy's; None where its elements do not lie together."""
-        if not array.flags.c_contiguous:
-            array = array.transpose(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
-        return cls(array) if array.flags.c_contiguous else None
+        if array.flags.c_contiguous:
+            return cls(array, ())
+        # an axis of one element may lie anywhere among the others
+        order = tuple(sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -array.strides[axis])))
+        return cls(array, order) if array.transpose(order).flags.c_contiguous else None
 
     @property
     def kept(self) -> Values:
         """A copy, which does not change."""
-        return Values(self._memory.copy())
+        return Values(self.array.copy(order="K"), self._order)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Values):
             return NotImplemented
-        a, b = self._memory, other._memory
-        if a.shape != b.shape or a.dtype != b.dtype:
+        a, b = self.array, other.array
+        if a.shape != b.shape or a.dtype != b.dtype or self._order != other._order:
             return False
+        if self._order:
+            a, b = a.transpose(self._order), b.transpose(self._order)
         bits = f"u{a.itemsize}"  # in which a NaN is equal to itself, and zeros have signs
         first, second = a.reshape(-1).view(bits), b.reshape(-1).view(bits)
         for start in range(0, first.size, COMPARED):
@@ -90,10 +94,12 @@ class PackCache:
                 if key in self._entries:
                     self._entries.move_to_end(key)
             return entry[3]
-        copied = 0
-        if isinstance(token, Values):  # before packing: what is written meanwhile is seen by the next call
+        source, copied = weight, 0
+        if isinstance(token, Values):
+            # the copy is packed: what is made of the array itself could keep it alive, and may meanwhile be written
             token, copied = token.kept, token.nbytes
-        packed = plan.pack(weight)
+            source = token.array
+        packed = plan.pack(source)
         nbytes = packed.nbytes + copied
         try:
             reference = weakref.ref(weight)

@@ -16,7 +16,7 @@ from ...core.problem import Problem
 from ...cpu import threads
 from ...engines.accuracy import TERMS, cut_sums, summed
 from ...engines.steps import Steps
-from .operations import transformed
+from .operations import records, transformed
 
 __all__ = ["NativePlan", "in_parts", "native_candidate"]
 
@@ -133,7 +133,9 @@ class NativePlan(Plan):
 
     def pack(self, weight: Any, /) -> PackedWeight:
         """The weight (O, I/G, kh, kw), as it is if its dtype is right."""
-        p, dtype, packed = self.problem, self._torch_dtype, weight
+        p, dtype = self.problem, self._torch_dtype
+        # that keeps the memory alive, but not the caller's tensor
+        packed = weight if transformed() or records(weight) else weight.detach()
         if packed.ndim != 4:
             packed = packed.reshape(p.out_channels, p.in_channels // p.groups, *p.kernel)
         if packed.dtype is not dtype:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -50,6 +53,16 @@ def test_where_it_is_left_out(torch):
         plan = portconv.plan_conv2d((1, 1, 9, 9), (4, 1, 3, 3), accuracy="elementwise", backend="torch", device=device)
         why_not = next(c.why_not for c in plan.candidates if c.engine == "native")
         assert why_not is None if out is None else out in why_not
+
+
+def test_weights_are_not_kept_alive(torch):
+    weight = torch.ones(2, 3, 3, 3)
+    gone = weakref.ref(weight)
+    for _ in range(2):
+        portconv.conv2d(torch.ones(1, 3, 5, 5), weight, engine="native")
+    del weight
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.nan, 1), (3e38, 3e38)])
