@@ -100,6 +100,8 @@ class PackCache:
             token, copied = token.kept, token.nbytes
             source = token.array
         packed = plan.pack(source)
+        if packed.data is weight:  # as it is: to keep it would keep the user's array alive
+            return packed
         nbytes = packed.nbytes + copied
         try:
             reference = weakref.ref(weight)

@@ -131,17 +131,21 @@ def test_the_copies_of_writable_weights_are_bounded_with_their_packs(packs, unch
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
-def test_a_writable_weight_is_not_kept_alive(engine, layout, tier, packs):
+def test_a_weight_is_not_kept_alive(backend, layout, packs):
     """A network whose filters are made anew for each image would fill the memory with them."""
-    x, weight = ones(1, 8, 8, 8), ones(8, 8, 3, 3)
-    seen = weakref.ref(weight)
-    for _ in range(2):
-        portconv.conv2d(x, weight, engine=engine, layout=layout)
-        portconv.conv_transpose2d(x, weight, stride=2, layout=layout)
-    del weight
-    gc.collect()
-    assert seen() is None
+    try:
+        weakref.ref(backend.array(ones(1)))
+    except TypeError:
+        pytest.skip("its arrays cannot be watched")
+    for engine in backend.engines:
+        x, weight = backend.array(ones(1, 8, 8, 8)), backend.array(ones(8, 8, 3, 3))
+        seen = weakref.ref(weight)
+        for _ in range(2):
+            portconv.conv2d(x, weight, engine=engine, layout=layout)
+            portconv.conv_transpose2d(x, weight, stride=2, layout=layout)
+        del weight
+        gc.collect()
+        assert seen() is None, engine
 
 
 @pytest.mark.parametrize("engine", ["gemm", "winograd", "fft", "direct"])
