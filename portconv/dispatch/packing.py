@@ -96,6 +96,8 @@ class PackCache:
             return entry[3]
         source, copied = weight, 0
         if isinstance(token, Values):
+            if 2 * token.nbytes > self.limit_bytes:  # so large that copying it could exhaust the memory
+                return plan.pack(weight)
             # the copy is packed: what is made of the array itself could keep it alive, and may meanwhile be written
             token, copied = token.kept, token.nbytes
             source = token.array

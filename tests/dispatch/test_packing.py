@@ -127,6 +127,17 @@ def test_the_copies_of_writable_weights_are_bounded_with_their_packs(packs, unch
     assert len(packs) == 1
 
 
+def test_a_weight_that_is_large_for_the_memory_is_not_copied():
+    class Watched(packing.Values):
+        kept = property(lambda self: pytest.fail("copied"))
+
+    weight, plan = ones(4, 4, 3, 3), CountedPlan(0)
+    cache = PackCache(limit_bytes=2 * weight.nbytes - 1)
+    for _ in range(2):
+        cache.get(weight, Watched.of(weight), plan)
+    assert plan.count == 2 and len(cache) == 0
+
+
 # --- what is kept, and for how long -----------------------------------------------------------------------------------
 
 
