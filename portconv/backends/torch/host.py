@@ -179,7 +179,7 @@ class TorchHostPlan(Plan):
         if not _channels_last(x):
             return True
         last = self._of_channels_last
-        if last is None or last is self.native:
+        if last is None:
             return False
         return last.fuses(_turned(x), _packed_by(last, weight.data), bias, _turned(residual))
 

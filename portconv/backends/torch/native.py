@@ -13,6 +13,7 @@ import torch
 
 from ...core.backend import Candidate, PackedWeight, Plan
 from ...core.problem import Problem
+from ...core.shapes import met_taps
 from ...cpu import threads
 from ...engines.accuracy import TERMS, cut_sums, summed
 from ...engines.steps import Steps
@@ -122,7 +123,17 @@ class NativePlan(Plan):
         same = p.x_dtype == p.result_dtype == self._work_dtype and p.layout == "NCHW" and p.device == "cpu"
         own_padding = not any(p.padding) or (p.padding_mode == "zeros" and (top, left) == (bottom, right))
         misread = p.in_channels == 1 and _may_be_misread(p, p.kernel[0])
-        return same and own_padding and not in_parts(p) and not misread
+        return same and own_padding and not in_parts(p) and not misread and not self._misses
+
+    @cached_property
+    def _misses(self) -> bool:
+        """Whether no tap meets the image along an axis, whatever the output: the result is the bias.
+
+        With strides PyTorch was seen to crash there on a CPU (2.13), where it makes the padding itself.
+        """
+        p = self.problem
+        axes = zip(p.out_size, (p.height, p.width), p.kernel, p.stride, p.dilation, p.padding[::2], strict=True)
+        return p.device == "cpu" and any(not list(met_taps(*axis)) for axis in axes)
 
     @cached_property
     def _options(self) -> tuple[Any, ...]:
@@ -150,6 +161,9 @@ class NativePlan(Plan):
             shows = not math.isfinite(packed.detach().sum().item())
         return PackedWeight(self.stamp, _Weight(packed, shows), packed.nbytes)
 
+    def fuses(self, _x: Any, _weight: PackedWeight, _bias: Any = None, _residual: Any = None, /) -> bool:
+        return False  # PyTorch's function knows of no residual and no activation
+
     def execute(self, x: Any, weight: PackedWeight, bias: Any = None, /, *, out: Any = None) -> Any:
         if weight.stamp != self.stamp:
             raise self.packed_for_another(weight)
@@ -162,7 +176,7 @@ class NativePlan(Plan):
             x = x.permute(0, 3, 1, 2)
         x = x.to(dtype)
         padded, padding = self._padded(x)
-        if any(padding) and (shows or in_parts(p)):
+        if any(padding) and (shows or self._misses or in_parts(p)):
             padded, padding = torch.nn.functional.pad(padded, (*2 * padding[1:], *2 * padding[:1])), (0, 0)
         if in_parts(p):
             y = summed(self._parts(padded, packed))

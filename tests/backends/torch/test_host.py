@@ -92,6 +92,32 @@ def test_a_parameter_that_records_nothing_now_is_packed_once(torch, monkeypatch)
     assert portconv.conv2d(x, weight, engine="winograd").requires_grad
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_what_follows_the_sums_of_images_with_channels_last(torch, padding_mode, threads):
+    """By whichever plan is best there: with one thread and a border, PyTorch's own, in parts."""
+    x, weight, bias = numbers((1, 4, 44, 23)), numbers((17, 4, 21, 9), 1), numbers((17,), 2)
+    options = {"padding": ((2, 3), (2, 5)), "padding_mode": padding_mode}
+    exact = reference_conv2d(x, weight, bias, **options)
+    residual = numbers(exact.y.shape, 3)
+    image, added = (torch.tensor(a).to(memory_format=torch.channels_last) for a in (x, residual))
+    before = portconv.get_num_threads()
+    portconv.set_num_threads(threads)
+    try:
+        for given in (None, added):
+            y = portconv.conv2d(
+                image, torch.tensor(weight), torch.tensor(bias), activation="relu", residual=given, **options
+            )
+            assert_close(y.numpy(), exact.finished("relu", None if given is None else residual))
+    finally:
+        portconv.set_num_threads(before)
+
+
+def test_its_own_routine_stores_sums_as_they_are(torch):
+    plan = portconv.plan_conv2d((1, 9, 9, 8), (4, 8, 3, 3), layout="NHWC", backend="torch", engine="native")
+    assert not plan.fuses(torch.ones(1, 9, 9, 8), plan.pack(torch.ones(4, 8, 3, 3)))
+
+
 def test_a_packed_weight_keeps_no_weight_alive(torch):
     import gc
     import weakref

@@ -55,6 +55,29 @@ def test_where_it_is_left_out(torch):
         assert why_not is None if out is None else out in why_not
 
 
+MISSES = """
+    import numpy as np, torch, portconv
+
+    for size, kernel, stride, padding, dilation in (
+        ((5, 1), (5, 2), 2, 5, 2), ((6, 2), (2, 1), 3, 1, 3), ((1, 4), (1, 1), 3, 4, 2), ((2, 1), (4, 2), 2, 3, 2),
+    ):
+        x, weight = torch.ones(2, 8, *size), torch.ones(17, 8, *kernel)
+        bias = torch.arange(17.0)
+        for form in (torch.contiguous_format, torch.channels_last):
+            arrays = [a.clone(memory_format=form).requires_grad_() for a in (x, weight)]
+            y = portconv.conv2d(*arrays, bias, stride, padding, dilation, engine="native")
+            assert (y == bias.reshape(1, -1, 1, 1)).all()
+            y.sum().backward()
+            assert not arrays[0].grad.any() and not arrays[1].grad.any()
+    print("done")
+"""
+
+
+def test_an_axis_where_no_tap_meets_the_image(run_python):
+    """PyTorch's own function ends the process there."""
+    assert run_python(MISSES).split() == ["done"]
+
+
 def test_weights_are_not_kept_alive(torch):
     weight = torch.ones(2, 3, 3, 3)
     gone = weakref.ref(weight)

@@ -12,6 +12,7 @@ from portconv.cpu.compiled.gradient import depthwise
 from portconv.cpu.compiled.gradient import plan as plans
 from portconv.cpu.gradient import _compiled
 from portconv.testing import assert_close, reference_gradients
+from portconv.testing.arrays import arranged
 from tests.helpers import CASES, numbers, oracle_arguments
 
 pytestmark = pytest.mark.usefixtures("jit")
@@ -106,6 +107,28 @@ def test_cotangents_in_every_order(inputs):
     expected = plan.compute(x, dy)
     for view in (np.asfortranarray(dy), dy[..., ::-1].copy()[..., ::-1], dy.astype(">f4"), dy.astype("f8")):
         np.testing.assert_array_equal(plan.compute(x, view), expected)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_an_axis_of_one_element_of_a_cotangent_may_have_any_stride(layout):
+    """Also in an array that calls itself contiguous."""
+    for x_shape, weight_shape in (
+        ((1, 3, 5, 1), (4, 3, 1, 1)),
+        ((2, 6, 1, 7), (6, 1, 1, 1)),
+        ((1, 3, 5, 4), (1, 3, 2, 4)),
+    ):
+        groups = x_shape[1] // weight_shape[1]
+        x, options = numbers(x_shape, 1), {"groups": groups}
+        y = portconv.conv2d(x, numbers(weight_shape), **options)
+        dy = numbers(y.shape, 2)
+        odd = arranged(portconv.get_backend("numpy"), dy, "float32", None, "odd strides")
+        found = [portconv.conv2d_vjp(x, numbers(weight_shape), **options, wrt="weight")[1](a)[1] for a in (dy, odd)]
+        np.testing.assert_array_equal(*found)
+        if layout == "NHWC":
+            last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+            turned = odd.transpose(0, 2, 3, 1)
+            pull = portconv.conv2d_vjp(last, numbers(weight_shape), **options, layout=layout, wrt="weight")[1]
+            np.testing.assert_allclose(pull(turned)[1], found[0], rtol=1e-5)
 
 
 def test_what_is_not_finite_stays_where_it_belongs():

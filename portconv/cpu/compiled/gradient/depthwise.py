@@ -219,7 +219,8 @@ class CompiledDepthwiseGradient:
         p, dtype = self.problem, np.dtype(self.problem.compute_dtype)
         memory, numbers = memory_of(x, p.layout, dtype, usual_numbers(p.x_shape, p.layout, dtype))
         dy = np.ascontiguousarray(dy, dtype)
-        given = read_only(np.array((*numbers, *dy.strides, *self.geometry), np.int64))
+        strides = usual_numbers(dy.shape, "NCHW", dtype)[2:]  # an axis of one element may have any in the array
+        given = read_only(np.array((*numbers, *strides, *self.geometry), np.int64))
         parts = threads.usable_cores()
         scratch = threads.scratch(parts * self.geometry.part_size, dtype)
         found = np.empty(p.weight_shape, dtype)

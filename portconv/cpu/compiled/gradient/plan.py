@@ -129,8 +129,8 @@ class CompiledWeightGradient:
         memory, numbers = memory_of(x, p.layout, dtype, usual_numbers(p.x_shape, p.layout, dtype))
         memory = read_only(memory)
         dy = np.ascontiguousarray(dy, dtype)
-        nb, first, second, third = dy.strides
-        strides = (nb, first, second, third) if p.layout == "NCHW" else (nb, third, first, second)
+        # not those of the array, in which an axis of one element may have any
+        strides = usual_numbers(dy.shape, p.layout, dtype)[2:]
         cotangent = read_only(dy.ravel())
         parts = threads.usable_cores()
         staged = threads.scratch(self.stage_size, dtype, "stage")[: self.stage_size]
